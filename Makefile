@@ -1,0 +1,31 @@
+# make demo: bake a project and talk to a bot that keeps its data in it.
+# make test: check the template, and every project that it can bake.
+
+PYTHON ?= python3
+BIN = .venv/bin
+READY = .venv/ready
+
+.PHONY: benchmark check clean demo test
+
+demo: $(READY)
+	$(BIN)/python demo.py
+
+test: check
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/bake.py
+
+clean:
+	rm -rf .venv demo
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group dev
+	touch $@

@@ -1,0 +1,98 @@
+"""Bake the default project into demo/, install it, and talk to a real bot that runs on it.
+
+`make demo` runs this file twice: here, and as `demo.py talk` in the environment of the bot.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEMO = HERE / "demo"
+PROJECT = DEMO / "errbot-storage-acme"
+NOTES = PROJECT / "tests" / "contract" / "notes"
+BOT = DEMO / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+def say(text: str) -> None:
+    """Print what happens next."""
+    print(f"\n== {text}", flush=True)
+
+
+def run(*command: str | Path) -> None:
+    """Show a command and run it. Raises CalledProcessError where it fails."""
+    words = [str(word) for word in command]
+    shown = " ".join(words).replace(f"{HERE}{os.sep}", "").replace(str(HERE), ".")
+    print(f"  $ {shown}", flush=True)
+    subprocess.run(words, check=True, cwd=HERE)
+
+
+def bake_and_install() -> None:
+    """Bake the project, install it as a bot's administrator would, and start the conversation."""
+    tools = Path(sys.executable).parent
+    shutil.rmtree(DEMO, ignore_errors=True)
+    say("Bake a storage plugin, with the answers one gets by pressing Enter")
+    run(tools / "cookiecutter", HERE, "--no-input", "--output-dir", DEMO)
+    say("Install it into the environment of a bot, with Errbot and its bot for tests")
+    run(tools / "uv", "venv", "--quiet", "--python", sys.executable, DEMO / ".venv")
+    run(tools / "uv", "pip", "install", "--quiet", "--python", BOT, f"{PROJECT}[test]")
+    say("Start a bot there whose config.py says STORAGE = 'Acme', and talk to it")
+    run(BOT, HERE / "demo.py", "talk")
+    print(f"\nThe project is in {PROJECT.relative_to(HERE)}: its README.md says what to do next.")
+
+
+def talk() -> None:
+    """Have the same bot started twice, and show that it remembers; then look into the database."""
+    from errbot.backends.test import TestBot
+
+    logging.disable(logging.CRITICAL)
+    data = DEMO / "data"
+    data.mkdir(exist_ok=True)
+    config = {
+        "STORAGE": "Acme",
+        "STORAGE_CONFIG": {"url": "dict://demo", "signing_key": "a key for the demo only"},
+        "BOT_DATA_DIR": str(data),
+        "BOT_LOG_FILE": str(data / "errbot.log"),
+        "BOT_ADMINS": ("gbin@localhost",),
+        "CORE_PLUGINS": ("Plugins", "Utils"),
+    }
+    for lines in [
+        ["!plugin config Notes {'GREETING': 'Good morning'}", "!note milk", "!note bread"],
+        ["!notes"],
+    ]:
+        bot = TestBot(extra_plugin_dir=str(NOTES), extra_config=config)  # type: ignore[no-untyped-call]
+        bot.start()
+        storage = sys.modules[type(bot.bot.storage_plugin).__module__]
+        print(f"  -- the bot starts, and loads {Path(str(storage.__file__)).relative_to(DEMO)}")
+        for line in lines:
+            print(f"  you: {line}")
+            answer = bot.exec_command(line)  # type: ignore[no-untyped-call]
+            print(f"  bot: {' '.join(answer.split())}")
+        bot.stop()  # type: ignore[no-untyped-call]
+        print("  -- the bot stops")
+    if "Good morning: milk, bread" not in answer:
+        sys.exit("The bot has forgotten what it was told.")
+    say("What the database holds: namespace, key, and the signed value")
+    database = vars(sys)["errbot_storage_acme"]["dict://demo"]
+    for namespace, rows in database.items():
+        for key, value in rows.items():
+            print(f"  {namespace:8} {key:8} {value[:40]!r}... {len(value)} bytes")
+    say("What happens when somebody changes a value in the database")
+    rows = database["Notes"]
+    rows["notes"] = rows["notes"].replace(b"bread", b"money")
+    try:
+        bot.bot.storage_plugin.open("Notes").get("notes")
+    except Exception as error:
+        print(f"  {type(error).__name__}: {error}")
+    else:
+        sys.exit("The changed value was not refused.")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["talk"]:
+        talk()
+    else:
+        bake_and_install()

@@ -1,0 +1,1 @@
+"""{{ cookiecutter.plugin_name }}, a storage plugin for Errbot."""

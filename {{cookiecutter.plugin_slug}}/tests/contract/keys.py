@@ -1,0 +1,40 @@
+"""Keys that databases like to mix up."""
+
+import re
+
+ALIKE: dict[str, list[str]] = {
+    "case": ["key", "Key", "KEY", "\u00df", "ss", "SS", "i", "I", "\u0131", "\u0130"],
+    "spaces around": ["key", " key", "key ", "key  ", " key ", "key\t", "key\n", "\nkey"],
+    "spaces inside": ["a b", "a  b", "ab", "a\u00a0b", "a\tb", "a_b"],
+    "accents": ["e", "\u00e9", "e\u0301", "\u00e8", "\u00ea"],
+    "other forms of a letter": ["fi", "\ufb01", "1", "\u2460", "\u212b", "\u00c5", "A", "\uff21"],
+    "digits": ["1", "01", "001", "1.0", "+1", "1e0", "\uff11", "\u0661"],
+    "emoji": ["\U0001f600", "\U0001f603", "\U0001f44d", "\U0001f44d\U0001f3fd", "\u263a\ufe0f"],
+    "quotes": ["'", "''", '"', '""', "`", "\\", "\\\\", "\\'", "' OR '1'='1", "';--"],
+    "SQL patterns": ["%", "_", "%%", "__", "a%", "a_", "ab", "abc"],
+    "shell patterns": ["*", "?", "a*", "a?", "ab", "[ab]", "a[b]", "a"],
+    "regular expressions": [".", ".*", "a.c", "abc", "a|b", "^a", "a$", "(a)"],
+    "separators": ["a:b", "a::b", "a/b", "a//b", "a.b", "a..b", "a|b", "a,b", "a;b", ":", "/"],
+    "paths": ["..", "../a", "./a", "a", "/a", "a/", "b/../a", "~", "C:\\a"],
+    "line breaks": ["ab", "a\nb", "a\rb", "a\r\nb", "a\u2028b", "a\u0085b"],
+    "invisible": ["ab", "a\u200bb", "a\u200db", "a\u00adb", "\ufeffab", "a\u0001b", "a\u007fb"],
+    "nothing": ["", " ", "''", "None", "null", "0", "False", "\u200b"],
+    "placeholders": ["%s", "%(a)s", "{}", "{0}", "{{}}", "$1", ":1", "&amp;", "&", "%20"],
+    "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
+    "long beyond Latin": ["\U0001f600" * 250, "\U0001f600" * 249 + "\U0001f603", "\u00e9" * 250],
+}
+"""By aspect: keys, and names of namespaces, all different. Every storage must hold them."""
+
+HARD: list[str] = [
+    *["a\0b", "a\0c", "a\0", "\0"],
+    *["\ud800", "a\udc80", "a\udc81"],
+    *["k" * 251, "k" * 255 + "a", "k" * 255 + "b"],
+    *["k" * 1_000, "k" * 9_999 + "a", "k" * 9_999 + "b"],
+    *["\u00e9" * 600, "\U0001f600" * 2_000],
+]
+"""Keys that a database may not be able to hold: then `set` raises ValueError and stores nothing."""
+
+
+def may_be_refused(key: str) -> bool:
+    """Tell whether a database may be unable to hold a key."""
+    return len(key) > 250 or re.search("[\0\ud800-\udfff]", key) is not None

@@ -1,0 +1,57 @@
+"""`errbot --storage-get`, `--storage-set` and `--storage-merge`, as an administrator types them."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from contract.plugin import Database
+from contract.values import MARK
+
+
+def errbot(database: Database, option: str, name: str, given: str = "") -> str:
+    """Run `errbot OPTION NAMESPACE` with the given text as its input; return what it printed."""
+    command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
+    done = subprocess.run(
+        [*command, database.namespace(name)],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=database.config_file.parent,
+    )
+    assert done.returncode == 0, f"errbot {option} failed:\n{done.stderr}"
+    return done.stdout.strip()
+
+
+def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database) -> None:
+    assert errbot(database, "--storage-get", "namespace") == "{}", (
+        "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
+    )
+
+
+def test_storage_set_get_and_merge_work_while_the_bot_runs(
+    database: Database, outlives_process: bool
+) -> None:
+    if not outlives_process:
+        pytest.skip("this database lives and dies with its process")
+    storage = database.open("namespace")
+    storage.set("old", MARK)
+    given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}
+    errbot(database, "--storage-set", "namespace", repr(given))
+    assert {key: storage.get(key) for key in storage.keys()} == given, (
+        "`errbot --storage-set` did not replace what the namespace held."
+    )
+    printed = errbot(database, "--storage-get", "namespace")
+    assert ast.literal_eval(printed) == given, (
+        "`errbot --storage-get` does not print what is stored."
+    )
+    errbot(
+        database, "--storage-merge", "namespace", repr({"key": {"list": ["more"]}, "new": {"a": 1}})
+    )
+    assert {key: storage.get(key) for key in storage.keys()} == {
+        "key": {"list": [MARK, None, "more"], "tuple": (1, 2)},
+        "größe": 1,
+        "new": {"a": 1},
+    }, "`errbot --storage-merge` did not merge into what the namespace held."

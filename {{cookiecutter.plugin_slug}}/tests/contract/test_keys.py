@@ -1,0 +1,248 @@
+"""Keys are found, missed, counted, listed and told apart, to the letter."""
+
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.expect import expect
+from contract.keys import ALIKE, HARD
+from contract.plugin import Database
+from contract.values import MARK
+
+MANY = 3_000
+
+
+def test_getting_a_missing_key_raises_key_error(storage: StorageBase) -> None:
+    storage.set("key", MARK)
+    with expect(
+        KeyError, "Errbot takes KeyError for a missing key: `in`, `get`, `mutable` rest on it."
+    ):
+        storage.get("missing")
+    assert (storage.len(), storage.get("key")) == (1, MARK), (
+        "`get` of a missing key changed something."
+    )
+
+
+def test_removing_a_missing_key_raises_key_error(storage: StorageBase) -> None:
+    storage.set("key", MARK)
+    with expect(
+        KeyError, "`del` and `pop` of a missing key would succeed, and a plugin's mistake pass."
+    ):
+        storage.remove("missing")
+    assert (storage.len(), storage.get("key")) == (1, MARK), (
+        "`remove` of a missing key changed something."
+    )
+
+
+def test_a_removed_key_is_gone(storage: StorageBase) -> None:
+    storage.set("key", MARK)
+    storage.remove("key")
+    with expect(KeyError, "A removed value can still be read."):
+        storage.get("key")
+    with expect(KeyError, "A removed key can be removed again."):
+        storage.remove("key")
+    assert (storage.len(), list(storage.keys())) == (0, []), "A removed key still counts."
+
+
+def test_removing_a_key_leaves_the_others(storage: StorageBase) -> None:
+    for key in ["a", "b", "c"]:
+        storage.set(key, [MARK, key])
+    storage.remove("b")
+    left = {key: storage.get(key) for key in storage.keys()}
+    assert left == {"a": [MARK, "a"], "c": [MARK, "c"]}, (
+        "`remove` touched a key that it was not given."
+    )
+
+
+def test_a_removed_key_can_be_set_again(storage: StorageBase) -> None:
+    storage.set("key", "old")
+    storage.remove("key")
+    storage.set("key", MARK)
+    there = (storage.get("key"), storage.len(), list(storage.keys()))
+    assert there == (MARK, 1, ["key"]), (
+        "A key that was removed before is not seen when it is set again."
+    )
+
+
+def test_len_and_keys_agree_at_every_moment(storage: StorageBase) -> None:
+    expected: set[str] = set()
+    for step in range(60):
+        key = str(step * 7 % 20)
+        if key in expected and step % 3:
+            storage.remove(key)
+            expected.remove(key)
+        else:
+            storage.set(key, step)
+            expected.add(key)
+        assert (storage.len(), sorted(storage.keys())) == (len(expected), sorted(expected)), (
+            "`len` and `keys` do not say what was set and removed. Let the database count and list"
+            " at each call, and keep no count of your own."
+        )
+
+
+def test_keys_gives_str(storage: StorageBase) -> None:
+    for key in ["key", "1", "é"]:
+        storage.set(key, MARK)
+    kinds = {type(key) for key in storage.keys()}
+    assert kinds == {str}, (
+        f"Plugins get keys of the kind {kinds} and find none of them. Decode to str."
+    )
+
+
+def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
+    expected = [f"key {number}" for number in range(MANY)]
+    for key in expected:
+        storage.set(key, None)
+    got = list(storage.keys())
+    assert sorted(got) == sorted(expected), (
+        f"Of {MANY} keys `keys` gave {len(got)}, {len(set(got))} of them different. Look at the"
+        " limit and at the seams of the pages in which you fetch them."
+    )
+    assert storage.len() == MANY, f"`len` says {storage.len()} where there are {MANY} keys."
+
+
+def test_keys_starts_anew_at_each_call(storage: StorageBase) -> None:
+    storage.set("a", MARK)
+    storage.set("b", MARK)
+    first, second = iter(storage.keys()), iter(storage.keys())
+    next(first)
+    assert len(list(second)) == 2, "One loop over the keys takes them away from another."
+    assert len(list(first)) == 1, "One loop over the keys takes them away from another."
+    assert len(list(storage.keys())) == 2, "After one loop over the keys the next one finds fewer."
+
+
+def test_starting_keys_does_not_fetch_them_all(storage: StorageBase) -> None:
+    for number in range(MANY):
+        storage.set(f"{number} {'k' * 200}", None)
+
+    def memory(use: Callable[[], object]) -> int:
+        tracemalloc.start()
+        use()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    first = memory(lambda: next(iter(storage.keys())))
+    assert first < MANY * 200 / 4, (
+        f"To give the first key, `keys` fetched {first} bytes, of {MANY * 200} in all. Errbot asks"
+        " for the first key once for each key that it clears: fetch the keys page by page."
+    )
+
+
+def test_keys_can_be_removed_while_iterating(storage: StorageBase) -> None:
+    for number in range(500):
+        storage.set(str(number), None)
+    seen = []
+    for key in storage.keys():
+        storage.remove(key)
+        seen.append(key)
+    assert sorted(seen) == sorted(map(str, range(500))), (
+        f"`for key in self: del self[key]` saw {len(seen)} of 500 keys. Page by the last key seen,"
+        " not by position, or list the keys before."
+    )
+    assert storage.len() == 0, "`for key in self: del self[key]` left keys."
+
+
+def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
+    expected = {str(number) for number in range(500)}
+    for key in expected:
+        storage.set(key, None)
+    seen = []
+    for key in storage.keys():
+        seen.append(key)
+        if len(seen) <= 500:
+            storage.set(f"added {key}", None)
+    assert expected <= set(seen), "A loop over the keys lost some when others were added."
+    assert len(seen) == len(set(seen)), (
+        "A loop over the keys gave some twice when others were added."
+    )
+
+
+def test_values_can_be_replaced_while_iterating(storage: StorageBase) -> None:
+    for number in range(500):
+        storage.set(str(number), number)
+    seen = []
+    for key in storage.keys():
+        storage.set(key, [MARK, storage.get(key)])
+        seen.append(key)
+    assert sorted(seen) == sorted(map(str, range(500))), (
+        "A plugin that renews its values in a loop over its keys lost some keys, or met some twice."
+    )
+
+
+def test_a_loop_over_the_keys_can_be_left(storage: StorageBase) -> None:
+    for number in range(500):
+        storage.set(str(number), None)
+    for _ in range(50):
+        for _key in storage.keys():
+            break
+    storage.set("after", MARK)
+    assert (storage.get("after"), storage.len()) == (MARK, 501), (
+        "A loop over the keys that was left early blocks what comes after it."
+    )
+
+
+@pytest.mark.parametrize("keys", ALIKE.values(), ids=ALIKE)
+def test_keys_that_look_alike_are_told_apart(storage: StorageBase, keys: list[str]) -> None:
+    for key in keys:
+        storage.set(key, [MARK, key])
+    assert {key: storage.get(key)[1] for key in keys} == {key: key for key in keys}, (
+        "Two keys share a value. Compare keys as bytes: collations ignore case, accents and spaces."
+    )
+    assert sorted(storage.keys()) == sorted(keys), "`keys` does not give the keys to the letter."
+    assert storage.len() == len(keys), "`len` does not tell all these keys apart."
+    for number, key in enumerate(keys, 1):
+        storage.remove(key)
+        assert sorted(storage.keys()) == sorted(keys[number:]), (
+            f"Removing {key!r} removed another key too, or did not remove this one."
+        )
+
+
+@pytest.mark.parametrize("key", sum(ALIKE.values(), []))
+def test_no_key_is_found_under_another(storage: StorageBase, key: str) -> None:
+    storage.set(f"{key}.", MARK)
+    storage.set(f".{key}", MARK)
+    with expect(KeyError, f"{key!r} was never set, and yet is found."):
+        storage.get(key)
+    with expect(KeyError, f"{key!r} was never set, and yet can be removed."):
+        storage.remove(key)
+
+
+@pytest.mark.parametrize("key", HARD, ids=ascii)
+def test_a_key_is_held_to_the_letter_or_refused(storage: StorageBase, key: str) -> None:
+    storage.set("key", "other")
+    try:
+        storage.set(key, MARK)
+    except ValueError:
+        held = ["key"]
+    else:
+        held = ["key", key]
+        assert storage.get(key) == MARK, "A key was taken, but does not give its value back."
+    assert sorted(storage.keys()) == sorted(held), (
+        "A key was stored as another one. Raise ValueError for a key that the database cannot hold."
+    )
+    assert storage.len() == len(held), "`len` does not agree with what was stored."
+
+
+def test_hard_keys_are_told_apart_or_refused(storage: StorageBase) -> None:
+    held = []
+    for key in HARD:
+        try:
+            storage.set(key, [MARK, key])
+        except ValueError:
+            continue
+        held.append(key)
+    assert sorted(storage.keys()) == sorted(held), (
+        "Long or odd keys became one. Raise ValueError for a key that the database cannot hold."
+    )
+    assert all(storage.get(key)[1] == key for key in held), "Long or odd keys share a value."
+
+
+@pytest.mark.parametrize("key", [1, None, b"key", ("a", "b"), 1.5], ids=repr)
+def test_a_key_that_is_no_str_is_refused(database: Database, key: object) -> None:
+    storage = database.open()
+    with expect(Exception, f"The key {key!r} was taken, and would come back as another, a str."):
+        storage.set(key, MARK)  # type: ignore[arg-type]
+    assert list(storage.keys()) == [], "A key that was refused was stored all the same."

@@ -1,0 +1,19 @@
+"""What is logged at DEBUG goes into files and to services that see no data otherwise."""
+
+from contract.expect import expect
+from contract.plugin import Database
+from contract.values import MARK, Unstorable
+
+
+def test_no_value_stands_in_the_log(database: Database, log_lines: list[str]) -> None:
+    storage = database.open()
+    for value in [MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000]:
+        storage.set("key", value)
+        storage.get("key")
+    with expect(Exception, "An object that cannot be pickled was taken."):
+        storage.set("key", [MARK, Unstorable()])
+    list(storage.keys())
+    storage.remove("key")
+    database.close(storage)
+    told = [line for line in log_lines if MARK in line]
+    assert not told, f"A value stands in the log. Log names, never values: {told[0]}"

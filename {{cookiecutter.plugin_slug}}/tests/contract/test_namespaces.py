@@ -1,0 +1,137 @@
+"""Each plugin has its namespace, and no other plugin gets into it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.expect import expect
+from contract.keys import ALIKE
+from contract.plugin import Database
+from contract.values import MARK
+
+SEPARATORS = [":", "/", ".", "-", "_", "|", " ", ",", ";", "::", "\t", "__", "#", "@", "\x1f"]
+
+
+def contents(storage: StorageBase) -> dict[str, object]:
+    """Return all that a namespace holds."""
+    return {key: storage.get(key) for key in storage.keys()}
+
+
+def test_a_new_namespace_is_empty(database: Database) -> None:
+    database.open("one").set("key", MARK)
+    other = database.open("other")
+    assert (other.len(), list(other.keys())) == (0, []), "A new plugin sees the data of another."
+    with expect(KeyError, "A new plugin reads the data of another."):
+        other.get("key")
+
+
+def test_a_key_belongs_to_one_namespace(database: Database) -> None:
+    one, other = database.open("one"), database.open("other")
+    one.set("key", [MARK, "one"])
+    other.set("key", [MARK, "other"])
+    assert (one.get("key")[1], other.get("key")[1]) == ("one", "other"), (
+        "Two plugins that use the same key overwrite each other."
+    )
+
+
+def test_removing_a_key_leaves_the_other_namespaces(database: Database) -> None:
+    one, other = database.open("one"), database.open("other")
+    one.set("key", MARK)
+    other.set("key", MARK)
+    one.remove("key")
+    assert contents(other) == {"key": MARK}, "`remove` removed another plugin's key."
+    with expect(KeyError, "`remove` reached into another plugin's namespace."):
+        one.remove("key")
+    assert contents(other) == {"key": MARK}, "`remove` removed another plugin's key."
+
+
+def test_len_and_keys_are_of_one_namespace(database: Database) -> None:
+    one, other = database.open("one"), database.open("other")
+    for key in ["a", "b"]:
+        one.set(key, MARK)
+    other.set("c", MARK)
+    assert (one.len(), sorted(one.keys())) == (2, ["a", "b"]), "A plugin counts another's keys."
+    assert (other.len(), sorted(other.keys())) == (1, ["c"]), "A plugin counts another's keys."
+
+
+def test_clearing_a_namespace_leaves_the_others(database: Database) -> None:
+    one, other = database.mapping("one"), database.mapping("other")
+    one.update({"a": MARK, "b": MARK})
+    other.update({"a": MARK, "c": MARK})
+    one.clear()
+    assert dict(other) == {"a": MARK, "c": MARK}, "`clear` emptied another plugin's namespace."
+    assert len(one) == 0, "`clear` left keys."
+
+
+@pytest.mark.parametrize("separator", SEPARATORS, ids=repr)
+def test_a_namespace_and_its_key_are_not_glued_together(database: Database, separator: str) -> None:
+    first = database.open("a")
+    second = database.open(f"a{separator}b")
+    first.set(f"b{separator}c", [MARK, "first"])
+    second.set("c", [MARK, "second"])
+    assert contents(first) == {f"b{separator}c": [MARK, "first"]}, (
+        f"The namespace 'a' with the key 'b{separator}c' is mixed up with 'a{separator}b' and 'c'."
+        " Keep namespace and key in fields of their own."
+    )
+    assert contents(second) == {"c": [MARK, "second"]}, (
+        f"The namespace 'a{separator}b' with the key 'c' is mixed up with 'a' and 'b{separator}c'."
+        " Keep namespace and key in fields of their own."
+    )
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_namespaces_that_look_alike_are_told_apart(database: Database, names: list[str]) -> None:
+    storages = {name: database.open(name) for name in names}
+    for name, storage in storages.items():
+        storage.set("key", [MARK, name])
+        storage.set(f"key of {name}", MARK)
+    for name, storage in storages.items():
+        assert contents(storage) == {"key": [MARK, name], f"key of {name}": MARK}, (
+            f"The namespace {name!r} is mixed up with another of {names}. Compare them as"
+            " bytes, and escape them wherever they become part of a pattern, a path or a statement."
+        )
+        assert storage.len() == 2, f"The namespace {name!r} counts another's keys."
+    for name, storage in storages.items():
+        assert storage.get("key") == [MARK, name], f"Emptying another namespace emptied {name!r}."
+        for key in list(storage.keys()):
+            storage.remove(key)
+
+
+@pytest.mark.parametrize(
+    "name", ["core", "repomgr", "text_backend", "select", "table", "group", "x" * 250]
+)
+def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
+    storage = database.open(name)
+    storage.set("key", MARK)
+    assert contents(storage) == {"key": MARK}, f"A namespace cannot be called {name!r}."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
+def test_hundreds_of_namespaces_leak_nothing(database: Database) -> None:
+    descriptors = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    plugin = database.plugin()
+    for number in range(10):
+        database.close(database.open(f"namespace {number}", plugin))
+    before = len(os.listdir(descriptors))
+    for number in range(300):
+        storage = database.open(f"namespace {number % 50}", plugin)
+        storage.set("key", MARK)
+        storage.get("key")
+        database.close(storage)
+    after = len(os.listdir(descriptors))
+    assert after <= before + 10, (
+        f"Opening and closing 300 namespaces left {after - before} files or connections open. Share"
+        " one connection, or one pool, between all namespaces of a plugin instance."
+    )
+
+
+def test_hundreds_of_namespaces_can_be_open_at_once(database: Database) -> None:
+    storages = [database.open(f"namespace {number}") for number in range(300)]
+    for number, storage in enumerate(storages):
+        storage.set("key", [MARK, number])
+    assert [storage.get("key")[1] for storage in storages] == list(range(300)), (
+        "A bot with many plugins mixes up their namespaces."
+    )

@@ -1,0 +1,153 @@
+"""Errbot runs commands in a pool of threads, so one open storage is used by many at once."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.plugin import Database
+from contract.values import MARK
+
+THREADS = 16
+ROUNDS = 30
+
+
+@pytest.fixture(autouse=True)
+def switch_often() -> Iterator[None]:
+    """Let the threads take turns as often as they can, so that they meet."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def in_threads(work: Callable[[int], Any]) -> list[Any]:
+    """Run the work in all threads from the same moment on, and return what each returned.
+
+    An error in a thread is raised here.
+    """
+    barrier = Barrier(THREADS)
+
+    def start(number: int) -> Any:
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(start, range(THREADS)))
+
+
+def test_a_storage_opened_in_one_thread_works_in_another(storage: StorageBase) -> None:
+    def work(_number: int) -> Any:
+        storage.set("key", MARK)
+        return storage.get("key"), storage.len(), list(storage.keys())
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work, 0).result() == (MARK, 1, ["key"]), (
+            "A command of a bot cannot use the storage that the bot opened in its main thread."
+        )
+
+
+def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> None:
+    def work(number: int) -> None:
+        for turn in range(ROUNDS):
+            key = f"{number} {turn}"
+            storage.set(key, [MARK, number, turn])
+            assert storage.get(key) == [MARK, number, turn], "A thread got another's value."
+            if turn % 3 == 0:
+                storage.remove(key)
+
+    in_threads(work)
+    expected = {f"{n} {turn}" for n in range(THREADS) for turn in range(ROUNDS) if turn % 3}
+    assert set(storage.keys()) == expected, "Commands at the same time lost each other's data."
+    assert storage.len() == len(expected), "`len` went wrong when commands came at the same time."
+
+
+def test_threads_that_share_a_key_never_see_a_mix(storage: StorageBase) -> None:
+    storage.set("key", [0] * 200)
+
+    def work(number: int) -> None:
+        for _ in range(ROUNDS):
+            storage.set("key", [number] * (200 + number))
+            got = storage.get("key")
+            assert got == [got[0]] * (200 + got[0]), (
+                "A value is mixed of two that were set at once."
+            )
+
+    in_threads(work)
+    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+        "Threads that set one key made several of it."
+    )
+
+
+def test_a_key_that_is_replaced_is_never_missing(storage: StorageBase) -> None:
+    storage.set("key", MARK)
+
+    def work(number: int) -> None:
+        for turn in range(ROUNDS):
+            if number % 2:
+                storage.set("key", [MARK, turn])
+            else:
+                storage.get("key")
+
+    try:
+        in_threads(work)
+    except KeyError:
+        pytest.fail("A key was missing while it was replaced. Replace it in one step.")
+
+
+def test_threads_that_remove_one_key_succeed_once(storage: StorageBase) -> None:
+    def work(_number: int) -> int:
+        try:
+            storage.remove("key")
+        except KeyError:
+            return 0
+        return 1
+
+    for _ in range(10):
+        storage.set("key", MARK)
+        removed = sum(in_threads(work))
+        assert removed == 1, (
+            f"One key was removed {removed} times: two commands could take the same job. Ask the"
+            " database whether it removed something, and do not look before."
+        )
+
+
+def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
+    kept = {f"kept {number}" for number in range(250)}
+    for key in kept:
+        storage.set(key, MARK)
+
+    def work(number: int) -> None:
+        for turn in range(ROUNDS):
+            key = f"{number} {turn}"
+            storage.set(key, MARK)
+            if number % 4 == 0:
+                seen = list(storage.keys())
+                assert len(seen) == len(set(seen)), "`keys` gave a key twice while others wrote."
+                assert kept <= set(seen), "`keys` lost a key while others wrote."
+                assert storage.len() >= len(kept), "`len` is too small while others write."
+            storage.remove(key)
+
+    in_threads(work)
+    assert set(storage.keys()) == kept, "Commands at the same time lost each other's data."
+
+
+def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
+    plugin = database.plugin()
+    names = [database.namespace(f"namespace {number % 4}") for number in range(THREADS)]
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            storage = plugin.open(names[number])
+            storage.set(f"{number} {turn}", [MARK, number, turn])
+            storage.close()
+
+    in_threads(work)
+    for number in range(4):
+        storage = database.open(f"namespace {number}", plugin)
+        expected = {f"{n} {turn}" for n in range(number, THREADS, 4) for turn in range(10)}
+        assert set(storage.keys()) == expected, "Plugins loaded at the same time lost data."

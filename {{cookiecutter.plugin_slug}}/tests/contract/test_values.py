@@ -1,0 +1,142 @@
+"""Values come back as they were, whatever they are, and belong to the storage once they are set."""
+
+import random
+from typing import Any
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.expect import expect
+from contract.plugin import Database
+from contract.values import CONTAINERS, FALSY, MARK, OBJECTS, PLAIN, Person, Unstorable
+
+
+def check_comes_back(storage: StorageBase, value: Any) -> None:
+    """Set a value and get it again; its type and its repr tell all that these values are."""
+    storage.set("key", value)
+    got = storage.get("key")
+    assert (type(got), repr(got)) == (type(value), repr(value)), (
+        "A plugin got another value than it stored. Store the pickled bytes, all of them."
+    )
+
+
+@pytest.mark.parametrize("value", FALSY.values(), ids=FALSY)
+def test_a_falsy_value_comes_back(storage: StorageBase, value: Any) -> None:
+    check_comes_back(storage, value)
+
+
+@pytest.mark.parametrize("value", FALSY.values(), ids=FALSY)
+def test_a_falsy_value_counts_as_there(database: Database, value: Any) -> None:
+    mapping = database.mapping()
+    mapping["key"] = value
+    there = ("key" in mapping, len(mapping), list(mapping.keys()))
+    assert there == (True, 1, ["key"]), (
+        f"A key with the value {value!r} is not seen (`in`, `len`, `keys`). Ask the database"
+        " whether the key exists, never whether its value is true."
+    )
+
+
+@pytest.mark.parametrize("value", PLAIN.values(), ids=PLAIN)
+def test_a_plain_value_comes_back(storage: StorageBase, value: Any) -> None:
+    check_comes_back(storage, value)
+
+
+@pytest.mark.parametrize("value", CONTAINERS.values(), ids=CONTAINERS)
+def test_a_container_comes_back_with_its_types(storage: StorageBase, value: Any) -> None:
+    check_comes_back(storage, value)
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
+def test_an_object_comes_back(storage: StorageBase, value: Any) -> None:
+    check_comes_back(storage, value)
+
+
+def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:
+    value: Any = MARK
+    for level in range(50):
+        value = {"level": level, "below": [value]}
+    check_comes_back(storage, value)
+
+
+def test_a_value_that_holds_itself_comes_back(storage: StorageBase) -> None:
+    person = Person(MARK)
+    person.friends.append(person)
+    storage.set("key", person)
+    got = storage.get("key")
+    assert got.friends[0] is got, "A recursive value lost its shape. Pickle the value as a whole."
+
+
+def test_an_object_held_twice_comes_back_as_one(storage: StorageBase) -> None:
+    shared = [MARK]
+    storage.set("key", {"one": shared, "two": shared})
+    got = storage.get("key")
+    assert got["one"] is got["two"], (
+        "Two names of one object became two objects. Pickle the value as a whole."
+    )
+
+
+@pytest.mark.parametrize("size", [255, 256, 32_768, 65_535, 65_536, 1_000_000, 5_000_000])
+def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None:
+    value = random.Random(size).randbytes(size)
+    storage.set("key", value)
+    got = storage.get("key")
+    assert len(got) == size, (
+        f"Of {size} bytes {len(got)} came back. Errbot's index of plugins alone has hundreds of KB:"
+        " take the database's type for large objects."
+    )
+    assert got == value, f"A value of {size} bytes came back changed."
+
+
+def test_set_replaces_the_value(storage: StorageBase) -> None:
+    for value in [[MARK] * 1_000, "short", None, {"a": MARK}]:
+        storage.set("key", value)
+        assert storage.get("key") == value, (
+            "A plugin got an old value, or a mix, after a newer `set`. Replace the whole value."
+        )
+    assert storage.len() == 1, "Setting a key again added another. Insert or replace, in one step."
+
+
+def test_changing_an_object_after_set_changes_nothing_stored(storage: StorageBase) -> None:
+    value = {"list": [MARK]}
+    storage.set("key", value)
+    value["list"].append("later")
+    assert storage.get("key") == {"list": [MARK]}, (
+        "A plugin that goes on working with an object changed what it had stored before."
+        " Keep a copy: the pickled bytes."
+    )
+
+
+def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase) -> None:
+    storage.set("key", {"list": [MARK]})
+    storage.get("key")["list"].append("later")
+    assert storage.get("key") == {"list": [MARK]}, (
+        "A plugin that changes what it got changed what is stored, without `set`, for everyone."
+        " Give a new copy for each `get`."
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
+)
+def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> None:
+    storage.set("key", MARK)
+    with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
+        storage.set("key", value)
+    assert (storage.get("key"), storage.len(), list(storage.keys())) == (MARK, 1, ["key"]), (
+        "A `set` that failed harmed the old value. Pickle first, and touch the database after that."
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
+)
+def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
+    with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
+        storage.set("key", value)
+    assert (storage.len(), list(storage.keys())) == (0, []), (
+        "A `set` that failed left a key. Pickle first, and touch the database after that."
+    )
+    with expect(KeyError, "A `set` that failed left something under its key."):
+        storage.get("key")
+    storage.set("key", MARK)
+    assert storage.get("key") == MARK, "After a `set` that failed, the next one did not work."

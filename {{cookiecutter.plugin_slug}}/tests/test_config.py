@@ -1,0 +1,112 @@
+"""STORAGE_CONFIG: its keys, its errors, its secrets, and its table in README.md."""
+
+import json
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contract.plugin import Database
+from pydantic import SecretStr
+
+from {{ cookiecutter.__package }}.storage import {{ cookiecutter.__class }}Config as Config
+
+README = Path(__file__).parent.parent / "README.md"
+SECRET = "p4ssw0rd-that-nobody-may-see"
+KINDS = {"string": "str", "number": "float", "integer": "int", "boolean": "bool", "array": "list"}
+
+
+def secret_keys() -> list[str]:
+    """Return the keys of STORAGE_CONFIG whose values are secret."""
+    return [key for key, schema in schemas() if "writeOnly" in json.dumps(schema)]
+
+
+def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the JSON schema of each key of STORAGE_CONFIG."""
+    yield from Config.model_json_schema()["properties"].items()
+
+
+def error_of(database: Database, storage_config: object) -> str:
+    """Return the error with which the plugin refuses a STORAGE_CONFIG."""
+    database.config.STORAGE_CONFIG = storage_config
+    with pytest.raises(ValueError, match="STORAGE_CONFIG") as caught:
+        database.plugin()
+    assert caught.value.__cause__ is None, "The error carries another one that may show values."
+    assert caught.value.__context__ is None, "The error carries another one that may show values."
+    return str(caught.value)
+
+
+def test_readme_has_the_table_of_all_keys() -> None:
+    rows = []
+    for key, schema in schemas():
+        types = [part["type"] for part in schema.get("anyOf", [schema])]
+        takes = " or ".join(KINDS[name] for name in types if name in KINDS)
+        secret = ", secret" if key in secret_keys() else ""
+        default = Config.model_fields[key].default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        rows.append(f"| `{key}` | {takes}{secret} | `{default!r}` | {schema['description']} |")
+    table = re.findall(r"^\| `.*\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert table == rows, "README.md should have these rows:\n" + "\n".join(rows)
+
+
+@pytest.mark.parametrize("storage_config", [{}, None], ids=repr)
+def test_an_empty_storage_config_is_enough(database: Database, storage_config: object) -> None:
+    database.config.STORAGE_CONFIG = storage_config
+    assert database.plugin(), "The plugin needs a key of STORAGE_CONFIG that has no default."
+
+
+def test_storage_config_may_be_missing(database: Database) -> None:
+    del database.config.STORAGE_CONFIG
+    assert database.plugin(), "The plugin needs a key of STORAGE_CONFIG that has no default."
+
+
+@pytest.mark.parametrize("wrong", [[], "text", 5, [("timeout", 1)]], ids=repr)
+def test_a_storage_config_that_is_no_dict_is_refused(database: Database, wrong: object) -> None:
+    assert "takes a dict with the keys" in error_of(database, wrong)
+
+
+def test_an_unknown_key_is_refused(database: Database) -> None:
+    error = error_of(database, {"tiemout": SECRET})
+    assert "tiemout: no such key" in error
+    assert all(key in error for key, _ in schemas()), "The error does not name the keys there are."
+
+
+@pytest.mark.parametrize("key", Config.model_fields)
+def test_a_wrong_value_is_refused_and_not_shown(database: Database, key: str) -> None:
+    description = Config.model_fields[key].description
+    assert description, f"{key} has no description."
+    error = error_of(database, {key: {SECRET: SECRET}})
+    assert f"{key}: " in error, "The error does not name the key."
+    assert description in error, "The error does not say what the key takes."
+    assert SECRET not in error, "The error shows a value."
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "10", None, True], ids=repr)
+def test_a_timeout_is_a_number_of_seconds(database: Database, timeout: object) -> None:
+    assert "timeout: " in error_of(database, {"timeout": timeout})
+
+
+def test_every_wrong_key_is_named_at_once(database: Database) -> None:
+    error = error_of(database, {"timeout": "soon", "one": 1, "two": 2})
+    assert all(f"{key}: " in error for key in ["timeout", "one", "two"]), error
+
+
+def test_the_plugin_leaves_storage_config_as_it_is(database: Database) -> None:
+    before = deepcopy(database.config.STORAGE_CONFIG)
+    database.open().set("key", "value")
+    after = database.config.STORAGE_CONFIG
+    assert after == before, "The plugin wrote into the bot's config."
+
+
+def test_no_secret_shows(database: Database, log_lines: list[str]) -> None:
+    database.config.STORAGE_CONFIG |= {"signing_key": [SECRET]}
+    plugin = database.plugin()
+    storage = plugin.open("namespace")
+    storage.set("key", "value")
+    storage.get("key")
+    shown = [repr(plugin), str(plugin), repr(storage), str(storage), *log_lines]
+    shown.append(repr(Config.load(dict.fromkeys(secret_keys(), SECRET))))
+    assert not [text for text in shown if SECRET in text], "A secret shows in a repr or in the log."

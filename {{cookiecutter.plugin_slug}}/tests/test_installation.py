@@ -1,0 +1,79 @@
+"""Errbot finds the plugin, as a wheel that is installed and as a folder that config.py names."""
+
+import configparser
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+PACKAGE = PROJECT / "src" / "{{ cookiecutter.__package }}"
+FIND = """
+from types import SimpleNamespace
+from errbot.bootstrap import get_storage_plugin
+plugin = get_storage_plugin(SimpleNamespace(STORAGE={name!r}, BOT_DATA_DIR={data!r}, {more}))
+print(__import__("sys").modules[type(plugin).__module__].__spec__.origin)
+"""
+
+
+def find(folder: Path, search_path: Path | None = None, more: str = "") -> Path:
+    """Let Errbot, in a process of its own, load the plugin; return the file that it loaded."""
+    code = FIND.format(name="{{ cookiecutter.plugin_name }}", data=str(folder), more=more)
+    # -S and the search path: an installed copy of this project must not be found instead.
+    path = [str(search_path)] if search_path else []
+    paths = [*path, *(entry for entry in sys.path if "site-packages" in entry)]
+    script = f"import sys\nsys.path[:0] = {paths!r}\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def test_errbot_finds_the_plugin_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "storages"
+    folder.mkdir()
+    for name in ["storage.plug", "storage.py"]:
+        shutil.copy(PACKAGE / name, folder)
+    found = find(tmp_path, more=f"BOT_EXTRA_STORAGE_PLUGINS_DIR={str(folder)!r}")
+    assert found == folder / "storage.py", f"Errbot loaded {found}."
+
+
+def test_errbot_finds_the_plugin_in_a_checkout(tmp_path: Path) -> None:
+    found = find(tmp_path, more=f"BOT_EXTRA_STORAGE_PLUGINS_DIR={str(PROJECT / 'src')!r}")
+    assert found == PACKAGE / "storage.py", f"Errbot loaded {found}."
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """The wheel of this project."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    return next(tmp_path.glob("*.whl"))
+
+
+def test_errbot_finds_the_plugin_in_an_installed_wheel(tmp_path: Path, wheel: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    found = find(tmp_path, search_path=site)
+    assert found == site / PACKAGE.name / "storage.py", f"Errbot loaded {found}."
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    files = [f"{PACKAGE.name}/{file.name}" for file in PACKAGE.iterdir() if file.is_file()]
+    assert sorted(names) == sorted(files)
+    assert f"{PACKAGE.name}/storage.plug" in names, "Errbot finds a plugin by its .plug file."
+
+
+def test_the_plug_file_is_read_as_errbot_reads_it() -> None:
+    plug = configparser.ConfigParser()
+    plug.read(PACKAGE / "storage.plug", encoding="utf-8")
+    assert plug.get("Core", "Name") == "{{ cookiecutter.plugin_name }}"
+    assert plug.get("Core", "Module") == "storage"
+    assert plug.get("Documentation", "Description"), "storage.plug has no description."

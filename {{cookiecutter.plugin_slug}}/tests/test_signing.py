@@ -1,0 +1,149 @@
+"""signing_key: a value that somebody planted in the database is refused, and never unpickled."""
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from contract.plugin import Database
+from contract.values import FALSY, MARK
+from errbot.storage import StoreException
+from errbot.storage.base import StorageBase
+
+EXECUTED: list[str] = []
+
+
+class Evil:
+    """What an attacker would store: unpickling it runs code."""
+
+    def __reduce__(self) -> Any:
+        return EXECUTED.append, ("code ran",)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_executed() -> None:
+    EXECUTED.clear()
+
+
+def signed(database: Database, *keys: str, namespace: str = "namespace") -> StorageBase:
+    """Open a namespace with these signing keys, the newest last, or with none."""
+    settings = dict(database.config.STORAGE_CONFIG)
+    settings.pop("signing_key", None)
+    database.config.STORAGE_CONFIG = settings | ({"signing_key": list(keys)} if keys else {})
+    return database.open(namespace, database.plugin())
+
+
+def stored(storage: StorageBase, key: str) -> bytes:
+    """Return the bytes that the database holds for a key."""
+    with patch.object(storage, "_load", lambda _key, data: data):
+        return bytes(storage.get(key))
+
+
+def store(storage: StorageBase, key: str, data: bytes) -> None:
+    """Put bytes into the database, as somebody does who can write to it."""
+    with patch.object(storage, "_dump", lambda _key, data: data):
+        storage.set(key, data)
+
+
+@pytest.mark.parametrize("value", FALSY.values(), ids=FALSY)
+def test_a_signed_falsy_value_comes_back(database: Database, value: Any) -> None:
+    signed(database, "key one").set("key", value)
+    assert signed(database, "key one").get("key") == value
+
+
+@pytest.mark.parametrize("value", [{"a": [MARK]}, MARK * 100_000], ids=["dict", "large"])
+def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
+    signed(database, "key one").set("key", value)
+    assert signed(database, "key one").get("key") == value
+
+
+def test_one_key_needs_no_list(database: Database) -> None:
+    signed(database, "key one").set("key", MARK)
+    database.config.STORAGE_CONFIG["signing_key"] = "key one"
+    assert database.open("namespace", database.plugin()).get("key") == MARK
+
+
+def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> None:
+    signed(database).set("key", Evil())
+    storage = signed(database, "key one")
+    with pytest.raises(StoreException, match="signing_key") as caught:
+        storage.get("key")
+    assert "'key'" in str(caught.value), "The error does not name the key."
+    assert "'namespace'" in str(caught.value), "The error does not name the namespace."
+    assert EXECUTED == [], "An unsigned value was unpickled."
+
+
+def test_a_value_signed_with_another_key_is_refused(database: Database) -> None:
+    signed(database, "key two").set("key", Evil())
+    with pytest.raises(StoreException, match="signing_key"):
+        signed(database, "key one").get("key")
+    assert EXECUTED == [], "A value with another signature was unpickled."
+
+
+def test_a_value_moved_to_another_place_is_refused(database: Database) -> None:
+    for origin, target in [
+        (("namespace", "a"), ("namespace", "b")),
+        (("namespace", "a"), ("other", "a")),
+        (("a", "b:c"), ("a:b", "c")),
+        (("a", "bc"), ("ab", "c")),
+        (("a", 'b", "c'), ('a", "b', "c")),
+    ]:
+        one = signed(database, "key one", namespace=origin[0])
+        other = signed(database, "key one", namespace=target[0])
+        one.set(origin[1], MARK)
+        store(other, target[1], stored(one, origin[1]))
+        with pytest.raises(StoreException, match="signing_key"):
+            other.get(target[1])
+
+
+def test_a_changed_value_is_refused(database: Database) -> None:
+    storage = signed(database, "key one")
+    storage.set("key", MARK)
+    data = stored(storage, "key")
+    for position in range(0, len(data), 7):
+        store(storage, "key", data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(StoreException, match="signing_key"):
+            storage.get("key")
+    for cut in [b"", data[:-1], data[1:], data + b"x", b"." + data, b"."]:
+        store(storage, "key", cut)
+        with pytest.raises(StoreException, match="signing_key"):
+            storage.get("key")
+
+
+def test_a_refused_value_harms_nothing_else(database: Database) -> None:
+    signed(database).set("planted", Evil())
+    storage = signed(database, "key one")
+    storage.set("key", MARK)
+    assert storage.get("key") == MARK
+    assert (storage.len(), sorted(storage.keys())) == (2, ["key", "planted"])
+    storage.remove("planted")
+    assert list(storage.keys()) == ["key"]
+
+
+def test_keys_can_be_rotated(database: Database) -> None:
+    signed(database, "old key").set("key", MARK)
+    both = signed(database, "old key", "new key")
+    assert both.get("key") == MARK, "The old key does not count while the list still has it."
+    both.set("key", both.get("key"))
+    assert signed(database, "new key").get("key") == MARK, "The last key of the list does not sign."
+    with pytest.raises(StoreException, match="signing_key"):
+        signed(database, "old key").get("key")
+
+
+def test_a_value_that_cannot_be_unpickled_is_a_clear_error(database: Database) -> None:
+    storage = signed(database)
+    storage.set("good", MARK)
+    whole = stored(storage, "good")
+    for number, data in enumerate([b"", b"{}", b"no pickle", whole[:-5], b"\x80\x05h\x07."]):
+        store(storage, f"bad {number}", data)
+        with pytest.raises(StoreException, match=f"'bad {number}' in the namespace 'namespace'"):
+            storage.get(f"bad {number}")
+    assert (storage.get("good"), storage.len()) == (MARK, 6), "One bad value harmed the others."
+
+
+@pytest.mark.parametrize("signing_key", ["", [], [""], ["key one", ""], 5, [5]], ids=repr)
+def test_a_signing_key_that_would_sign_nothing_is_refused(
+    database: Database, signing_key: object
+) -> None:
+    database.config.STORAGE_CONFIG |= {"signing_key": signing_key}
+    with pytest.raises(ValueError, match="signing_key: "):
+        database.plugin()
