@@ -60,7 +60,8 @@ class Database:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        storage = plugin.open(self.namespace(name))
+        storage = plugin.open(self._prefix + name)
+        self.namespace(name)
         self._opened.append(storage)
         return storage
 
