@@ -12,12 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
 from broken_storages import BROKEN
-from pytest_cookies.plugin import Cookies
 
 DATABASES = ["dict"]
 OUTLIVES_PROCESS = {"sqlite"}
@@ -59,7 +58,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def projects(cookies_session: Cookies) -> dict[str, Path]:
+def projects(cookies_session: Any) -> dict[str, Path]:
     """A baked project for each database."""
     projects = {}
     for database in DATABASES:
@@ -73,7 +72,7 @@ def run_tests(project: Path, files: list[str]) -> Result:
     """Run tests of a baked project in a process of its own."""
     done = subprocess.run(
         [
-            *[sys.executable, "-m", "pytest", "-q", "-ra", "--junit-xml=report.xml"],
+            *[sys.executable, "-m", "pytest", "-q", "--tb=no", "--junit-xml=report.xml"],
             *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
             *["-p", "no:cookies", *files],
         ],

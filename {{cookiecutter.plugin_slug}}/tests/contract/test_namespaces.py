@@ -50,11 +50,11 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
 def test_namespaces_that_look_alike_are_told_apart(database: Database, names: list[str]) -> None:
     storages = {name: database.open(name) for name in names}
     assert not any(storage.len() for storage in storages.values()), "A new namespace is not empty."
-    for name, storage in storages.items():
+    for number, (name, storage) in enumerate(storages.items()):
         storage.set("key", [MARK, name])
-        storage.set(f"key of {name}", MARK)
-    for name, storage in storages.items():
-        assert contents(storage) == {"key": [MARK, name], f"key of {name}": MARK}, (
+        storage.set(f"key {number}", MARK)
+    for number, (name, storage) in enumerate(storages.items()):
+        assert contents(storage) == {"key": [MARK, name], f"key {number}": MARK}, (
             f"The namespace {name!r} is mixed up with another of {names}. Compare them as"
             " bytes, and escape them wherever they become part of a pattern, a path or a statement."
         )
@@ -70,8 +70,10 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
 )
 def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
     storage = database.open(name)
-    storage.set("key", MARK)
-    assert contents(storage) == {"key": MARK}, f"A namespace cannot be called {name!r}."
+    storage.set(name, MARK)
+    assert (contents(storage), storage.len()) == ({name: MARK}, 1), (
+        f"A namespace cannot be called {name!r}, or hold a key that is called the same."
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from threading import Barrier
 from typing import Any
 
@@ -110,6 +110,21 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
     in_threads(work)
     assert set(storage.keys()) == kept, "Commands at the same time lost each other's data."
+
+
+def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
+    for key in ["a", "b", "c"]:
+        storage.set(key, MARK)
+    with ThreadPoolExecutor(1) as pool:
+        for key in storage.keys():
+            try:
+                pool.submit(storage.set, key, [MARK]).result(timeout=10)
+            except TimeoutError:
+                pytest.fail(
+                    "While one command loops over its keys, all others wait. Hold no lock and no"
+                    " transaction between two keys."
+                )
+    assert [storage.get(key) for key in ["a", "b", "c"]] == [[MARK]] * 3
 
 
 def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
