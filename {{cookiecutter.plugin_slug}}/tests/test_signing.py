@@ -52,7 +52,9 @@ def test_a_signed_falsy_value_comes_back(database: Database, value: Any) -> None
 
 @pytest.mark.parametrize("value", [{"a": [MARK]}, MARK * 100_000], ids=["dict", "large"])
 def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
-    signed(database, "key one").set("key", value)
+    storage = signed(database, "key one")
+    storage.set("key", MARK * 200_000)
+    storage.set("key", value)
     assert signed(database, "key one").get("key") == value
 
 
