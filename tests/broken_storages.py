@@ -1350,7 +1350,7 @@ def close_writes_back_what_was_set(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        self.__dict__.setdefault("written", {})[key] = copy.deepcopy(value)
+        self.__dict__.setdefault("written", {})[key] = value
 
     @replace(Storage)
     def close(old, self):
@@ -1366,7 +1366,7 @@ def close_writes_over_what_others_set(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        self.__dict__.setdefault("written", {})[key] = copy.deepcopy(value)
+        self.__dict__.setdefault("written", {})[key] = value
 
     @replace(Storage)
     def remove(old, self, key):
@@ -1641,7 +1641,7 @@ def threads_share_one_row(Storage, Plugin):
     @replace(Storage)
     def get(old, self, key):
         self.row = old(self, key)
-        time.sleep(0)
+        time.sleep(0.0005)
         return self.row
 
 
@@ -1655,7 +1655,7 @@ def long_values_are_written_in_two_parts(Storage, Plugin):
             before = value_or_none(self, key)
             if type(before) is list:
                 old(self, key, value[:100] + before[100:])
-                time.sleep(0)
+                time.sleep(0.0005)
         old(self, key, value)
 
 
@@ -1668,7 +1668,7 @@ def set_removes_and_adds(Storage, Plugin):
         self._dump(key, value)
         with suppress(KeyError):
             self.remove(key)
-            time.sleep(0)
+            time.sleep(0.0005)
         old(self, key, value)
 
 
