@@ -139,7 +139,7 @@ def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
     for key in storage.keys():
         seen.append(key)
         if len(seen) <= 500:
-            storage.set(f"{key} added", None)
+            storage.set(f"{key[::-1]} added", None)  # before and behind where the loop is
     assert expected <= set(seen), (
         "A loop over the keys lost some when others were added. Page by the last key seen, until a"
         " page is empty."
