@@ -68,7 +68,7 @@ class {{ cookiecutter.__class }}Config(BaseModel):
 
     path: str = Field(
         default="errbot.sqlite3",
-        min_length=1,
+        pattern=r"^[^\x00]+$",
         description="The database file, in `BOT_DATA_DIR` where it is no absolute path. "
         "It is created when missing; its folder is not.",
     )
