@@ -11,8 +11,9 @@ import pytest
 from contract.plugin import Database
 from pydantic import SecretStr
 
-from {{ cookiecutter.__package }}.storage import {{ cookiecutter.__class }}Config as Config
+from {{ cookiecutter.__package }} import storage as storage_module
 
+Config = storage_module.{{ cookiecutter.__class }}Config
 README = Path(__file__).parent.parent / "README.md"
 SECRET = "p4ssw0rd-that-nobody-may-see"
 KINDS = {"string": "str", "number": "float", "integer": "int", "boolean": "bool", "array": "list"}

@@ -1,0 +1,125 @@
+"""What the tests of the template share: how to bake, and how to run what was baked."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cookiecutter.main import cookiecutter
+from pytest_cookies.plugin import Cookies
+
+TEMPLATE = Path(__file__).parent.parent
+UV = Path(sys.executable).with_name("uv")
+DATABASES = ["dict"]
+
+Bake = Callable[..., Path]
+"""Bakes a project from answers given as keyword arguments, and returns its folder."""
+
+
+def run(*command: str | Path, cwd: Path, **options: Any) -> str:
+    """Run a command, and return what it printed. Fails with all of it where the command fails."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
+    return done.stdout
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files below a folder, by their paths."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture
+def bake(cookies: Cookies) -> Bake:
+    """Bake without prompts, as `cookiecutter --no-input` does. Raises what the bake raised."""
+
+    def bake(**answers: str) -> Path:
+        result = cookies.bake(extra_context=answers)
+        if result.exception:
+            raise result.exception
+        return Path(result.project_path)
+
+    return bake
+
+
+@pytest.fixture(scope="session")
+def default_project(cookies_session: Cookies) -> Path:
+    """The project that comes of pressing Enter. Tests read it, and do not change it."""
+    result = cookies_session.bake()
+    if result.exception:
+        raise result.exception
+    return Path(result.project_path)
+
+
+@pytest.fixture
+def bake_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bake]:
+    """Bake with answers typed at the prompts.
+
+    Unlike answers given with --no-input, Cookiecutter does not render these as templates.
+    """
+    count = 0
+
+    def bake_typed(**answers: str) -> Path:
+        nonlocal count
+        count += 1
+
+        def variable(key: str, default: Any, *_: Any) -> Any:
+            return answers.get(key, default)
+
+        def choice(key: str, options: list[str], *_: Any) -> str:
+            return answers.get(key, options[0])
+
+        monkeypatch.setattr("cookiecutter.prompt.read_user_variable", variable)
+        monkeypatch.setattr("cookiecutter.prompt.read_user_choice", choice)
+        folder = tmp_path / f"typed{count}"
+        folder.mkdir()
+        try:
+            return Path(cookiecutter(str(TEMPLATE), output_dir=str(folder), default_config=True))
+        finally:
+            assert len(list(folder.iterdir())) <= 1, "More than the project was written."
+
+    yield bake_typed
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def pythons() -> dict[str, str]:
+    """Return the Pythons of this machine that a baked project supports, by version."""
+    environment = dict(os.environ)
+    if pyenv := shutil.which("pyenv"):
+        installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
+        environment["PYENV_VERSION"] = ":".join(installed.stdout.split())
+    found = {}
+    for version in ["3.10", "3.11", "3.12", "3.13"]:
+        command = [UV, "python", "find", "--no-python-downloads", "--no-project", version]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            found[version] = done.stdout.strip()
+    return found
+
+
+def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
+    """Make an environment with these packages, and return its Python."""
+    run(UV, "venv", "--quiet", "--python", python, folder, cwd=folder.parent)
+    interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [UV, "pip", "install", "--quiet", "--python", interpreter]
+    run(*install, *requirements, cwd=folder.parent)
+    return interpreter
+
+
+def clean_environment() -> Mapping[str, str]:
+    """Return the environment of this process without what pytest and Python put there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PY")}

@@ -1,0 +1,69 @@
+"""A bake, installed as a wheel beside Errbot, is found by its name and passes its own tests."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import DATABASES, Bake, clean_environment, environment, pythons, run
+
+ERRBOTS = ["6.2.0", "6.2.1"]
+PYTHONS = pythons()
+
+FIND = """
+from types import SimpleNamespace
+from errbot.bootstrap import get_storage_plugin
+import errbot.version, sys
+plugin = get_storage_plugin(SimpleNamespace(STORAGE="Acme", BOT_DATA_DIR="."))
+storage = plugin.open("namespace")
+storage.set("key", "value")
+print(storage.get("key"), errbot.version.VERSION, sys.modules[type(plugin).__module__].__file__)
+"""
+
+
+def wheel_of(project: Path, folder: Path) -> Path:
+    """Build the wheel of a project."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=project)
+    return next(folder.glob("*.whl"))
+
+
+def test_at_least_one_supported_python_is_here() -> None:
+    assert PYTHONS, "None of Python 3.10 to 3.13 is on this machine."
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_wheel_holds_the_plug_file_and_nothing_stray(
+    bake: Bake, tmp_path: Path, database: str
+) -> None:
+    with zipfile.ZipFile(wheel_of(bake(database=database), tmp_path)) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        package = "errbot_storage_acme"
+        assert names == {
+            f"{package}/{name}"
+            for name in ["__init__.py", "py.typed", "storage.plug", "storage.py"]
+        }
+        points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert archive.read(points).decode().split("\n")[0] == "[errbot.backend_plugins]"
+        assert "console_scripts" not in archive.read(points).decode()
+
+
+@pytest.mark.parametrize("errbot", ERRBOTS)
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_installed_wheel_is_found_and_passes_its_own_tests(
+    bake: Bake, tmp_path: Path, database: str, python: str, errbot: str
+) -> None:
+    project = bake(database=database)
+    wheel = wheel_of(project, tmp_path)
+    interpreter = environment(
+        tmp_path / "environment", PYTHONS[python], f"{wheel}[test]", f"errbot=={errbot}"
+    )
+    (tmp_path / "bot").mkdir()
+    found = run(interpreter, "-c", FIND, cwd=tmp_path / "bot", env=clean_environment())
+    value, version, file = found.split("\n")[-2].split(" ", 2)
+    assert (value, version) == ("value", errbot)
+    assert Path(file).is_relative_to(tmp_path / "environment"), f"Errbot loaded {file}."
+
+    tests = run(interpreter, "-m", "pytest", "-q", cwd=project, env=clean_environment())
+    print(f"Python {python}, Errbot {errbot}, {database}: {tests.splitlines()[-1]}")
+    assert " passed" in tests.splitlines()[-1]

@@ -1,0 +1,32 @@
+"""Every bake is clean under the checks of the project that it is."""
+
+import pytest
+from conftest import DATABASES, UV, Bake, run
+
+NAMES = ["Acme", "X", "Company Database of the Whole Wide World 2"[:40]]
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_ruff_and_mypy_find_nothing_in_a_bake(bake: Bake, database: str, name: str) -> None:
+    project = bake(plugin_name=name, database=database)
+    bin_folder = UV.parent
+    run(bin_folder / "ruff", "format", "--check", cwd=project)
+    run(bin_folder / "ruff", "check", cwd=project)
+    run(bin_folder / "mypy", "--strict", cwd=project)
+
+
+def test_the_checks_would_find_something(bake: Bake) -> None:
+    project = bake()
+    storage = next(project.glob("src/*/storage.py"))
+    storage.write_text(storage.read_text().replace("import sys\n", "import os,sys\n"))
+    for command in [("ruff", "format", "--check"), ("ruff", "check")]:
+        with pytest.raises(AssertionError, match=r"storage\.py"):
+            run(UV.with_name(command[0]), *command[1:], cwd=project)
+    storage.write_text(storage.read_text().replace("-> int:", "-> str:"))
+    with pytest.raises(AssertionError, match="Incompatible return value"):
+        run(UV.with_name("mypy"), "--strict", cwd=project)
+
+
+def test_the_longest_name_is_tested() -> None:
+    assert max(map(len, NAMES)) == 40

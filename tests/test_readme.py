@@ -1,0 +1,60 @@
+"""The code in README.md works: followed step by step, it makes the dict a database."""
+
+import ast
+import re
+import sys
+import textwrap
+
+from conftest import TEMPLATE, Bake, run
+
+
+def steps() -> list[str]:
+    """Return the Python blocks of README.md."""
+    readme = (TEMPLATE / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+
+def with_methods(source: str, class_name: str, block: str) -> str:
+    """Return the source with the methods of a block put in place of those of a class."""
+    for new in ast.parse(textwrap.dedent(block)).body:
+        assert isinstance(new, ast.FunctionDef)
+        owner = next(
+            node
+            for node in ast.parse(source).body
+            if isinstance(node, ast.ClassDef) and node.name == class_name
+        )
+        old = next(
+            node
+            for node in owner.body
+            if isinstance(node, ast.FunctionDef) and node.name == new.name
+        )
+        lines = source.splitlines(keepends=True)
+        code = textwrap.indent(ast.unparse(new), "    ") + "\n"
+        source = "".join([*lines[: old.lineno - 1], code, *lines[old.end_lineno :]])
+    return source
+
+
+def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
+    project = bake()
+    config, plugin, storage, conftest = steps()
+    file = project / "src/errbot_storage_acme/storage.py"
+    source = file.read_text()
+    source = source.replace("import sys\n", "import sqlite3\n")
+    source = re.sub(
+        r"    url: Secret = Field\(.*?\n    \)\n", lambda _: config, source, flags=re.DOTALL
+    )
+    source = re.sub(r"# YOUR DATABASE: drop .*?\n\n\n", "\n\n", source, flags=re.DOTALL)
+    source = with_methods(source, "AcmePlugin", plugin)
+    source = with_methods(source, "AcmeStorage", storage)
+    assert "YOUR DATABASE" not in source.split('"""', 2)[2], "The steps leave a place out."
+    file.write_text(source)
+
+    tests = project / "tests/conftest.py"
+    text = re.sub(r" +STORAGE_CONFIG=.*\n", lambda _: conftest, tests.read_text())
+    tests.write_text(text.replace("return False", "return True"))
+    readme = project / "README.md"
+    row = "| `path` | str | `'errbot.sqlite'` | The file of the database. |"
+    readme.write_text(re.sub(r"\| `url` .*", row, readme.read_text()))
+
+    printed = run(sys.executable, "-m", "pytest", "-q", cwd=project)
+    assert "skipped" not in printed, "A database that outlives the process needs no skip."

@@ -1,0 +1,106 @@
+"""What a bake holds, seen as a stranger sees it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import DATABASES, TEMPLATE, Bake, files, run
+
+LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietary"]
+
+
+def tracked() -> list[str]:
+    """Return the files of the template."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    return [name for name in run(*command, cwd=TEMPLATE).split("\0") if name]
+
+
+def test_the_tree_is_the_one_that_the_readme_shows(default_project: Path) -> None:
+    readme = (TEMPLATE / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(errbot-storage-acme/\n.*?)```", readme, re.DOTALL)
+    assert block, "README.md shows no tree."
+    shown, folders = set(), []
+    for line in block[1].splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 4
+        name = line.split()[0]
+        folders[depth - 1 :] = [name.rstrip("/")]
+        if not name.endswith("/"):
+            shown.add("/".join(folders))
+    baked = {path for path in files(default_project) if not path.startswith("tests/contract/")}
+    assert shown == baked
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
+def test_ci_files_are_the_chosen_ones(bake: Bake, database: str, ci: str) -> None:
+    paths = files(bake(ci=ci, database=database))
+    found = [path for path in paths if path in (".github/workflows/test.yml", ".gitlab-ci.yml")]
+    chosen = {"github": [".github/workflows/test.yml"], "gitlab": [".gitlab-ci.yml"], "none": []}
+    assert found == chosen[ci]
+    assert not [path for path in paths if path.startswith(".git") and path not in found] or (
+        [path for path in paths if path.startswith(".git") and path not in found] == [".gitignore"]
+    )
+    for path in found:
+        assert yaml.safe_load(paths[path])
+
+
+def test_github_ci_has_least_permissions_and_keeps_no_credentials(default_project: Path) -> None:
+    workflow = yaml.safe_load((default_project / ".github/workflows/test.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        checkout = next(step for step in job["steps"] if "checkout" in step.get("uses", ""))
+        assert checkout["with"]["persist-credentials"] is False
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+
+
+@pytest.mark.parametrize("licence", LICENCES)
+def test_the_licence_is_whole_and_names_year_and_holder(bake: Bake, licence: str) -> None:
+    project = bake(license=licence, author_name="A. Holder")
+    text = (project / "LICENSE").read_text()
+    assert re.search(r"Copyright .*20\d\d,? A\. Holder", text)
+    ends = {
+        "MIT": "SOFTWARE.\n",
+        "BSD-3-Clause": "OF SUCH DAMAGE.\n",
+        "Apache-2.0": "limitations under the License.\n",
+        "GPL-3.0-or-later": "why-not-lgpl.html>.\n",
+        "Proprietary": "ITS USE.\n",
+    }
+    assert text.endswith(ends[licence])
+    expression = "LicenseRef-Proprietary" if licence == "Proprietary" else licence
+    pyproject = (project / "pyproject.toml").read_text()
+    assert f'license = "{expression}"\n' in pyproject
+    assert ('"Private :: Do Not Upload"' in pyproject) == (licence == "Proprietary")
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize("ci", ["github", "gitlab"])
+@pytest.mark.parametrize("licence", ["MIT", "Proprietary"])
+def test_no_file_shows_that_it_was_rendered(
+    bake: Bake, database: str, ci: str, licence: str
+) -> None:
+    for path, content in files(bake(database=database, ci=ci, license=licence)).items():
+        text = content.decode()
+        assert not re.search(
+            r"cookiecutter|(?<!\$)\{\{ (?!\{)|\{%|%\}|jinja", text, re.IGNORECASE
+        ), path
+        assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has blanks at a line's end."
+        assert not text.startswith("\n"), f"{path} starts with a blank line."
+        assert text == "" or (text.endswith("\n") and not text.endswith("\n\n")), path
+        if not path.endswith(("LICENSE", ".py")):
+            assert "\n\n\n" not in text, f"{path} has stray blank lines."
+        assert not re.search(r"\b(TODO|FIXME|XXX|foo|my_\w+)\b", text), path
+
+
+def test_windows_can_hold_every_file_name() -> None:
+    assert not [name for name in tracked() if re.search(r'[<>:"|?*\\]|[. ](/|$)', name)]
+
+
+def test_a_database_is_one_folder_and_one_line_of_the_questions() -> None:
+    folders = {path.name for path in (TEMPLATE / "templates").iterdir() if path.is_dir()}
+    assert folders == {*DATABASES, "licenses", "shared"}
+    names = [
+        {file.name for file in (TEMPLATE / "templates" / name).iterdir()} for name in DATABASES
+    ]
+    assert all(these == names[0] for these in names), "The databases' folders differ in shape."
