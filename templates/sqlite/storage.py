@@ -46,7 +46,8 @@ GET = "SELECT CAST(value AS BLOB) FROM errbot WHERE namespace = ? AND key = ?"
 REMOVE = "DELETE FROM errbot WHERE namespace = ? AND key = ?"
 LEN = "SELECT count(*) FROM errbot WHERE namespace = ?"
 FIRST_KEY = "SELECT key FROM errbot WHERE namespace = ? ORDER BY key LIMIT 1"
-NEXT_KEYS = "SELECT key FROM errbot WHERE namespace = ? AND key > ? ORDER BY key LIMIT 1000"
+PAGE = 1000
+NEXT_KEYS = f"SELECT key FROM errbot WHERE namespace = ? AND key > ? ORDER BY key LIMIT {PAGE}"
 
 # What to do about an error of SQLite, by words that stand in its message.
 ADVICE = {
@@ -115,7 +116,7 @@ class {{ cookiecutter.__class }}Connection:
                 f"Cannot use {self._path} in a forked process, where SQLite's locks do not hold:"
                 ' start the process with multiprocessing.get_context("spawn").'
             )
-        if not self._turn.acquire(timeout=self._timeout):
+        if not self._turn.acquire(True, self._timeout):
             raise self._explained("database is locked")
         try:
             self._connection = self._connection or self._connect()
@@ -227,6 +228,8 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         while rows:
             for (key,) in rows:
                 yield key if isinstance(key, str) else key.decode("utf-8", "surrogatepass")
+            if 1 < len(rows) < PAGE:
+                return  # A page that is not full is the last.
             rows, _ = self._reader.run(NEXT_KEYS, self._place, key)
 
     def close(self) -> None:
