@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 DEMO = HERE / "demo"
@@ -63,15 +64,16 @@ def talk() -> None:
         ["!plugin config Notes {'GREETING': 'Good morning'}", "!note milk", "!note bread"],
         ["!notes"],
     ]:
-        bot = TestBot(extra_plugin_dir=str(NOTES), extra_config=config)  # type: ignore[no-untyped-call]
+        bot = TestBot(extra_plugin_dir=str(NOTES), extra_config=config)
         bot.start()
-        storage = sys.modules[type(bot.bot.storage_plugin).__module__]
-        print(f"  -- the bot starts, and loads {Path(str(storage.__file__)).relative_to(DEMO)}")
+        plugin: Any = bot.bot.storage_plugin
+        file = Path(str(sys.modules[type(plugin).__module__].__file__))
+        print(f"  -- the bot starts, and loads {file.relative_to(DEMO)}")
         for line in lines:
             print(f"  you: {line}")
-            answer = bot.exec_command(line)  # type: ignore[no-untyped-call]
+            answer = bot.exec_command(line)
             print(f"  bot: {' '.join(answer.split())}")
-        bot.stop()  # type: ignore[no-untyped-call]
+        bot.stop()
         print("  -- the bot stops")
     if "Good morning: milk, bread" not in answer:
         sys.exit("The bot has forgotten what it was told.")
@@ -84,7 +86,7 @@ def talk() -> None:
     rows = database["Notes"]
     rows["notes"] = rows["notes"].replace(b"bread", b"money")
     try:
-        bot.bot.storage_plugin.open("Notes").get("notes")
+        plugin.open("Notes").get("notes")
     except Exception as error:
         print(f"  {type(error).__name__}: {error}")
     else:

@@ -1,7 +1,7 @@
 """How long a bake takes, against a template of one file and no hooks, as a whole process.
 
-Both are run in turn, so that whatever else the machine does slows down both. The figure is the ratio
-of the medians. It fails above the limit, which keeps hooks and files few.
+Both are run in turn, so that whatever else the machine does slows down both. The figure is the
+ratio of the medians. It fails above the limit, which keeps hooks and files few.
 """
 
 import json
@@ -30,9 +30,9 @@ def one_file_template(folder: Path) -> Path:
 def seconds(template: Path, folder: Path, *, count: int) -> float:
     """Return the seconds that a bake takes, from the start of the process to its end."""
     output = folder / f"{template.name}{count}"
-    command = [COOKIECUTTER, template, "--no-input", "--default-config", "--output-dir", output]
+    options = ["--no-input", "--default-config", "--output-dir", str(output)]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([COOKIECUTTER, template, *options], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
@@ -46,7 +46,9 @@ def main() -> None:
             for template, measured in times.items():
                 measured.append(seconds(template, folder, count=count))
     small, ours = (statistics.median(measured[1:]) for measured in times.values())
-    print(f"one-file template: {small:.3f} s, this template: {ours:.3f} s, ratio {ours / small:.2f}")
+    print(
+        f"one-file template: {small:.3f} s, this template: {ours:.3f} s, ratio {ours / small:.2f}"
+    )
     print(f"limit: {LIMIT}")
     sys.exit(ours / small > LIMIT)
 

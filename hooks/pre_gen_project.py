@@ -36,7 +36,7 @@ def problem_with_name(name: str) -> str | None:
     if not ANSWERS["__class"].isidentifier():
         return "has no letter that can be written in ASCII"
     if name.casefold() in TAKEN:
-        return f"is the name of Errbot's own {TAKEN[name.casefold()]}, which Errbot would mix up with yours"
+        return f"would be mixed up with {TAKEN[name.casefold()]}, a name that Errbot has already"
     return None
 
 
@@ -44,7 +44,7 @@ def problem_with_slug(slug: str) -> str | None:
     """Say what is wrong with the name of the folder and the distribution."""
     package = ANSWERS["__package"]
     if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9]|[-_.](?=[A-Za-z0-9]))*", slug):
-        return "must start with a letter, hold only letters, digits and single -, _ or ., and end in none of these"
+        return "must be letters and digits, with single -, _ or . between, and start with a letter"
     if len(slug) > 60:
         return f"has {len(slug)} characters, and may have 60"
     if not package.isidentifier() or package in HIDDEN or keyword.iskeyword(package):
@@ -93,5 +93,12 @@ problems = [
 ]
 if problems:
     rule = "=" * 72
-    print(rule, "Nothing was baked, because of these answers:", *problems, rule, sep="\n", file=sys.stderr)
+    print(
+        rule,
+        "Nothing was baked, because of these answers:",
+        *problems,
+        rule,
+        sep="\n",
+        file=sys.stderr,
+    )
     sys.exit(1)

@@ -20,7 +20,7 @@ Bake = Callable[..., Path]
 """Bakes a project from answers given as keyword arguments, and returns its folder."""
 
 
-def run(*command: str | Path, cwd: Path, **options: Any) -> str:
+def run(*command: object, cwd: Path, **options: Any) -> str:
     """Run a command, and return what it printed. Fails with all of it where the command fails."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path, **options: Any) -> str:
         **options,
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
-    return done.stdout
+    return str(done.stdout)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def pythons() -> dict[str, str]:
         environment["PYENV_VERSION"] = ":".join(installed.stdout.split())
     found = {}
     for version in ["3.10", "3.11", "3.12", "3.13"]:
-        command = [UV, "python", "find", "--no-python-downloads", "--no-project", version]
+        command = [str(UV), "python", "find", "--no-python-downloads", "--no-project", version]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode == 0:
             found[version] = done.stdout.strip()

@@ -20,7 +20,8 @@ def test_the_tree_is_the_one_that_the_readme_shows(default_project: Path) -> Non
     readme = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```text\n(errbot-storage-acme/\n.*?)```", readme, re.DOTALL)
     assert block, "README.md shows no tree."
-    shown, folders = set(), []
+    shown: set[str] = set()
+    folders: list[str] = []
     for line in block[1].splitlines()[1:]:
         depth = (len(line) - len(line.lstrip())) // 4
         name = line.split()[0]

@@ -9,8 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-pytest_plugins = ["contract.plugin"]
-
 SOURCE = Path(__file__).parent.parent / "src"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -59,7 +60,8 @@ class Database:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        storage = plugin.open(self.namespace(name))
+        storage = plugin.open(self._prefix + name)
+        self.namespace(name)
         self._opened.append(storage)
         return storage
 
@@ -110,6 +112,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if CONTRACT in item.path.parents]
 
 
+def process_command(database: Database, name: str, task: str) -> list[str]:
+    """Return the command that does a task of process.py on a throwaway namespace."""
+    script = str(CONTRACT / "process.py")
+    return [sys.executable, script, str(database.config_file), database.namespace(name), task]
+
+
+def run_process(database: Database, name: str, task: str) -> str:
+    """Let another process do a task of process.py, and return what it printed."""
+    command = process_command(database, name, task)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
+    return done.stdout.strip()
+
+
 def load_config(path: Path) -> Any:
     """Execute an Errbot configuration file. Raises pytest.UsageError where there is none."""
     spec = importlib.util.spec_from_file_location("errbot_config", path)
@@ -153,6 +169,18 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     database.close_all()
     if path is not None:
         database.empty()
+
+
+@pytest.fixture
+def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
+    """Skip a test that needs other processes, where the data live and die with their process."""
+    if request.config.getoption("--errbot-config"):
+        run_process(database, "probe", "write")
+        outlive = bool(database.open("probe").len())
+    else:
+        outlive = request.getfixturevalue("outlives_process")
+    if not outlive:
+        pytest.skip("the data of this database live and die with their process")
 
 
 @pytest.fixture(autouse=True)

@@ -31,11 +31,8 @@ def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database)
     )
 
 
-def test_storage_set_get_and_merge_work_while_the_bot_runs(
-    database: Database, outlives_process: bool
-) -> None:
-    if not outlives_process:
-        pytest.skip("this database lives and dies with its process")
+@pytest.mark.usefixtures("other_processes")
+def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -> None:
     storage = database.open("namespace")
     storage.set("old", MARK)
     given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}

@@ -1,6 +1,6 @@
 """Random operations on several namespaces, compared with plain dicts.
 
-`pytest -m thorough` looks ten times as long.
+`pytest -m thorough` looks ten times as long, and looks for the shortest way to a failure.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from errbot.storage import StoreMixin
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,7 +23,7 @@ from contract.keys import ALIKE, HARD, may_be_refused
 from contract.plugin import Database
 from contract.values import FALSY, MARK, Person, Unstorable
 
-NAMES = ["a", "A", "a:b", "a_", "a%"]
+NAMES = ["a", "A", "a:b"]
 
 tricky = st.sampled_from([*sum(ALIKE.values(), []), *HARD])
 keys = st.one_of(st.sampled_from(["a", "b", "c"]), tricky, st.text(max_size=8))
@@ -168,10 +168,11 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
     return Storages
 
 
-def check(database: Database, examples: int) -> None:
+def check(database: Database, examples: int, *phases: Phase) -> None:
     """Run the state machine."""
     profile = settings(
         max_examples=examples,
+        phases=[Phase.generate, *phases],
         stateful_step_count=30,
         deadline=None,
         database=None,
@@ -187,4 +188,4 @@ def test_random_operations_do_what_a_dict_does(database: Database) -> None:
 
 @pytest.mark.thorough
 def test_many_random_operations_do_what_a_dict_does(database: Database) -> None:
-    check(database, 300)
+    check(database, 300, Phase.shrink)

@@ -1,35 +1,19 @@
 """Other processes open the database of a running bot, and a bot may be killed."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from contract.plugin import Database
+from contract.plugin import Database, process_command, run_process
 from contract.values import MARK, Person
 
-PROCESS = [sys.executable, str(Path(__file__).with_name("process.py"))]
-
-
-@pytest.fixture(autouse=True)
-def _needs_processes(outlives_process: bool) -> None:
-    if not outlives_process:
-        pytest.skip("this database lives and dies with its process")
-
-
-def run(database: Database, namespace: str, task: str) -> str:
-    """Run a task of process.py on a namespace and return what it printed."""
-    command = [*PROCESS, str(database.config_file), database.namespace(namespace), task]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
-    return done.stdout.strip()
+pytestmark = pytest.mark.usefixtures("other_processes")
 
 
 def test_another_process_reads_what_is_set_here(database: Database) -> None:
     storage = database.open("namespace")
     storage.set("key", MARK)
-    assert run(database, "namespace", "read") == str({"key": MARK}), (
+    assert run_process(database, "namespace", "read") == str({"key": MARK}), (
         "While the bot runs, another process does not see its data."
     )
 
@@ -37,7 +21,7 @@ def test_another_process_reads_what_is_set_here(database: Database) -> None:
 def test_another_process_writes_what_is_read_here(database: Database) -> None:
     storage = database.open("namespace")
     storage.set("b", "old")
-    run(database, "namespace", "write")
+    run_process(database, "namespace", "write")
     assert {key: storage.get(key) for key in storage.keys()} == {
         "a": Person(MARK),
         "c": Person(MARK),
@@ -45,14 +29,14 @@ def test_another_process_writes_what_is_read_here(database: Database) -> None:
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
-    run(database, "namespace", "write")
-    assert run(database, "namespace", "read") == str({"a": Person(MARK), "c": Person(MARK)}), (
-        "Data are gone when the process that stored them has ended without closing the storage."
-    )
+    run_process(database, "namespace", "write")
+    assert run_process(database, "namespace", "read") == str(
+        {"a": Person(MARK), "c": Person(MARK)}
+    ), "Data are gone when the process that stored them has ended without closing the storage."
 
 
 def test_two_processes_write_at_once(database: Database) -> None:
-    command = [*PROCESS, str(database.config_file), database.namespace("namespace"), "write"]
+    command = process_command(database, "namespace", "write")
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     failed = [error for process, error in zip(processes, errors, strict=True) if process.returncode]
@@ -67,7 +51,7 @@ def test_two_processes_write_at_once(database: Database) -> None:
 
 
 def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
-    command = [*PROCESS, str(database.config_file), database.namespace("namespace"), "write-many"]
+    command = process_command(database, "namespace", "write-many")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         done = [process.stdout.readline() for _ in range(200)]
