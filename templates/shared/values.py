@@ -7,19 +7,23 @@
 
     def _load(self, key: str, data: bytes) -> Any:
         """Check the signature, and only then unpickle: it runs code, maybe a stranger's."""
-        where = f"the value of the key {key!r} in the namespace {self._namespace!r}"
         if self._signing_keys:
             try:
                 data = self._signer(key).unsign(data)
             except BadSignature:
                 raise StoreException(
-                    f"Refused {where}: it is not signed with a signing_key of STORAGE_CONFIG,"
-                    " so it was changed, moved here, or stored without one."
+                    f"Refused {self._where(key)}: it is not signed with a signing_key of"
+                    " STORAGE_CONFIG, so it was changed, moved here, or stored without one."
                 ) from None
         try:
             return pickle.loads(data)
         except Exception as error:
-            raise StoreException(f"Cannot unpickle {where}: {type(error).__name__}.") from error
+            problem = f"{self._where(key)}: {type(error).__name__}."
+            raise StoreException(f"Cannot unpickle {problem}") from error
+
+    def _where(self, key: str) -> str:
+        """Say in an error which value it is about."""
+        return f"the value of the key {key!r} in the namespace {self._namespace!r}"
 
     def _signer(self, key: str) -> Signer:
         """Make a signer for this namespace and key, so that no value is good at another place."""
