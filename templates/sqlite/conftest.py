@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest_plugins = ["contract.plugin"]
-
 SOURCE = Path(__file__).parent.parent / "src"
 
 
