@@ -12,11 +12,17 @@ from errbot.storage.base import StorageBase
 EXECUTED: list[str] = []
 
 
+def run_code() -> None:
+    """Note that an attacker's code ran."""
+    EXECUTED.append("code ran")
+
+
 class Evil:
     """What an attacker would store: unpickling it runs code."""
 
     def __reduce__(self) -> Any:
-        return EXECUTED.append, ("code ran",)
+        # A function, for a method such as EXECUTED.append would be pickled with a copy of its list.
+        return run_code, ()
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,9 @@ def test_a_signed_falsy_value_comes_back(database: Database, value: Any) -> None
 
 @pytest.mark.parametrize("value", [{"a": [MARK]}, MARK * 100_000], ids=["dict", "large"])
 def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
-    signed(database, "key one").set("key", value)
+    storage = signed(database, "key one")
+    storage.set("key", MARK * 200_000)
+    storage.set("key", value)
     assert signed(database, "key one").get("key") == value
 
 

@@ -1,8 +1,17 @@
 """What is logged at DEBUG goes into files and to services that see no data otherwise."""
 
+from typing import Any
+
 from contract.expect import expect
 from contract.plugin import Database
-from contract.values import MARK, Unstorable
+from contract.values import MARK, Person, Unstorable
+
+
+class Broken(Person):
+    """What a plugin stored before its class changed: it cannot be unpickled any more."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise AttributeError("no such attribute")
 
 
 def test_no_value_stands_in_the_log(database: Database, log_lines: list[str]) -> None:
@@ -12,6 +21,9 @@ def test_no_value_stands_in_the_log(database: Database, log_lines: list[str]) ->
         storage.get("key")
     with expect(Exception, "An object that cannot be pickled was taken."):
         storage.set("key", [MARK, Unstorable()])
+    storage.set("key", Broken(MARK))
+    with expect(Exception, "A value that cannot be read was given back."):
+        storage.get("key")
     list(storage.keys())
     storage.remove("key")
     database.close(storage)

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from itertools import islice
 from threading import Barrier
 from typing import Any
 
@@ -40,17 +41,6 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(start, range(THREADS)))
 
 
-def test_a_storage_opened_in_one_thread_works_in_another(storage: StorageBase) -> None:
-    def work(_number: int) -> Any:
-        storage.set("key", MARK)
-        return storage.get("key"), storage.len(), list(storage.keys())
-
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(work, 0).result() == (MARK, 1, ["key"]), (
-            "A command of a bot cannot use the storage that the bot opened in its main thread."
-        )
-
-
 def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> None:
     def work(number: int) -> None:
         for turn in range(ROUNDS):
@@ -66,7 +56,7 @@ def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> No
     assert storage.len() == len(expected), "`len` went wrong when commands came at the same time."
 
 
-def test_threads_that_share_a_key_never_see_a_mix(storage: StorageBase) -> None:
+def test_a_key_that_threads_replace_is_always_there_and_whole(storage: StorageBase) -> None:
     storage.set("key", [0] * 200)
 
     def work(number: int) -> None:
@@ -74,29 +64,16 @@ def test_threads_that_share_a_key_never_see_a_mix(storage: StorageBase) -> None:
             storage.set("key", [number] * (200 + number))
             got = storage.get("key")
             assert got == [got[0]] * (200 + got[0]), (
-                "A value is mixed of two that were set at once."
+                "A value is mixed of two that were set at once. Write the whole value in one step."
             )
-
-    in_threads(work)
-    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
-        "Threads that set one key made several of it."
-    )
-
-
-def test_a_key_that_is_replaced_is_never_missing(storage: StorageBase) -> None:
-    storage.set("key", MARK)
-
-    def work(number: int) -> None:
-        for turn in range(ROUNDS):
-            if number % 2:
-                storage.set("key", [MARK, turn])
-            else:
-                storage.get("key")
 
     try:
         in_threads(work)
     except KeyError:
         pytest.fail("A key was missing while it was replaced. Replace it in one step.")
+    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+        "Threads that set one key made several of it."
+    )
 
 
 def test_threads_that_remove_one_key_succeed_once(storage: StorageBase) -> None:
@@ -134,6 +111,21 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
     in_threads(work)
     assert set(storage.keys()) == kept, "Commands at the same time lost each other's data."
+
+
+def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
+    for key in ["a", "b", "c"]:
+        storage.set(key, MARK)
+    with ThreadPoolExecutor(1) as pool:
+        for key in islice(storage.keys(), 3):
+            try:
+                pool.submit(storage.set, key, [MARK]).result(timeout=10)
+            except TimeoutError:
+                pytest.fail(
+                    "While one command loops over its keys, all others wait. Hold no lock and no"
+                    " transaction between two keys."
+                )
+    assert [storage.get(key) for key in ["a", "b", "c"]] == [[MARK]] * 3
 
 
 def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
