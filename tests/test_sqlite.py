@@ -379,6 +379,23 @@ def test_memory_stays_flat_over_many_keys(
     assert peak < 2_000_000, f"Iterating over 200,000 keys took {peak} bytes."
 
 
+def test_keys_of_both_kinds_come_once_each_over_many_pages(
+    start: Callable[..., StorageBase],
+) -> None:
+    storage = start()
+    expected = [
+        f"{kind}{number}" for kind in ["a", "a\0", "\udc80", "\ud800"] for number in range(700)
+    ]
+    for key in expected:
+        storage.set(key, key)
+    keys = list(storage.keys())
+    assert len(keys) == len(expected)
+    assert set(keys) == set(expected)
+    for key in iter(storage.keys()):
+        storage.remove(key)
+    assert storage.len() == 0
+
+
 def test_a_forked_process_is_refused_and_harms_nothing(tmp_path: Path, module_file: Path) -> None:
     code = f"""
 import multiprocessing, sys

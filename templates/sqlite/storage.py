@@ -226,8 +226,9 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         """
         rows, _ = self._reader.run(FIRST_KEY, self._place)
         while rows:
+            texts = isinstance(rows[-1][0], str)  # Then all are: SQLite sorts texts before bytes.
             for (key,) in rows:
-                yield key if isinstance(key, str) else key.decode("utf-8", "surrogatepass")
+                yield key if texts or type(key) is str else key.decode("utf-8", "surrogatepass")
             if 1 < len(rows) < PAGE:
                 return  # A page that is not full is the last.
             rows, _ = self._reader.run(NEXT_KEYS, self._place, key)
