@@ -385,7 +385,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         # A small namespace comes whole. To clear a large one, Errbot asks again and again for its
         # first keys (`MutableMapping.popitem`): a scan would look each time through all places
         # from which keys were removed before.
-        some = self._server.ask("HRANDFIELD", self._hash, FIRST)
+        some = self._server.ask("HRANDFIELD", self._hash, FIRST) or []
         yield some
         if len(some) < FIRST:
             return
