@@ -67,13 +67,14 @@ def check_url(url: SecretStr) -> SecretStr:
         raise ValueError("It must begin with redis://, rediss:// or unix://")
     try:
         options = parse_url(text)
-        after_host = text.split("://")[1].partition("/")[2]
-        if text.startswith("unix://"):
-            readable = "path" in options and "#" not in text
+        parts = urlsplit(text)
+        readable = not parts.fragment
+        if parts.scheme == "unix":
+            readable &= "path" in options
         else:
-            # A password with a slash in it ends up here, and a part of it would pass for the host.
-            readable = re.fullmatch(r"\d*(\?[^@#]*)?", after_host) is not None
-            readable &= not re.search("[?#]", urlsplit(text).netloc)
+            # The rest of a password with a slash in it, whose beginning would pass for the port.
+            readable &= "@" not in parts.path + parts.query
+            readable &= re.fullmatch(r"/?\d*", parts.path) is not None
         connection_class = options.pop("connection_class", redis.Connection)
         connection_class(**options)
     except Exception:

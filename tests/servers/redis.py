@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 from servers.base import Server, free_port, needs
@@ -134,7 +135,9 @@ class RedisCluster:
             node.start()
         addresses = [f"{node.host}:{node.port}" for node in self.nodes]
         first = self.nodes[0]
-        made = first.cli("--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes")
+        made = first.cli(
+            "--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes"
+        )
         assert "All 16384 slots covered" in made, made
         for node in self.nodes:
             node.wait_until(lambda node=node: self.is_informed(node))  # type: ignore[misc]
@@ -175,4 +178,50 @@ class Deaf:
 
     def stop(self) -> None:
         """Listen no more."""
+        self.socket.close()
+
+
+class Proxy:
+    """Hands everything on to a port of this machine, until it drops what it has connected."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.port = int(self.socket.getsockname()[1])
+        self.dropped = threading.Event()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        """Connect whoever comes."""
+        while True:
+            try:
+                client, _ = self.socket.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.target))
+            for pair in [(client, server), (server, client)]:
+                threading.Thread(
+                    target=self.hand_on, args=(*pair, self.dropped), daemon=True
+                ).start()
+
+    def hand_on(
+        self, source: socket.socket, target: socket.socket, dropped: threading.Event
+    ) -> None:
+        """Hand on what comes, and swallow it, without a word to anybody, once it is dropped."""
+        try:
+            while data := source.recv(65_536):
+                if not dropped.is_set():
+                    target.sendall(data)
+            if not dropped.is_set():
+                target.close()
+        except OSError:
+            pass
+
+    def drop(self) -> None:
+        """Do as a firewall that has forgotten all connections that there are."""
+        self.dropped.set()
+        self.dropped = threading.Event()
+
+    def stop(self) -> None:
+        """Accept no more."""
         self.socket.close()
