@@ -154,7 +154,7 @@ def test_the_contract_holds(
         f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    printed = run(*command, "--errbot-config", config, cwd=project).splitlines()
+    printed = run(*command, f"--errbot-config={config}", cwd=project).splitlines()
     print(f"{request.node.name}: {printed[-1]}")
     assert " passed" in printed[-1]
     assert "skipped" not in printed[-1]
@@ -757,7 +757,7 @@ def test_a_server_that_loses_data_is_warned_of_once(
 # Connections
 
 
-def test_connections_are_shared_and_closed(server: Redis, project: Path) -> None:
+def test_connections_are_shared_by_namespaces(server: Redis, project: Path) -> None:
     before = connections(server)
     plugin = load(project, url=server.url)
     for number in range(300):
@@ -769,12 +769,10 @@ def test_connections_are_shared_and_closed(server: Redis, project: Path) -> None
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: storage.set("key", number), range(2_000)))
     assert connections(server) <= before + 16
-    del plugin, storage
-    gc.collect()
-    assert connections(server) == before
 
 
 def test_connections_are_closed_without_the_garbage_collector(server: Redis, project: Path) -> None:
+    gc.collect()
     before = connections(server)
     gc.disable()
     try:
