@@ -22,8 +22,6 @@ from uuid import uuid4
 import pytest
 import redis
 
-pytest_plugins = ["contract.plugin"]
-
 SOURCE = Path(__file__).parent.parent / "src"
 TEST_URL = os.environ.get("STORAGE_TEST_URL")
 BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
