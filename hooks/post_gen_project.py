@@ -19,5 +19,9 @@ print(f"""
   python -m venv .venv && .venv/bin/python -m pip install -e '.[dev]'
   .venv/bin/python -m pytest
 
+{% if cookiecutter.database == "dict" -%}
 Then put your database into src/{{ cookiecutter.__package }}/storage.py: README.md says how.
+{%- else -%}
+README.md says what a bot's config.py needs to use it.
+{%- endif %}
 """)

@@ -2,10 +2,12 @@
 
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import DATABASES, Bake, clean_environment, environment, pythons, run
+from servers.redis import Redis
 
 ERRBOTS = ["6.2.0", "6.2.1"]
 PYTHONS = pythons()
@@ -14,11 +16,25 @@ FIND = """
 from types import SimpleNamespace
 from errbot.bootstrap import get_storage_plugin
 import errbot.version, sys
-plugin = get_storage_plugin(SimpleNamespace(STORAGE="Acme", BOT_DATA_DIR="."))
+plugin = get_storage_plugin(SimpleNamespace(
+    STORAGE="Acme", STORAGE_CONFIG=eval(sys.argv[1]), BOT_DATA_DIR="."
+))
 storage = plugin.open("namespace")
 storage.set("key", "value")
 print(storage.get("key"), errbot.version.VERSION, sys.modules[type(plugin).__module__].__file__)
 """
+
+
+@pytest.fixture
+def storage_config(database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The least that STORAGE_CONFIG must say for a bot to run, on a server that runs."""
+    if database == "redis":
+        server = Redis(tmp_path / "redis")
+        server.start()
+        yield {"url": server.url}
+        server.stop()
+    else:
+        yield {}
 
 
 def wheel_of(project: Path, folder: Path) -> Path:
@@ -59,7 +75,12 @@ ENVIRONMENTS = [
 
 @pytest.mark.parametrize(("database", "python", "errbot"), ENVIRONMENTS)
 def test_the_installed_wheel_is_found_and_passes_its_own_tests(
-    bake: Bake, tmp_path: Path, database: str, python: str, errbot: str
+    bake: Bake,
+    tmp_path: Path,
+    database: str,
+    storage_config: dict[str, str],
+    python: str,
+    errbot: str,
 ) -> None:
     project = bake(database=database)
     wheel = wheel_of(project, tmp_path)
@@ -67,7 +88,8 @@ def test_the_installed_wheel_is_found_and_passes_its_own_tests(
         tmp_path / "environment", PYTHONS[python], f"{wheel}[test]", f"errbot=={errbot}"
     )
     (tmp_path / "bot").mkdir()
-    found = run(interpreter, "-c", FIND, cwd=tmp_path / "bot", env=clean_environment())
+    find = [interpreter, "-c", FIND, repr(storage_config)]
+    found = run(*find, cwd=tmp_path / "bot", env=clean_environment())
     value, version, file = found.split("\n")[-2].split(" ", 2)
     assert (value, version) == ("value", errbot)
     assert Path(file).is_relative_to(tmp_path / "environment"), f"Errbot loaded {file}."

@@ -29,6 +29,16 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from Config.model_json_schema()["properties"].items()
 
 
+def with_secrets() -> dict[str, str]:
+    """Return a STORAGE_CONFIG of all keys that are secret, with SECRET in each."""
+    config = dict.fromkeys(secret_keys(), SECRET)
+    for key in config:
+        default = Config.model_fields[key].default
+        if isinstance(default, SecretStr) and "://" in (url := default.get_secret_value()):
+            config[key] = url.replace("://", f"://user:{SECRET}@", 1)
+    return config
+
+
 def error_of(database: Database, storage_config: object) -> str:
     """Return the error with which the plugin refuses a STORAGE_CONFIG."""
     database.config.STORAGE_CONFIG = storage_config
@@ -109,5 +119,5 @@ def test_no_secret_shows(database: Database, log_lines: list[str]) -> None:
     storage.set("key", "value")
     storage.get("key")
     shown = [repr(plugin), str(plugin), repr(storage), str(storage), *log_lines]
-    shown.append(repr(Config.load(dict.fromkeys(secret_keys(), SECRET))))
+    shown.append(repr(Config.load(with_secrets())))
     assert not [text for text in shown if SECRET in text], "A secret shows in a repr or in the log."

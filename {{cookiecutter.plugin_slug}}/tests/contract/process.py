@@ -15,7 +15,7 @@ from contract.values import MARK, Person  # noqa: E402
 
 def read(storage: StorageBase) -> None:
     """Print all that the namespace holds."""
-    print({key: storage.get(key) for key in storage.keys()})
+    print({key: storage.get(key) for key in sorted(storage.keys())})
 
 
 def write(storage: StorageBase) -> None:

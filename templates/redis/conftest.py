@@ -1,0 +1,120 @@
+"""Where the tests' throwaway database comes from.
+
+A redis-server or valkey-server that is installed is started for the run. STORAGE_TEST_URL names
+another server, on which the tests work below a prefix of their own and remove it afterwards.
+Without either, fakeredis stands in: a Redis inside of the tests' own process.
+
+`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+import redis
+
+SOURCE = Path(__file__).parent.parent / "src"
+TEST_URL = os.environ.get("STORAGE_TEST_URL")
+BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
+PREFIX = f"errbot-test-{uuid4().hex}:"
+NUMBERS = count()
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say on what the tests run."""
+    if config.getoption("--errbot-config"):
+        return None
+    if TEST_URL:
+        return "redis: the server that STORAGE_TEST_URL names"
+    if BINARY:
+        return f"redis: {BINARY}, started for the tests"
+    return "redis: FAKEREDIS, for neither STORAGE_TEST_URL nor redis-server is there"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what fakeredis cannot do."""
+    if is_fake(config):
+        for item in items:
+            if item.path.name == "test_command_line.py":
+                item.add_marker(pytest.mark.skip(reason="fakeredis is in this process alone"))
+            if item.name == "test_keys_and_len_work_while_others_write":
+                item.add_marker(pytest.mark.skip(reason="HSCAN of fakeredis may miss fields"))
+
+
+def is_fake(config: pytest.Config) -> bool:
+    """Tell whether the tests run on fakeredis."""
+    return not (TEST_URL or BINARY or config.getoption("--errbot-config"))
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The url of a server for all tests."""
+    if TEST_URL:
+        yield TEST_URL
+        with redis.Redis.from_url(TEST_URL) as server:
+            for key in server.scan_iter(match=f"{PREFIX}*", count=1_000):
+                server.delete(key)
+    elif BINARY:
+        yield from running_server(BINARY, tmp_path_factory.mktemp("redis"))
+    else:
+        yield from fake_server()
+
+
+def running_server(binary: str, folder: Path) -> Iterator[str]:
+    """Run a server on a free port, and yield its url."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+    with (folder / "output.log").open("wb") as output:
+        process = subprocess.Popen([*command, "--save", ""], stdout=output, stderr=output)
+    try:
+        for _ in range(100):
+            assert process.poll() is None, (folder / "output.log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fake_server() -> Iterator[str]:
+    """Let redis-py connect to a server inside of this process, and yield a url."""
+    from fakeredis import FakeRedisConnection, FakeServer
+
+    from_url = partial(
+        redis.ConnectionPool.from_url, connection_class=FakeRedisConnection, server=FakeServer()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis.ConnectionPool, "from_url", from_url)
+        yield "redis://fakeredis"
+
+
+@pytest.fixture
+def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
+    """What config.py says: this storage plugin, below a prefix that is this test's alone."""
+    return SimpleNamespace(
+        STORAGE="{{ cookiecutter.plugin_name }}",
+        STORAGE_CONFIG={"url": url, "prefix": f"{PREFIX}{next(NUMBERS)}:"},
+        BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
+        BOT_DATA_DIR=str(tmp_path),
+    )
+
+
+@pytest.fixture(scope="session")
+def outlives_process(pytestconfig: pytest.Config) -> bool:
+    """Whether the data are still there when the process that stored them is gone."""
+    return not is_fake(pytestconfig)

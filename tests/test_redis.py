@@ -1,0 +1,783 @@
+"""The baked Redis storage on real servers: kills, failovers, wrong secrets, rights, warnings."""
+
+import gc
+import importlib.util
+import logging
+import multiprocessing
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from conftest import run
+from errbot.storage import StoreException, StoreMixin
+from errbot.storage.base import StorageBase, StoragePluginBase
+from pytest_cookies.plugin import Cookies
+from servers.base import free_port
+from servers.redis import Deaf, Proxy, Redis, RedisCluster, RedisSentinel
+
+# Processes that start in a moment, for they have imported everything, and have no file open.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["errbot.storage.base", "itsdangerous", "pydantic", "redis", "pytest", "pytest_cookies.plugin"]
+)
+KILLS = 50
+SECRET = "s3cret-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def project(cookies_session: Cookies) -> Path:
+    """A project baked for Redis."""
+    result = cookies_session.bake(extra_context={"database": "redis"})
+    if result.exception:
+        raise result.exception
+    return Path(result.project_path)
+
+
+def load(project: Path, **storage_config: Any) -> StoragePluginBase:
+    """Start the storage plugin, as a bot does with this STORAGE_CONFIG."""
+    file = next(project.glob("src/*/storage.py"))
+    spec = importlib.util.spec_from_file_location("errbot.storage.storage", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plugin = module.AcmePlugin(SimpleNamespace(STORAGE_CONFIG=storage_config))
+    assert isinstance(plugin, StoragePluginBase)
+    return plugin
+
+
+Open = Callable[..., StorageBase]
+
+
+@pytest.fixture
+def open_storage(project: Path) -> Open:
+    """Start the storage plugin with a STORAGE_CONFIG, and open a namespace."""
+
+    def open_storage(**storage_config: Any) -> StorageBase:
+        return load(project, **storage_config).open("namespace")
+
+    return open_storage
+
+
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(module_server: Redis) -> Redis:
+    """A server without data, with settings under which it loses nothing."""
+    module_server.cli("flushall")
+    module_server.cli("acl", "deluser", "errbot")
+    return module_server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Redis]:
+    """A server that the test may stop and kill."""
+    server = Redis(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def module_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def module_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSentinel]:
+    sentinel = RedisSentinel(tmp_path_factory.mktemp("sentinel"))
+    try:
+        sentinel.start()
+        yield sentinel
+    finally:
+        sentinel.stop()
+
+
+@pytest.fixture(params=["server", "sentinel", "cluster"])
+def everywhere(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A STORAGE_CONFIG for each kind of installation."""
+    installation = request.getfixturevalue(f"module_{request.param}")
+    if isinstance(installation, RedisSentinel):
+        return {"sentinels": installation.addresses}
+    return {"url": installation.url, "cluster": isinstance(installation, RedisCluster)}
+
+
+def connections(server: Redis) -> int:
+    """Return how many clients are connected, without the one that asks."""
+    clients = server.cli("client", "list", "type", "normal").splitlines()
+    return sum("cmd=client" not in client for client in clients)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer."""
+    start = time.monotonic()
+    yield
+    took = time.monotonic() - start
+    assert took < seconds, f"It took {took:.1f} s, and may take {seconds:.1f} s."
+
+
+# The contract
+
+
+@pytest.mark.slow
+def test_the_contract_holds(
+    project: Path, everywhere: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {everywhere!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
+        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    printed = run(*command, f"--errbot-config={config}", cwd=project).splitlines()
+    print(f"{request.node.name}: {printed[-1]}")
+    assert " passed" in printed[-1]
+    assert "skipped" not in printed[-1]
+
+
+# What does not run, does not answer, or is killed
+
+
+def set_until_killed(project: Path, url: str, start: int, pipe: Connection) -> None:
+    """Set keys, and tell the number of each that is set. Runs in a process of its own."""
+    storage = load(project, url=url).open("namespace")
+    number = start
+    while True:
+        storage.set(str(number), [number, "x" * (number % 50 * 200)])
+        pipe.send(number)
+        number += 1
+
+
+def test_a_killed_writer_has_lost_no_set_that_returned(
+    project: Path, server: Redis, open_storage: Open
+) -> None:
+    last = -1
+    for _ in range(KILLS):
+        ours, theirs = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(
+            target=set_until_killed, args=(project, server.url, last + 1, theirs)
+        )
+        process.start()
+        theirs.close()
+        last = ours.recv()
+        time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        with suppress(EOFError):
+            while True:
+                last = ours.recv()
+        process.join()
+    storage = open_storage(url=server.url)
+    keys = set(storage.keys())
+    lost = {str(number) for number in range(last + 1)} - keys
+    assert not lost, f"{len(lost)} of {last + 1} values are lost."
+    for key in keys:
+        assert storage.get(key) == [int(key), "x" * (int(key) % 50 * 200)]
+    print(f"{KILLS} kills, {last + 1} values")
+
+
+class Load:
+    """Threads that set, get and remove, and note what they know of the database."""
+
+    def __init__(self, storage: StorageBase, threads: int) -> None:
+        self.storage = storage
+        self.wrong: list[str] = []
+        self.succeeded = 0.0
+        self.stopped = threading.Event()
+        self.pool = ThreadPoolExecutor(threads)
+        self.known = self.pool.map(self.work, range(threads))
+
+    def work(self, number: int) -> dict[str, set[int | None]]:
+        """Return of each key of this thread the values that it may have, None for no value."""
+        known: dict[str, set[int | None]] = {f"{number} {key}": {None} for key in range(5)}
+        turn = 0
+        while not self.stopped.is_set():
+            turn += 1
+            key = random.choice(list(known))
+            try:
+                if turn % 3 == 0:
+                    self.storage.set(key, turn)
+                    known[key] = {turn}
+                elif turn % 10 == 0:
+                    with suppress(KeyError):
+                        self.storage.remove(key)
+                    known[key] = {None}
+                else:
+                    known[key] = {self.check(key, known[key])}
+                self.succeeded = time.monotonic()
+            except StoreException:
+                if turn % 3 == 0:
+                    known[key] = known[key] | {turn}
+                elif turn % 10 == 0:
+                    known[key] = known[key] | {None}
+            except Exception as error:
+                self.wrong.append(f"{type(error).__name__}: {error}")
+        return known
+
+    def check(self, key: str, known: set[int | None]) -> int | None:
+        """Get a key, note where it has none of the values that it may have, and return it."""
+        value: int | None
+        try:
+            value = self.storage.get(key)
+        except KeyError:
+            value = None
+        if value not in known:
+            self.wrong.append(f"{key}: {value}, not one of {known}")
+        return value
+
+    def stop(self) -> None:
+        """End the threads, and check what is in the database then."""
+        self.stopped.set()
+        for known in self.known:
+            for key, values in known.items():
+                self.check(key, values)
+        self.pool.shutdown()
+
+
+def test_a_killed_server_gives_no_wrong_answer_and_loses_nothing(
+    own_server: Redis, open_storage: Open
+) -> None:
+    own_server.start()
+    load = Load(open_storage(url=own_server.url, timeout=5.0), threads=8)
+    for _ in range(5):
+        time.sleep(random.uniform(0.3, 0.6))
+        own_server.kill()
+        time.sleep(0.3)
+        own_server.start()
+        back = time.monotonic()
+        while load.succeeded < back:
+            assert time.monotonic() < back + 5, "No operation succeeded within 5 s."
+            time.sleep(0.001)
+        print(f"back after {load.succeeded - back:.3f} s")
+    load.stop()
+    assert not load.wrong, load.wrong[:5]
+
+
+def seconds_until_it_works(storage: StorageBase, number: int) -> float:
+    """Set and get until that works, and return how long it took."""
+    start = time.monotonic()
+    while time.monotonic() < start + 60:
+        with suppress(StoreException):
+            storage.set("after", number)
+            assert storage.get("after") == number
+            return time.monotonic() - start
+        time.sleep(0.05)
+    raise AssertionError("It does not work again.")
+
+
+def test_a_failover_by_sentinels_is_followed(open_storage: Open, tmp_path: Path) -> None:
+    sentinel = RedisSentinel(tmp_path / "sentinel")
+    try:
+        sentinel.start()
+        storage = open_storage(sentinels=sentinel.addresses, timeout=2.0)
+        storage.set("before", 1)
+        sentinel.master.cli("wait", "1", "1000")
+        sentinel.master.kill()
+        print(f"Sentinel master killed: {seconds_until_it_works(storage, 2):.1f} s")
+        assert storage.get("before") == 1
+        assert sorted(storage.keys()) == ["after", "before"]
+    finally:
+        sentinel.stop()
+
+
+def test_a_failover_of_a_cluster_is_followed(open_storage: Open, tmp_path: Path) -> None:
+    cluster = RedisCluster(tmp_path / "cluster")
+    try:
+        cluster.start()
+        storage = open_storage(url=cluster.url, cluster=True, timeout=2.0)
+        storage.set("before", 1)
+        master = cluster.master_of("errbot:namespace")
+        time.sleep(0.5)
+        master.kill()
+        print(f"Cluster master killed: {seconds_until_it_works(storage, 2):.1f} s")
+        assert storage.get("before") == 1
+        assert sorted(storage.keys()) == ["after", "before"]
+    finally:
+        cluster.stop()
+
+
+def test_a_server_that_is_not_there_at_start_is_found_later(
+    own_server: Redis, open_storage: Open
+) -> None:
+    with within(5):
+        storage = open_storage(url=own_server.url, timeout=5.0)
+    for operation in operations(storage):
+        with within(5), pytest.raises(StoreException, match=f"127.0.0.1:{own_server.port}"):
+            operation()
+    own_server.start()
+    storage.set("key", 1)
+    assert storage.get("key") == 1
+
+
+def test_a_cluster_that_is_not_there_at_start_is_found_later(
+    own_server: Redis, open_storage: Open
+) -> None:
+    storage = open_storage(url=own_server.url, cluster=True, timeout=5.0)
+    for operation in operations(storage):
+        with within(5), pytest.raises(StoreException, match=f"127.0.0.1:{own_server.port}"):
+            operation()
+    own_server.settings += ["cluster-enabled yes", f"cluster-port {free_port()}"]
+    own_server.start()
+    own_server.cli("cluster", "addslotsrange", "0", "16383")
+    own_server.wait_until(lambda: "cluster_state:ok" in own_server.cli("cluster", "info"))
+    storage.set("key", 1)
+    assert storage.get("key") == 1
+
+
+def operations(storage: StorageBase) -> list[Callable[[], Any]]:
+    """Return each operation of a storage."""
+    return [
+        lambda: storage.set("key", 1),
+        lambda: storage.get("key"),
+        lambda: storage.remove("key"),
+        lambda: storage.len(),
+        lambda: next(iter(storage.keys())),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["server", "sentinel", "cluster"])
+def test_a_server_that_never_answers_is_waited_for_no_longer_than_timeout(
+    open_storage: Open, kind: str
+) -> None:
+    deaf = Deaf()
+    config: dict[str, Any] = {"url": f"redis://:{SECRET}@127.0.0.1:{deaf.port}"}
+    if kind == "sentinel":
+        config["sentinels"] = [f"127.0.0.1:{deaf.port}"] * 3
+    with within(2):
+        storage = open_storage(**config, cluster=kind == "cluster", timeout=1.0)
+    for operation in operations(storage):
+        with within(1.5), pytest.raises(StoreException, match=f"127.0.0.1:{deaf.port}"):
+            operation()
+    deaf.stop()
+
+
+def test_a_connection_that_a_firewall_dropped_is_replaced(
+    server: Redis, open_storage: Open
+) -> None:
+    proxy = Proxy(server.port)
+    storage = open_storage(url=f"redis://127.0.0.1:{proxy.port}", timeout=1.0)
+    for repeatable in [0, 1, 3, 4]:
+        storage.set("key", 1)
+        proxy.drop()
+        with within(1.5):
+            operations(storage)[repeatable]()
+    proxy.drop()
+    with within(1.5), pytest.raises(StoreException, match="may or may not have been done"):
+        storage.remove("key")
+    assert storage.get("key") == 1
+    proxy.stop()
+
+
+def test_a_former_master_is_left(own_server: Redis, open_storage: Open) -> None:
+    own_server.start()
+    storage = open_storage(url=own_server.url)
+    storage.set("key", 1)
+    own_server.cli("replicaof", "127.0.0.1", str(free_port()))
+    with pytest.raises(StoreException, match="read only"):
+        storage.set("key", 2)
+    own_server.cli("replicaof", "no", "one")
+    storage.set("key", 3)
+    assert storage.get("key") == 3
+
+
+# Keys
+
+
+def test_keys_come_once_when_the_server_shrinks_the_hash_meanwhile(
+    server: Redis, open_storage: Open
+) -> None:
+    for size, keep in [(20_000, 17), (5_000, 3), (50_000, 100)]:
+        server.cli("flushall")
+        with redis.Redis(port=server.port) as client:
+            client.hset("errbot:namespace", mapping={str(n): b"N." for n in range(size)})
+            storage = open_storage(url=server.url)
+            keys = iter(storage.keys())
+            seen = [next(keys) for _ in range(size // 2)]
+            left = {str(n) for n in random.sample(range(size), keep)}
+            gone = [str(n) for n in range(size) if str(n) not in left]
+            client.hdel("errbot:namespace", *gone)
+            for _ in range(200):  # each access moves a part of the hash
+                client.hexists("errbot:namespace", "0")
+        seen += keys
+        assert len(seen) == len(set(seen)), "A key came twice."
+        assert left <= set(seen), "A key that was there all the time did not come."
+
+
+def test_no_key_is_missed_when_the_server_restarts_meanwhile(
+    own_server: Redis, open_storage: Open
+) -> None:
+    own_server.start()
+    expected = {str(number) for number in range(20_000)}
+    with redis.Redis(port=own_server.port) as client:
+        client.hset("errbot:namespace", mapping=dict.fromkeys(expected, b"N."))
+    storage = open_storage(url=own_server.url)
+    for taken in [1, 20, 200, 10_000]:
+        keys = iter(storage.keys())
+        seen = [next(keys) for _ in range(taken)]
+        own_server.kill()
+        own_server.start()
+        seen += keys
+        assert len(seen) == len(set(seen)), "A key came twice."
+        assert set(seen) == expected, "A key did not come."
+
+
+def test_fields_and_keys_of_others_harm_nothing(server: Redis, project: Path) -> None:
+    plugin = load(project, url=server.url)
+    storage = plugin.open("namespace")
+    storage.set("key", 1)
+    with redis.Redis(port=server.port) as client:
+        client.hset("errbot:namespace", b"\xff\xfe", b"no pickle")
+        assert list(storage.keys()) == ["key"]
+        client.set("errbot:other", "a string")
+    with pytest.raises(StoreException, match="WRONGTYPE"):
+        plugin.open("other").get("key")
+    assert storage.get("key") == 1
+
+
+@pytest.mark.slow
+def test_clearing_takes_time_in_proportion(server: Redis, open_storage: Open) -> None:
+    times = []
+    for size in [10_000, 100_000]:
+        with redis.Redis(port=server.port) as client:
+            client.hset("errbot:namespace", mapping={str(n): b"N." for n in range(size)})
+        mapping = StoreMixin()
+        mapping._store = open_storage(url=server.url)
+        start = time.monotonic()
+        mapping.clear()
+        times.append(time.monotonic() - start)
+        assert len(mapping) == 0
+    print(f"clear: {times[0]:.1f} s for 10,000 keys, {times[1]:.1f} s for 100,000")
+    assert times[1] < 12 * times[0]
+
+
+# Secrets
+
+
+def shown_by(*errors: BaseException, log: str) -> str:
+    """Return all that the errors, their tracebacks and the log show."""
+    lines = [
+        f"{error!r}\n{error}\n{''.join(traceback.format_exception(error))}" for error in errors
+    ]
+    return "\n".join([*lines, log])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://errbot:{secret}@127.0.0.1:{port}",
+        "redis://:{secret}@127.0.0.1:{port}",
+        "redis://{secret}@127.0.0.1:{port}",
+        "redis://127.0.0.1:{port}?password={secret}",
+        "redis://errbot:{secret}@127.0.0.1:{closed}",
+        "redis://errbot:{secret}@no-such-host.invalid:{port}",
+        "redis://errbot:{secret}@" + "long" * 30 + ":{port}",
+        "rediss://errbot:{secret}@127.0.0.1:{port}",
+        "rediss://errbot:{secret}@127.0.0.1:{port}?ssl_ca_certs=/no/such/file",
+        "rediss://127.0.0.1:{port}?ssl_password={secret}&ssl_keyfile=/no/such/file",
+        "unix://errbot:{secret}@/no/such/socket",
+        "redis://errbot:{secret}@127.0.0.1:{port}/77",
+    ],
+)
+@pytest.mark.parametrize("cluster", [False, True])
+def test_no_error_and_no_log_shows_a_password(
+    server: Redis, project: Path, caplog: pytest.LogCaptureFixture, url: str, cluster: bool
+) -> None:
+    if cluster and (url.startswith("unix:") or url.endswith("/77")):
+        pytest.skip("a Cluster has neither")
+    server.cli("config", "set", "requirepass", "another password")
+    caplog.set_level(logging.DEBUG)
+    try:
+        url = url.format(secret=SECRET, port=server.port, closed=free_port())
+        plugin = load(project, url=url, cluster=cluster, timeout=2.0, signing_key=SECRET)
+        errors = []
+        storage = plugin.open("namespace")
+        for operation in operations(storage):
+            with pytest.raises(StoreException) as caught:
+                operation()
+            errors.append(caught.value)
+    finally:
+        cli = ["-a", "another password", "config", "set", "requirepass", ""]
+        server.cli(*cli)
+    assert SECRET not in shown_by(*errors, log=caplog.text + repr([plugin, storage]))
+    print(errors[0])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{secret}",
+        "http://errbot:{secret}@127.0.0.1",
+        "REDIS://errbot:{secret}@127.0.0.1",
+        "redis://errbot:{secret}@127.0.0.1:port",
+        "redis://errbot:{secret}@127.0.0.1:99999",
+        "redis://errbot:12/{secret}@127.0.0.1:6379/0",
+        "redis://errbot:12/{secret}",
+        "redis://errbot:12?{secret}@127.0.0.1:6379/0",
+        "redis://errbot:12#{secret}@127.0.0.1:6379/0",
+        "redis://errbot:{secret}/@127.0.0.1:6379/0",
+        "redis://127.0.0.1/{secret}",
+        "redis://127.0.0.1?{secret}=1",
+        "redis://127.0.0.1?socket_timeout={secret}",
+        "redis://127.0.0.1/0?ssl_cert_reqs={secret}",
+        "redis://[{secret}",
+        "unix://",
+    ],
+)
+def test_a_wrong_url_is_refused_and_not_shown(
+    project: Path, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(ValueError, match="STORAGE_CONFIG") as caught:
+        load(project, url=url.format(secret=SECRET))
+    assert "url: " in str(caught.value)
+    assert SECRET not in shown_by(caught.value, log=caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"sentinels": ["localhost"], "cluster": True}, "cluster"),
+        ({"url": "unix:///tmp/socket", "cluster": True}, "cluster"),
+        ({"url": "unix:///tmp/socket", "sentinels": ["localhost"]}, "sentinels"),
+        ({"sentinels": ["localhost:port"]}, "sentinels"),
+        ({"sentinels": [f"errbot:{SECRET}@localhost"]}, "sentinels"),
+        ({"sentinels": "localhost"}, "sentinels"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    project: Path, config: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ValueError, match=f"  {key}: ") as caught:
+        load(project, **config)
+    assert SECRET not in str(caught.value)
+
+
+def test_values_do_not_stand_in_errors(server: Redis, open_storage: Open) -> None:
+    server.cli("acl", "setuser", "errbot", "on", ">pw", "~*", "+@all", "-hset")
+    storage = open_storage(url=f"redis://errbot:pw@127.0.0.1:{server.port}")
+    with pytest.raises(StoreException, match="NOPERM|no permissions") as caught:
+        storage.set("key", SECRET)
+    assert SECRET not in shown_by(caught.value, log="")
+
+
+# TLS
+
+
+def openssl(*arguments: str, folder: Path) -> None:
+    """Run openssl."""
+    binary = shutil.which("openssl")
+    if not binary:
+        pytest.skip("no openssl")
+    subprocess.run([binary, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_server_is_reached_by_tls_and_its_certificate_checked(
+    tmp_path: Path, open_storage: Open, cluster: bool
+) -> None:
+    for name in ["right", "wrong"]:
+        certificate = ["-out", f"{name}.pem", "-subj", "/CN=localhost", "-days", "2"]
+        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        key = ["-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key"]
+        openssl("req", "-x509", *certificate, *names, *key, folder=tmp_path)
+    port = free_port()
+    files = [f"tls-cert-file {tmp_path}/right.pem", f"tls-key-file {tmp_path}/right.key"]
+    mode = ["cluster-enabled yes", f"cluster-port {free_port()}"] if cluster else []
+    mode += ["tls-cluster yes"] if cluster else []
+    server = Redis(
+        tmp_path / "redis", f"tls-port {port}", "tls-auth-clients no", *files, *mode,
+        f"tls-ca-cert-file {tmp_path}/right.pem",
+    )  # fmt: skip
+    server.start()
+    try:
+        if cluster:
+            server.cli("cluster", "addslotsrange", "0", "16383")
+            server.wait_until(lambda: "cluster_state:ok" in server.cli("cluster", "info"))
+        url = f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}"
+        storage = open_storage(url=f"{url}/right.pem", cluster=cluster)
+        storage.set("key", 1)
+        assert storage.get("key") == 1
+        with pytest.raises(StoreException, match=r"(?i)certificate"):
+            open_storage(url=f"{url}/wrong.pem", cluster=cluster).get("key")
+    finally:
+        server.stop()
+
+
+# Rights
+
+
+def acl_of(project: Path) -> list[str]:
+    """Return the words of the ACL that the project's README recommends."""
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^ACL SETUSER errbot on .*$", readme, re.MULTILINE)
+    assert found, "README.md shows no ACL."
+    return found[0].split()
+
+
+def test_the_acl_grants_what_is_needed(
+    server: Redis, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.cli(*acl_of(project)) == "OK"
+    url = f"redis://errbot:PASSWORD@127.0.0.1:{server.port}"
+    server.cli("acl", "log", "reset")
+    plugin = load(project, url=url)
+    use_all(plugin.open("namespace"))
+    refused = re.findall(r"\nobject\n(.*)", server.cli("acl", "log"))
+    assert set(refused) <= {"client|setinfo"}, "README.md says that this one may be left out."
+    with redis.Redis.from_url(url) as client:
+        for command in ["FLUSHALL", "KEYS *", "CONFIG GET *", "HGETALL errbot:namespace", "SAVE"]:
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.hget("other:namespace", "key")
+    with pytest.raises(StoreException, match="errbot:|permission"):
+        load(project, url=url, prefix="other:").open("namespace").get("key")
+
+
+def use_all(storage: StorageBase) -> None:
+    """Do all that a storage can do."""
+    for number in range(300):
+        storage.set(str(number), number)
+    assert storage.get("1") == 1
+    assert storage.len() == 300
+    assert len(list(storage.keys())) == 300
+    storage.remove("1")
+
+
+def test_the_acl_grants_nothing_else(server: Redis, project: Path) -> None:
+    granted = [word for word in acl_of(project) if word.startswith("+")]
+    assert "+hget" in granted
+    url = f"redis://errbot:PASSWORD@127.0.0.1:{server.port}"
+    for word in granted:
+        server.cli("del", "errbot:namespace")
+        server.cli(*acl_of(project))
+        server.cli("acl", "setuser", "errbot", word.replace("+", "-"))
+        if word == "+info":  # README.md says that it may be left out
+            use_all(load(project, url=url).open("namespace"))
+        else:
+            with pytest.raises(StoreException, match=word[1:].upper()):
+                use_all(load(project, url=url).open("namespace"))
+
+
+def test_the_acl_for_a_cluster_grants_what_is_needed(
+    module_cluster: RedisCluster, project: Path
+) -> None:
+    for node in module_cluster.nodes:
+        words = [*acl_of(project), "+cluster|slots", "+command"]
+        assert node.cli(*words) == "OK"
+    url = module_cluster.url.replace("//", "//errbot:PASSWORD@")
+    use_all(load(project, url=url, cluster=True).open("namespace"))
+
+
+def test_the_acl_for_sentinels_grants_what_is_needed(
+    module_sentinel: RedisSentinel, project: Path
+) -> None:
+    for server in [module_sentinel.master, module_sentinel.replica]:
+        assert server.cli(*acl_of(project)) == "OK"
+    for sentinel in module_sentinel.sentinels:
+        words = ["ACL", "SETUSER", "errbot", "on", ">OTHER", "-@all", "+sentinel|masters"]
+        assert sentinel.cli(*words) == "OK"
+    plugin = load(
+        project,
+        url="redis://errbot:PASSWORD@sentinel",
+        sentinels=module_sentinel.addresses,
+        sentinel_username="errbot",
+        sentinel_password="OTHER",
+    )
+    use_all(plugin.open("namespace"))
+
+
+# Warnings
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings that were logged, and forget them."""
+    found = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    caplog.clear()
+    return found
+
+
+def test_a_server_that_loses_nothing_is_not_warned_of(
+    project: Path, everywhere: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(project, **everywhere)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "good"),
+    [("appendonly", "no", "yes"), ("maxmemory-policy", "allkeys-lru", "noeviction")],
+)
+def test_a_server_that_loses_data_is_warned_of_once(
+    server: Redis,
+    project: Path,
+    caplog: pytest.LogCaptureFixture,
+    setting: str,
+    value: str,
+    good: str,
+) -> None:
+    server.cli("config", "set", setting, value)
+    server.cli(*acl_of(project), "-info")
+    try:
+        plugin = load(project, url=server.url)
+        use_all(plugin.open("namespace"))
+        (warning,) = warnings(caplog)
+        assert f"{setting} {value}" in warning
+        assert f"127.0.0.1:{server.port}" in warning
+        load(project, url=f"redis://errbot:PASSWORD@127.0.0.1:{server.port}")
+        assert warnings(caplog) == [], "An account that may not ask should get no warning."
+    finally:
+        server.cli("config", "set", setting, good)
+
+
+# Connections
+
+
+def test_connections_are_shared_by_namespaces(server: Redis, project: Path) -> None:
+    before = connections(server)
+    plugin = load(project, url=server.url)
+    for number in range(300):
+        storage = plugin.open(str(number))
+        storage.set("key", number)
+        next(iter(storage.keys()))
+        storage.close()
+    assert connections(server) == before + 1
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: storage.set("key", number), range(2_000)))
+    assert connections(server) <= before + 16
+
+
+def test_connections_are_closed_without_the_garbage_collector(server: Redis, project: Path) -> None:
+    gc.collect()
+    before = connections(server)
+    gc.disable()
+    try:
+        for _ in range(20):
+            load(project, url=server.url).open("namespace").set("key", 1)
+    finally:
+        gc.enable()
+    assert connections(server) <= before + 1
