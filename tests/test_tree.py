@@ -10,6 +10,11 @@ from conftest import DATABASES, TEMPLATE, Bake, files, run
 LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietary"]
 
 
+NEEDED = {"storage.py", "conftest.py", "dependencies.toml", "requirements.md"}
+NEEDED |= {"config_example.py", "keys.md", "operation.md", "development.md"}
+EXTRA = {"dependencies-test.toml", "extras.toml", "services-github.yml", "services-gitlab.yml"}
+
+
 def tracked() -> list[str]:
     """Return the files of the template."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -101,7 +106,6 @@ def test_windows_can_hold_every_file_name() -> None:
 def test_a_database_is_one_folder_and_one_line_of_the_questions() -> None:
     folders = {path.name for path in (TEMPLATE / "templates").iterdir() if path.is_dir()}
     assert folders == {*DATABASES, "licenses", "shared"}
-    names = [
-        {file.name for file in (TEMPLATE / "templates" / name).iterdir()} for name in DATABASES
-    ]
-    assert all(these == names[0] for these in names), "The databases' folders differ in shape."
+    for database in DATABASES:
+        names = {file.name for file in (TEMPLATE / "templates" / database).iterdir()}
+        assert names - EXTRA == NEEDED, f"templates/{database} has another shape."
