@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 CI = "{{ cookiecutter.ci }}"
+DATABASE = "{{ cookiecutter.database }}"
 SLUG = "{{ cookiecutter.plugin_slug }}"
 
 # Rendering can leave out a file, but not a folder.
@@ -12,6 +13,11 @@ if CI != "github":
 if CI != "gitlab":
     Path(".gitlab-ci.yml").unlink()
 
+if DATABASE == "dict":
+    then = "Then put your database into storage.py: README.md says how."
+else:
+    then = "README.md says what the config.py of a bot needs to use it."
+
 print(f"""
 {SLUG} is baked. Next:
 
@@ -19,9 +25,5 @@ print(f"""
   python -m venv .venv && .venv/bin/python -m pip install -e '.[dev]'
   .venv/bin/python -m pytest
 
-{% if cookiecutter.database == "dict" -%}
-Then put your database into src/{{ cookiecutter.__package }}/storage.py: README.md says how.
-{%- else -%}
-README.md says what a bot's config.py needs to use it.
-{%- endif %}
+{then}
 """)

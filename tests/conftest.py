@@ -14,7 +14,7 @@ from pytest_cookies.plugin import Cookies
 
 TEMPLATE = Path(__file__).parent.parent
 UV = Path(sys.executable).with_name("uv")
-DATABASES = ["dict", "sqlite", "redis"]
+DATABASES = ["dict", "sqlite", "sql", "redis"]
 
 Bake = Callable[..., Path]
 """Bakes a project from answers given as keyword arguments, and returns its folder."""

@@ -1,0 +1,690 @@
+"""The `sql` database on real servers: faults, failover, secrets, rights, and round trips."""
+
+import importlib.util
+import logging
+import os
+import random
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import clean_environment, environment, pythons, run
+from errbot.storage import StoreException
+from errbot.storage.base import StorageBase
+from pytest_cookies.plugin import Cookies
+from servers.base import Server, free_port
+from servers.mariadb import MariaDB
+from servers.postgresql import PostgreSQL
+
+PASSWORD = "hunter2-s3cret"
+THREADS = 8
+SERVERS = ["postgresql", "mariadb"]
+
+
+@pytest.fixture(scope="session")
+def project(cookies_session: Cookies) -> Path:
+    """A project baked for SQL. Tests read it, and do not change it."""
+    result = cookies_session.bake(extra_context={"database": "sql"})
+    if result.exception:
+        raise result.exception
+    return Path(result.project_path)
+
+
+@pytest.fixture(scope="session")
+def storage_module(project: Path) -> ModuleType:
+    """The storage.py of that project."""
+    file = next(project.glob("src/*/storage.py"))
+    spec = importlib.util.spec_from_file_location("baked_sql_storage", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+Connect = Callable[..., Any]
+"""Makes a plugin instance for a URL and further keys of STORAGE_CONFIG."""
+
+
+@pytest.fixture
+def connect(storage_module: ModuleType, tmp_path: Path) -> Connect:
+    """Connect as a bot does that starts."""
+
+    def connect(url: str | None, **config: Any) -> Any:
+        settings = {"timeout": 5.0, **config} | ({"url": url} if url else {})
+        bot_config = SimpleNamespace(STORAGE_CONFIG=settings, BOT_DATA_DIR=str(tmp_path))
+        return storage_module.AcmePlugin(bot_config)
+
+    return connect
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder for servers. Those of pytest are closed to `nobody`, as whom servers may run."""
+    with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def postgresql(folder: Path) -> Iterator[PostgreSQL]:
+    """A PostgreSQL server with the account and database `bot`."""
+    server = PostgreSQL(folder / "postgresql", log_statement="all")
+    server.start()
+    server.add_account("bot", PASSWORD, "bot")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def mariadb(folder: Path) -> Iterator[MariaDB]:
+    """A MariaDB server with the account and database `bot`."""
+    server = MariaDB(folder / "mariadb")
+    server.start()
+    server.add_account("bot", PASSWORD, "bot")
+    yield server
+    server.stop()
+
+
+def url_of(name: str, port: int, account: str = f"bot:{PASSWORD}", database: str = "bot") -> str:
+    """Return the URL of a server on this machine."""
+    return f"{name}://{account}@127.0.0.1:{port}/{database}"
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, name: str) -> PostgreSQL | MariaDB:
+    """The server of that name."""
+    server: PostgreSQL | MariaDB = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> str:
+    """The URL of the server of that name, or of an SQLite file."""
+    if name == "sqlite":
+        return f"sqlite:///{tmp_path / 'storage.sqlite'}"
+    return url_of(name, request.getfixturevalue(name).port)
+
+
+@pytest.fixture
+def table() -> str:
+    """The name of a table that no other test has."""
+    return f"t{random.getrandbits(40)}"
+
+
+# The whole baked suite
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+def test_the_baked_tests_pass(project: Path, tmp_path: Path, name: str, url: str) -> None:
+    """PostgreSQL with the newest Python, MariaDB with the oldest, SQLite with the present one."""
+    found = pythons()
+    python = {
+        "postgresql": found[max(found, key=version)],
+        "mariadb": found[min(found, key=version)],
+    }
+    copy = shutil.copytree(project, tmp_path / "project")
+    interpreter = environment(
+        tmp_path / "environment", python.get(name, sys.executable), f"{copy}[test]", "pytest-xdist"
+    )
+    variables = {**clean_environment(), "STORAGE_TEST_URL": "" if name == "sqlite" else url}
+    tests = run(interpreter, "-m", "pytest", "-q", "-n", "2", cwd=copy, env=variables)
+    print(f"{name}: {tests.splitlines()[-1]}")
+    assert " passed" in tests.splitlines()[-1]
+
+
+def version(text: str) -> tuple[int, ...]:
+    """Return a version as numbers, which can be compared."""
+    return tuple(map(int, text.split(".")))
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
+def test_a_server_without_upsert_is_served_as_well(
+    project: Path, tmp_path: Path, name: str, url: str
+) -> None:
+    copy = shutil.copytree(project, tmp_path / "project")
+    file = next(copy.glob("src/*/storage.py"))
+    code = file.read_text().replace("upsert = UPSERTS.get(self._dialect.name)", "upsert = None")
+    assert "upsert = None" in code
+    file.write_text(code)
+    tests = run(
+        *(sys.executable, "-m", "pytest", "-q", "tests/contract/test_threads.py"),
+        *("tests/contract/test_keys.py", "-k", "threads or look_alike or thousands or replaced"),
+        cwd=copy,
+        env={**clean_environment(), "STORAGE_TEST_URL": "" if name == "sqlite" else url},
+    )
+    assert " passed" in tests.splitlines()[-1]
+
+
+# Crashes
+
+WRITE = """
+import importlib.util, os, random, signal, sys, time
+from types import SimpleNamespace
+spec = importlib.util.spec_from_file_location("storage", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+settings = {"url": sys.argv[2], "table": sys.argv[3]}
+config = SimpleNamespace(STORAGE_CONFIG=settings, BOT_DATA_DIR=".")
+module.AcmePlugin(config)  # imports the driver
+for turn in range(int(sys.argv[4])):
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        storage = module.AcmePlugin(config).open("kill")
+        number = 0
+        while True:
+            key = f"{turn} {number}"
+            storage.set(key, [key, "x" * (number % 30 * 500)])
+            os.write(1, f"{key}\\n".encode())
+            os.write(told, b".")
+            number += 1
+    os.read(heard, 1)
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+def test_a_killed_bot_has_lost_no_set_that_returned(
+    project: Path, connect: Connect, name: str, url: str, table: str
+) -> None:
+    file = next(project.glob("src/*/storage.py"))
+    printed = run(sys.executable, "-c", WRITE, file, url, table, "50", cwd=project)
+    done = set(printed.splitlines())
+    print(f"{name}: {len(done)} values set by 50 killed processes")
+    assert len(done) > 50
+    storage = connect(url, table=table).open("kill")
+    keys = set(storage.keys())
+    assert done <= keys, "Values are missing whose set had returned."
+    for key in keys:
+        number = int(key.split()[1])
+        assert storage.get(key) == [key, "x" * (number % 30 * 500)]
+
+
+class Load:
+    """Threads that set, get and remove keys of their own, and check every answer."""
+
+    def __init__(self, storage: StorageBase) -> None:
+        self.storage = storage
+        self.stopped = threading.Event()
+        self.wrong: list[str] = []
+        self.failures: list[StoreException] = []
+        self.acknowledged = 0
+        self.latest = [0.0] * THREADS
+        self.may_be: list[set[int | None]] = [{None} for _ in range(THREADS)]
+        self.threads = [threading.Thread(target=self.work, args=[n]) for n in range(THREADS)]
+        for thread in self.threads:
+            thread.start()
+
+    def work(self, number: int) -> None:
+        """Do one operation after another; what fails may have been done, or not."""
+        key, value = f"key {number}", 0
+        while not self.stopped.is_set():
+            value += 1
+            may_be = self.may_be[number]
+            try:
+                if value % 10 == 0:
+                    before = set(may_be)
+                    may_be.add(None)
+                    try:
+                        self.storage.remove(key)
+                    except KeyError:
+                        if len(may_be) == 2 and None not in before:
+                            self.wrong.append(f"{key} is not there to be removed")
+                    self.may_be[number] = {None}
+                else:
+                    may_be.add(value)
+                    self.storage.set(key, value)
+                    self.may_be[number] = {value}
+                self.acknowledged += 1
+                self.check(number)
+                self.latest[number] = time.monotonic()
+            except StoreException as error:
+                self.failures.append(error)
+                time.sleep(0.02)
+            except Exception as error:
+                self.wrong.append(repr(error))
+
+    def check(self, number: int) -> None:
+        """Get the key, and compare it with what it may be."""
+        try:
+            got = self.storage.get(f"key {number}")
+        except KeyError:
+            got = None
+        if got not in self.may_be[number]:
+            self.wrong.append(f"key {number} is {got}, and may be {self.may_be[number]}")
+
+    def wait_for_all(self, since: float, seconds: float) -> float:
+        """Wait until each thread has succeeded after a moment, and return how long it took."""
+        while time.monotonic() < since + seconds:
+            if min(self.latest) > since:
+                return max(self.latest) - since
+            time.sleep(0.01)
+        raise AssertionError(f"Not all go on within {seconds} s: {self.failures[-1]}")
+
+    def stop(self) -> None:
+        """Stop, and check everything once more."""
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+        for number in range(THREADS):
+            self.check(number)
+        assert not self.wrong, self.wrong[:5]
+        for failure in self.failures:
+            assert "127.0.0.1" in str(failure)
+            assert PASSWORD not in "".join(traceback.format_exception(failure))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_bot_goes_on_when_its_server_is_back(
+    connect: Connect, server: Server, name: str, url: str, table: str
+) -> None:
+    load = Load(connect(url, table=table).open("load"))
+    try:
+        for _ in range(2):
+            time.sleep(1)
+            server.kill()
+            time.sleep(0.5)
+            server.start()
+            took = load.wait_for_all(time.monotonic(), 5)
+            print(f"{name}: all threads go on {took:.2f} s after the server is back")
+    finally:
+        load.stop()
+    print(f"{name}: {load.acknowledged} acknowledged, {len(load.failures)} failed")
+    assert load.failures, "The server was never away."
+
+
+def test_a_bot_goes_on_with_the_promoted_standby(
+    connect: Connect, folder: Path, table: str
+) -> None:
+    primary = PostgreSQL(folder / "primary")
+    primary.start()
+    primary.add_account("bot", PASSWORD, "bot")
+    standby = primary.standby(folder / "standby")
+    try:
+        standby.start()
+        # From now on the primary acknowledges only what the standby has.
+        primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        primary.sql("SELECT pg_reload_conf()")
+        hosts = f"host=127.0.0.1:{primary.port}&host=127.0.0.1:{standby.port}"
+        url = f"postgresql://bot:{PASSWORD}@/bot?{hosts}&target_session_attrs=read-write"
+        load = Load(connect(url, table=table).open("load"))
+        try:
+            time.sleep(1)
+            killed = time.monotonic()
+            primary.kill()
+            standby.promote()
+            promoted = time.monotonic()
+            took = load.wait_for_all(promoted, 10)
+            print(
+                f"promoted {promoted - killed:.2f} s after the primary was killed;"
+                f" all threads go on {took:.2f} s later"
+            )
+        finally:
+            load.stop()
+        assert load.failures, "The primary was never away."
+    finally:
+        standby.stop()
+        primary.stop()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_removal_that_met_a_broken_connection_says_that_it_is_unknown(
+    connect: Connect, server: Server, name: str, url: str, table: str
+) -> None:
+    storage = connect(url, table=table).open("namespace")
+    storage.set("key", 1)
+    server.kill()
+    server.start()
+    with pytest.raises(StoreException, match="may have been done, or not"):
+        storage.remove("key")
+    storage.remove("key")
+    with pytest.raises(KeyError):
+        storage.remove("key")
+
+
+# Servers that do not answer
+
+
+class Proxy:
+    """A way to a server that can stop to carry anything, as a firewall does."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.open = threading.Event()
+        self.open.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        """Connect each client to the server."""
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.target))
+            for source, sink in [(client, server), (server, client)]:
+                threading.Thread(target=self.carry, args=[source, sink], daemon=True).start()
+
+    def carry(self, source: socket.socket, sink: socket.socket) -> None:
+        """Carry what one side says to the other."""
+        try:
+            while data := source.recv(65536):
+                self.open.wait()
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_goes_silent_is_given_up_in_time(
+    connect: Connect, server: Server, name: str, table: str
+) -> None:
+    proxy = Proxy(server.port)
+    storage = connect(url_of(name, proxy.port), table=table, timeout=2.0).open("namespace")
+    storage.set("key", "value")
+    proxy.open.clear()
+    for operation in [lambda: storage.get("key"), lambda: storage.set("key", 1), storage.len]:
+        began = time.monotonic()
+        with pytest.raises(StoreException, match=f"127.0.0.1:{proxy.port}"):
+            operation()
+        assert time.monotonic() - began < 2 + 1.5
+    proxy.open.set()
+    assert storage.get("key") in ("value", 1)
+    proxy.listener.close()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_never_answers_is_given_up_in_time(connect: Connect, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(StoreException, match=f"127.0.0.1:{port}") as caught:
+            connect(url_of(name, port), timeout=2.0)
+        assert time.monotonic() - began < 2 + 1.5
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_lock_that_is_held_is_given_up_in_time(
+    connect: Connect, postgresql: PostgreSQL, table: str
+) -> None:
+    storage = connect(url_of("postgresql", postgresql.port), table=table, timeout=1.0).open("n")
+    storage.set("key", 1)
+    command = f"BEGIN; LOCK TABLE {table}; SELECT pg_sleep(4); COMMIT"
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(postgresql.sql, command, "bot")
+        time.sleep(1)
+        with pytest.raises(StoreException, match="statement timeout"):
+            storage.get("key")
+        done.result()
+    assert storage.get("key") == 1
+
+
+# Secrets
+
+
+def wrong_urls(postgresql: int, mariadb: int) -> list[str]:
+    """Return addresses that are wrong in every way, with the password wherever it may stand."""
+    wrong = f"wrong:{PASSWORD}"
+    urls = []
+    for name, port in [("postgresql", postgresql), ("mysql", mariadb), ("mariadb", mariadb)]:
+        urls += [
+            *(url_of(name, port, wrong), url_of(name, port, wrong, "nowhere")),
+            *(url_of(name, free_port(), wrong), f"{name}://{wrong}@host.invalid/bot"),
+            *(f"{name}://{wrong}@127.0.0.1:port/bot", f"{name}://{wrong}", f"{name}:{wrong}"),
+            *(f"{name}://{wrong}@{wrong}@127.0.0.1/bot", f"{name}://wrong:a@{PASSWORD}@h/bot"),
+            *(f"{name}://wrong:a@{PASSWORD}/b@h/bot", f"{name}+{wrong}@127.0.0.1/bot"),
+            url_of(name, port, f"wrong:{PASSWORD}?#/[]{PASSWORD}"),
+            url_of(name, port, f"wrong:%40%3A%25{PASSWORD}"),
+            url_of(name, port, wrong) + f"?connect_timeout={PASSWORD}",
+            url_of(name, port, "wrong") + f"?password={PASSWORD}&nonsense=1",
+        ]
+    for more in ["sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere", "sslmode=nonsense"]:
+        urls.append(f"{url_of('postgresql', postgresql, wrong)}?{more}")
+    for more in ["ssl_ca=/nowhere", "ssl_ca=/etc/hosts", "charset=nonsense"]:
+        urls.append(f"{url_of('mysql', mariadb, wrong)}?{more}")
+    others = [PASSWORD, f"{PASSWORD}://a:b@c/d", f"oracle://{wrong}@h/d", f"nonsense://{wrong}@h/d"]
+    return [*urls, *others, f"postgresql+asyncpg://{wrong}@h/d", f"sqlite://{wrong}@h/d"]
+
+
+def test_no_password_is_shown(
+    connect: Connect, caplog: pytest.LogCaptureFixture, postgresql: PostgreSQL, mariadb: MariaDB
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for url in wrong_urls(postgresql.port, mariadb.port):
+        with pytest.raises((ValueError, StoreException)) as caught:
+            connect(url, timeout=2.0)
+        error: BaseException | None = caught.value
+        assert not isinstance(error, ValueError) or "STORAGE_CONFIG" in str(error)
+        while error is not None:
+            assert PASSWORD not in str(error) + repr(error), url
+            error = error.__cause__ or error.__context__
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value)), url
+    assert PASSWORD not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+def test_no_value_is_shown_when_the_database_refuses_it(
+    connect: Connect, caplog: pytest.LogCaptureFixture, name: str, url: str, table: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    plugin = connect(url, table=table)
+    dialect = plugin._table._dialect.name
+    # A table that takes no value: whoever made it had another idea of it.
+    refuse = {"sqlite": "1 = 0", "postgresql": "false", "mysql": "1 = 0", "mariadb": "1 = 0"}
+    plugin._table._engine.dispose()
+    with plugin._table._engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP TABLE {table}")
+        large = "BLOB" if dialect != "postgresql" else "BYTEA"
+        name_type = {"postgresql": "BYTEA", "sqlite": "BLOB"}.get(dialect, "VARBINARY(100)")
+        key = '"key"' if dialect in ("sqlite", "postgresql") else "`key`"
+        connection.exec_driver_sql(
+            f"CREATE TABLE {table} (namespace {name_type}, {key} {name_type}, value {large},"
+            f" PRIMARY KEY (namespace, {key}), CHECK ({refuse[dialect]}))"
+        )
+    storage = plugin.open("namespace")
+    with pytest.raises(StoreException) as caught:
+        storage.set("key", PASSWORD)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert PASSWORD not in shown
+    assert PASSWORD.encode().hex() not in shown
+    assert caught.value.__cause__ is None
+    assert PASSWORD not in caplog.text
+
+
+# Rights
+
+
+def grants(project: Path, server: str) -> str:
+    """Return the statements that README.md gives to the administrator of a server."""
+    blocks = re.findall(r"```sql\n(.*?)```", (project / "README.md").read_text(), re.DOTALL)
+    return str(blocks[SERVERS.index(server)])
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_rights_in_the_readme_are_enough_and_not_more(
+    project: Path, connect: Connect, server: PostgreSQL | MariaDB, name: str
+) -> None:
+    if isinstance(server, PostgreSQL):
+        server.sql("CREATE DATABASE errbot")
+        server.sql(grants(project, name), database="errbot")
+    else:
+        server.sql(grants(project, name))
+    url = url_of(name, server.port, "errbot:choose-one", "errbot")
+    plugin = connect(url)
+    storage = plugin.open("namespace")
+    storage.set("key", 1)
+    storage.set("key", 2)
+    assert (storage.get("key"), storage.len(), list(storage.keys())) == (2, 1, ["key"])
+    storage.remove("key")
+    table = plugin._table
+    for statement in ["DROP TABLE errbot_storage", "CREATE TABLE t (a INT)", "SELECT * FROM other"]:
+        with pytest.raises(StoreException):
+            table._attempt(statement, {})
+    with pytest.raises(StoreException, match="Let somebody who may create tables run CREATE TABLE"):
+        connect(url, table="another")
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_statement_in_the_error_creates_the_table(
+    connect: Connect, server: PostgreSQL | MariaDB, name: str
+) -> None:
+    database = "rights"
+    if isinstance(server, PostgreSQL):
+        server.sql(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
+        server.sql(f"CREATE DATABASE {database}")
+    else:
+        server.sql(f"CREATE DATABASE {database}; CREATE USER reader IDENTIFIED BY '{PASSWORD}'")
+        server.sql(f"GRANT SELECT ON {database}.* TO reader")
+    url = url_of(name, server.port, f"reader:{PASSWORD}", database)
+    with pytest.raises(StoreException) as caught:
+        connect(url, table="given")
+    statement = re.search(r"run (CREATE TABLE .*?); and GRANT", str(caught.value))
+    assert statement, str(caught.value)
+    rights = "GRANT SELECT, INSERT, UPDATE, DELETE ON given TO reader"
+    if isinstance(server, PostgreSQL):
+        server.sql(f"{statement[1]}; {rights}", database=database)
+    else:
+        server.sql(f"USE {database}; {statement[1]}; {rights}")
+    storage = connect(url, table="given").open("namespace")
+    storage.set("key", 1)
+    assert storage.get("key") == 1
+
+
+@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+def test_bots_that_start_at_once_create_one_table(
+    connect: Connect, name: str, url: str, table: str
+) -> None:
+    barrier = threading.Barrier(THREADS)
+
+    def start(number: int) -> None:
+        barrier.wait()
+        connect(url, table=table).open("namespace").set(str(number), number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(start, range(THREADS)))
+    assert connect(url, table=table).open("namespace").len() == THREADS
+
+
+def test_a_table_can_be_in_a_schema(connect: Connect, postgresql: PostgreSQL) -> None:
+    postgresql.sql("CREATE SCHEMA bots AUTHORIZATION bot", database="bot")
+    url = url_of("postgresql", postgresql.port)
+    connect(url, table="bots.One").open("namespace").set("key", 1)
+    assert connect(url, table="bots.Two").open("namespace").len() == 0
+    assert postgresql.sql('SELECT count(*) FROM bots."One"', database="bot") == "1"
+
+
+# Round trips, connections, limits
+
+
+def test_a_get_and_a_set_are_one_statement_on_postgresql(
+    connect: Connect, postgresql: PostgreSQL, table: str
+) -> None:
+    storage = connect(url_of("postgresql", postgresql.port), table=table).open("namespace")
+    storage.set("key", 0)
+    before = (postgresql.folder / "output.log").stat().st_size
+    for number in range(20):
+        storage.set("key", number)
+        storage.get("key")
+    with (postgresql.folder / "output.log").open() as log:
+        log.seek(before)
+        words = re.findall(r"LOG:  (?:statement|execute [^:]*): (\w+)", log.read())
+    assert words == ["INSERT", "SELECT"] * 20
+
+
+def test_a_get_and_a_set_are_one_statement_on_mariadb(
+    connect: Connect, mariadb: MariaDB, table: str
+) -> None:
+    storage = connect(url_of("mariadb", mariadb.port), table=table).open("namespace")
+    storage.set("key", 0)
+    log = mariadb.folder / "data" / "general.log"
+    mariadb.sql("SET GLOBAL general_log_file = 'general.log'; SET GLOBAL general_log = ON")
+    for number in range(20):
+        storage.set("key", number)
+        storage.get("key")
+    mariadb.sql("SET GLOBAL general_log = OFF")
+    lines = log.read_text(errors="replace").splitlines()
+    words = [match[1] for line in lines if (match := re.search(r"\d Query\t(\w+)", line))]
+    assert [word for word in words if word != "SET"] == ["INSERT", "SELECT"] * 20
+
+
+def test_threads_share_the_connections_of_the_pool(
+    connect: Connect, postgresql: PostgreSQL, table: str
+) -> None:
+    url = url_of("postgresql", postgresql.port)
+    count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'bot'"
+    deadline = time.monotonic() + 10
+    while postgresql.sql(count) != "0" and time.monotonic() < deadline:
+        time.sleep(0.1)  # the connections of other tests
+    before = int(postgresql.sql(count))
+    plugins = [connect(url, table=table, pool_size=3)]
+
+    def work(number: int) -> None:
+        storage = plugins[0].open(f"namespace {number}")
+        for turn in range(20):
+            storage.set(str(turn), number)
+            assert storage.get(str(turn)) == number
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(100)))
+    assert int(postgresql.sql(count)) - before <= 3
+    plugins.clear()
+    deadline = time.monotonic() + 10
+    while int(postgresql.sql(count)) > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert int(postgresql.sql(count)) <= before, "A plugin that is gone has left connections."
+
+
+@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+def test_names_of_every_length_are_held_or_refused(
+    connect: Connect, name: str, url: str, table: str
+) -> None:
+    plugin = connect(url, table=table)
+    noise = random.Random(1)
+    # Not to be compressed: an index of PostgreSQL holds more of what can be.
+    longest = "".join(chr(noise.randrange(0x21, 0x7F)) for _ in range(1600))
+    storage = plugin.open(longest[:1000])
+    storage.set(longest, 1)
+    assert (storage.get(longest), list(storage.keys())) == (1, [longest])
+    for key in [f"{longest}x", longest[:-1] + "é", "😀" * 401]:
+        with pytest.raises(ValueError, match="bytes as UTF-8, and may have 1600"):
+            storage.set(key, 1)
+        with pytest.raises(KeyError):
+            storage.get(key)
+        with pytest.raises(KeyError):
+            storage.remove(key)
+    assert storage.len() == 1
+    with pytest.raises(ValueError, match="namespace .* may have 1000"):
+        plugin.open(longest[:1001])
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_value_larger_than_the_server_takes_is_refused(
+    connect: Connect, server: Server, name: str, url: str, table: str
+) -> None:
+    storage = connect(url, table=table, timeout=20.0).open("namespace")
+    value = os.urandom(7_000_000)
+    storage.set("key", value)
+    assert storage.get("key") == value
+    if name == "mariadb":
+        with pytest.raises(StoreException, match="127.0.0.1"):
+            storage.set("key", os.urandom(40_000_000))
+        assert storage.get("key") == value
