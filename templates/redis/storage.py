@@ -15,9 +15,9 @@ import json
 import logging
 import pickle
 import re
+import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -47,14 +47,23 @@ Secret = Annotated[SecretStr, Field(min_length=1)]
 # After these, the same command may have an answer on a new connection.
 BROKEN = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
 
-# How many keys `keys` fetches at first, and how often it begins again.
+# How many keys `keys` fetches at first, how many it fetches at once, and how often it begins again.
 FIRST = 20
+AT_ONCE = 10_000
 SCANS = 10
 
 
 def encode(name: str) -> bytes:
     """Write a name as Redis gets it. There is no str that has no bytes, or those of another."""
     return name.encode("utf-8", "surrogatepass")
+
+
+def digest(field: bytes) -> int:
+    """Return 64 bits that tell a field from others."""
+    return int.from_bytes(hashlib.blake2b(field, digest_size=8).digest(), "big", signed=True)
+
+
+mark = hash if sys.hash_info.width == 64 else digest  # the same, and faster
 
 
 def check_url(url: SecretStr) -> SecretStr:
@@ -288,42 +297,6 @@ class Connections:
         self.count += 1
 
 
-class Seen:
-    """Notices what comes for a second time.
-
-    A hash table of digests: 16 to 32 bytes for each, and 16 MB for a million, where a set of them
-    would take more than 100.
-    """
-
-    def __init__(self) -> None:
-        self._table = array("q", bytes(8 * 64))
-        self._count = 0
-
-    def new(self, fields: Sequence[bytes]) -> list[bytes]:
-        """Return those fields that come for the first time."""
-        while 2 * (self._count + len(fields)) > len(self._table):
-            marks = self._table
-            self._table = array("q", bytes(2 * 8 * len(marks)))
-            self._add(mark for mark in marks if mark)
-        digests = (hashlib.blake2b(field, digest_size=8).digest() for field in fields)
-        # 0 stands for an empty place.
-        are_new = self._add(int.from_bytes(digest, "big", signed=True) or 1 for digest in digests)
-        self._count += sum(are_new)
-        return list(compress(fields, are_new))
-
-    def _add(self, marks: Iterable[int]) -> list[bool]:
-        """Put marks into the table, and return of each whether it was not there."""
-        table, last = self._table, len(self._table) - 1
-        are_new = []
-        for mark in marks:
-            place = mark & last
-            while (there := table[place]) and there != mark:
-                place = (place + 1) & last
-            table[place] = mark
-            are_new.append(not there)
-        return are_new
-
-
 class {{ cookiecutter.__class }}Storage(StorageBase):
     """One open namespace. Any number of threads may use it at the same time."""
 
@@ -371,34 +344,59 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
         Raises StoreException where the server does not tell them.
         """
-        seen = Seen()
         for page in self._pages():
-            for field in seen.new(page):
-                try:
-                    key = field.decode("utf-8", "surrogatepass")
-                except UnicodeDecodeError:
-                    log.warning("Skipped %r in the namespace %r: no key.", field, self._namespace)
-                else:
-                    yield key
+            yield from self._decode(page)
 
-    def _pages(self) -> Iterator[list[bytes]]:
-        """Fetch all keys. Some may come twice."""
-        # A small namespace comes whole. To clear a large one, Errbot asks again and again for its
-        # first keys (`MutableMapping.popitem`): a scan would look each time through all places
-        # from which keys were removed before.
+    def _decode(self, fields: Iterable[bytes]) -> list[str]:
+        """Return the keys that some fields are, without those that somebody else has put there."""
+        keys = []
+        for field in fields:
+            try:
+                keys.append(field.decode("utf-8", "surrogatepass"))
+            except UnicodeDecodeError:
+                log.warning("Skipped %r in the namespace %r: no key.", field, self._namespace)
+        return keys
+
+    def _pages(self) -> Iterator[Iterable[bytes]]:
+        """Fetch the fields of the hash, each once: of a large one page by page."""
+        # To clear a namespace, Errbot asks again and again for its first key, so that one is cheap
+        # (`MutableMapping.popitem`). A scan would look each time through all the places from which
+        # keys were removed before.
         some = self._server.ask("HRANDFIELD", self._hash, FIRST) or []
         yield some
         if len(some) < FIRST:
             return
-        # A scan goes on where it stopped, also when keys come and go, but not on another server,
-        # nor on this one after a restart: it would miss keys. So it begins again then.
+        if self.len() <= AT_ONCE:
+            yield set(self._server.ask("HKEYS", self._hash)).difference(some)
+            return
+        # A scan gives fields twice where the server shrinks the hash meanwhile, or where it begins
+        # again. To remember a million fields takes 100 MB, their hashes 8 MB. They are compared
+        # many at once, for each comparison looks at all of them.
+        marks = array("q", map(mark, some))
+        fetched: list[bytes] = []
+        for page in self._scan():
+            fetched += page
+            if page and len(fetched) < min(len(marks) // 2, AT_ONCE * 5):
+                continue
+            new = {mark(field): field for field in fetched}
+            for seen in new.keys() & marks:
+                del new[seen]
+            yield new.values()
+            marks.extend(new)
+            fetched.clear()
+
+    def _scan(self) -> Iterator[list[bytes]]:
+        """Scan the hash. Some fields may come twice; the page after the last one is empty."""
+        # A scan goes on where it stopped, also when fields come and go, but not on another server,
+        # nor on this one after a restart: it would miss fields. So it begins again then.
         for _ in range(SCANS):
             connections = self._server.connections.count
-            cursor, count = 0, 100
+            cursor, count = 0, 500
             while self._server.connections.count == connections:
-                cursor, page, size = self._scan(cursor, count)
+                cursor, page, size = self._scan_page(cursor, count)
                 yield page
                 if not cursor and self._server.connections.count == connections:
+                    yield []
                     return
                 # Servers before Redis 7.4 and Valkey 8 send the values, too.
                 count = min(count * 2, 2_000) if size < 500_000 else max(count // 2, 10)
@@ -407,8 +405,8 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
             f" new connections had to be made in each of {SCANS} attempts"
         )
 
-    def _scan(self, cursor: int, count: int) -> tuple[int, list[bytes], int]:
-        """Fetch about as many keys as said. Return where to go on, and the bytes of the values."""
+    def _scan_page(self, cursor: int, count: int) -> tuple[int, list[bytes], int]:
+        """Fetch about so many fields. Return where to go on, and the bytes of the values."""
         command = ("HSCAN", self._hash, cursor, "COUNT", count)
         if self._server.can_leave_out_values:
             try:
@@ -418,8 +416,8 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
                 if "syntax error" not in str(error):
                     raise
                 self._server.can_leave_out_values = False
-        cursor, pairs = self._server.ask(*command)
-        return cursor, list(pairs), sum(map(len, pairs.values()))
+        cursor, pairs = self._server.ask(*command, no_values=True)  # as a list, and not as a dict
+        return cursor, pairs[::2], sum(map(len, pairs[1::2]))
 
     def close(self) -> None:
         """Do nothing: every `set` was done when it returned, and connections are the plugin's."""
