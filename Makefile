@@ -20,6 +20,7 @@ check: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/bake.py
+	$(BIN)/python benchmarks/redis_storage.py
 	$(BIN)/python benchmarks/sqlite.py
 
 clean:
