@@ -1,17 +1,21 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
+# make test-servers: run the whole contract on PostgreSQL, MariaDB, Redis Cluster and Sentinel, too.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: benchmark check clean demo test
+.PHONY: benchmark check clean demo test test-servers
 
 demo: $(READY)
 	$(BIN)/python demo.py
 
 test: check
 	$(BIN)/python -m pytest -n 2
+
+test-servers: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(READY)
 	$(BIN)/ruff format --check

@@ -7,6 +7,7 @@ baked project that must fail for it. test_broken_storages.py runs them.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, check-untyped-defs=True
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
 
+import atexit
 import copy
 import dataclasses
 import fnmatch
@@ -17,12 +18,13 @@ import logging
 import os
 import pickle
 import re
+import sys
 import threading
 import time
 import unicodedata
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -109,7 +111,7 @@ def keep_all_in_one_namespace(
 
     @replace(Storage)
     def keys(old, self):
-        return iter([key[len(self.prefix) :] for key in old(self) if belongs(key, self.prefix)])
+        return (key[len(self.prefix) :] for key in old(self) if belongs(key, self.prefix))
 
     Storage.len = lambda self: len(list(self.keys()))
 
@@ -426,7 +428,7 @@ def keys_pages_by_position(Storage, Plugin):
     @replace(Storage)
     def keys(old, self):
         start = 0
-        while page := sorted(old(self))[start : start + 300]:
+        while page := list(old(self))[start : start + 300]:
             yield from page
             start += 300
 
@@ -991,6 +993,12 @@ def tuples_inside_become_lists(Storage, Plugin):
         return tuple(map(inside, value)) if type(value) is tuple else inside(value)
 
     change_values(Storage, change)
+
+
+@caught_by("test_a_container_comes_back_with_its_types")
+def named_tuples_become_tuples(Storage, Plugin):
+    """What is not a list is a tuple, so `tuple(value)`."""
+    change_values(Storage, lambda value: tuple(value) if isinstance(value, tuple) else value)
 
 
 @caught_by("test_a_container_comes_back_with_its_types")
@@ -1678,7 +1686,8 @@ def remove_looks_before_it_removes(Storage, Plugin):
 
     @replace(Storage)
     def remove(old, self, key):
-        self.get(key)
+        if key not in frozenset(self.keys()):
+            raise KeyError(key)
         time.sleep(0.0005)
         with suppress(KeyError):
             old(self, key)
@@ -2015,47 +2024,139 @@ def errors_of_pickle_come_through(Storage, Plugin):
 
 
 @caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
+def all_is_written_when_a_storage_is_closed(Storage, Plugin):
+    """Writes are gathered for the whole process, and nobody closes where a bot is killed."""
+    gather_writes(Storage, Plugin)
+
+
+@caught_by("test_another_process_reads_what_is_set_here", outlives_process=True)
 def all_is_written_when_python_ends_in_peace(Storage, Plugin):
-    """Writes are gathered for the whole process, and flushed by `atexit` at its normal end."""
-    gather_writes(Storage, when_full=None)
+    """`atexit` writes what was gathered; until then no other process sees it."""
+    gather_writes(Storage, Plugin, at_exit=True)
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
 def writes_are_done_in_batches(Storage, Plugin):
     """Fifty writes are gathered to be faster, and a kill loses them."""
-    gather_writes(Storage, when_full=50)
+    gather_writes(Storage, Plugin, when_full=50)
 
 
-def gather_writes(Storage: Any, when_full: int | None) -> None:
-    """Keep writes in memory that all openers of this process share."""
-    read, write, take, names = Storage.get, Storage.set, Storage.remove, Storage.keys
-    # On a module, for Errbot executes storage.py anew for every plugin instance.
-    waiting = GATHERED
+# By folder of the bot's data and namespace. In this module, for Errbot executes storage.py anew
+# for every plugin instance, and these live as long as the process.
+GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
+IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
+
+
+def know_place(Plugin: Any) -> None:
+    """Let each storage know of which folder and namespace it is."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.folder = bot_config.BOT_DATA_DIR
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.place = self.folder, namespace
+        return storage
+
+
+def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
+    """Keep writes in memory that all storages of this process share, until one is closed."""
+    read, write, take = Storage.get, Storage.set, Storage.remove
+    names, end = Storage.keys, Storage.close
+    know_place(Plugin)
+
+    def flush(self):
+        mine = GATHERED.get(self.place, {})
+        for key in list(mine):
+            write(self, key, self._load(key, mine.pop(key)))
 
     def set(self, key, value):
-        mine = waiting.setdefault(self._namespace, {})
-        mine[key] = self._dump(key, value)
-        if when_full is not None and len(mine) >= when_full:
-            for name in list(mine):
-                write(self, name, self._load(name, mine.pop(name)))
+        data = self._dump(key, value)
+        mine = GATHERED.setdefault(self.place, {})
+        if at_exit and not mine:
+            atexit.register(flush, self)
+        mine[key] = data
+        if when_full and len(mine) >= when_full:
+            flush(self)
 
     def get(self, key):
-        mine = waiting.get(self._namespace, {})
+        mine = GATHERED.get(self.place, {})
         return self._load(key, mine[key]) if key in mine else read(self, key)
 
     def remove(self, key):
-        if waiting.get(self._namespace, {}).pop(key, None) is None:
+        gathered = GATHERED.get(self.place, {}).pop(key, None) is not None
+        with suppress(KeyError) if gathered else nullcontext():
             take(self, key)
-        else:
-            with suppress(KeyError):
-                take(self, key)
 
     def keys(self):
         stored = list(names(self))
-        return iter([*stored, *(frozenset(waiting.get(self._namespace, {})) - frozenset(stored))])
+        return iter([*stored, *(frozenset(GATHERED.get(self.place, {})) - frozenset(stored))])
 
-    Storage.set, Storage.get, Storage.remove, Storage.keys = set, get, remove, keys
+    def close(self):
+        flush(self)
+        end(self)
+
+    Storage.set, Storage.get, Storage.remove = set, get, remove
+    Storage.keys, Storage.close = keys, close
     Storage.len = lambda self: len(list(keys(self)))
 
 
-GATHERED: dict[str, dict[str, bytes]] = {}
+@caught_by(
+    "test_another_process_writes_what_is_read_here",
+    "test_storage_set_get_and_merge_work_while_the_bot_runs",
+    outlives_process=True,
+)
+def a_process_reads_from_its_memory(Storage, Plugin):
+    """All is read when a process first opens a namespace, and written through from then on."""
+    know_place(Plugin)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        if storage.place not in IN_MEMORY:
+            values = {key: read(storage, key) for key in names(storage)}
+            IN_MEMORY[storage.place] = {
+                key: storage._dump(key, value) for key, value in values.items()
+            }
+        return storage
+
+    read, names = Storage.get, Storage.keys
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        IN_MEMORY[self.place][key] = self._dump(key, value)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        del IN_MEMORY[self.place][key]
+
+    Storage.get = lambda self, key: self._load(key, IN_MEMORY[self.place][key])
+    Storage.keys = lambda self: iter(list(IN_MEMORY[self.place]))
+    Storage.len = lambda self: len(IN_MEMORY[self.place])
+
+
+@caught_by("test_two_processes_write_at_once", outlives_process=True)
+def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
+    """A write takes the lock of the database, or fails at once."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        path = os.path.join(self.place[0], f"{os.getppid()}.lock")
+        if threading.current_thread() is not threading.main_thread():
+            return old(self, key, value)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise RuntimeError("database is locked") from None
+        try:
+            old(self, key, value)
+            if "process.py" in " ".join(sys.argv):
+                time.sleep(0.3)
+        finally:
+            os.remove(path)

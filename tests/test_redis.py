@@ -458,22 +458,6 @@ def test_fields_and_keys_of_others_harm_nothing(server: Redis, project: Path) ->
     assert storage.get("key") == 1
 
 
-@pytest.mark.slow
-def test_clearing_takes_time_in_proportion(server: Redis, open_storage: Open) -> None:
-    times = []
-    for size in [10_000, 100_000]:
-        with redis.Redis(port=server.port) as client:
-            client.hset("errbot:namespace", mapping={str(n): b"N." for n in range(size)})
-        mapping = StoreMixin()
-        mapping._store = open_storage(url=server.url)
-        start = time.monotonic()
-        mapping.clear()
-        times.append(time.monotonic() - start)
-        assert len(mapping) == 0
-    print(f"clear: {times[0]:.1f} s for 10,000 keys, {times[1]:.1f} s for 100,000")
-    assert times[1] < 12 * times[0]
-
-
 # Secrets
 
 

@@ -150,6 +150,7 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sqlite", "postgresql"])
 def test_a_server_without_upsert_is_served_as_well(
     project: Path, tmp_path: Path, name: str, url: str

@@ -40,8 +40,7 @@ def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> Non
     storage.set("key", "old")
     storage.remove("key")
     storage.set("key", MARK)
-    there = (storage.get("key"), storage.len(), list(storage.keys()))
-    assert there == (MARK, 1, ["key"]), (
+    assert (storage.get("key"), list(storage.keys())) == (MARK, ["key"]), (
         "What is set under a key that was removed before is not what is there then."
     )
     storage.remove("key")
@@ -198,14 +197,13 @@ def test_keys_that_look_alike_are_told_apart(storage: StorageBase, keys: list[st
 @pytest.mark.parametrize("keys", ALIKE.values(), ids=ALIKE)
 def test_no_key_is_found_under_another(storage: StorageBase, keys: list[str]) -> None:
     for key in keys:
-        others = {f"{key}.", f".{key}"}
-        for other in others:
-            storage.set(other, MARK)
+        storage.set(f"{key}.", MARK)
+        storage.set(f".{key}", MARK)
         with expect(KeyError, f"{key!r} was never set, and yet is found."):
             storage.get(key)
         with expect(KeyError, f"{key!r} was never set, and yet can be removed."):
             storage.remove(key)
-        for other in others:
+        for other in list(storage.keys()):
             storage.remove(other)
 
 
