@@ -321,7 +321,7 @@ class Table:
         deadline = monotonic() + self._timeout
         while True:
             try:
-                return self._attempt(statement.string, parameters)
+                return self._attempt(statement.string, parameters, statement.statement.is_select)
             except Undone:
                 if monotonic() > deadline:
                     raise
@@ -333,14 +333,14 @@ class Table:
                 may_repeat = False
                 log.warning("Lost the connection to %s, trying once more.", self._place)
 
-    def _attempt(self, statement: str, parameters: Any) -> tuple[list[Any], int]:
+    def _attempt(self, statement: str, parameters: Any, fetch: bool) -> tuple[list[Any], int]:
         """Run a statement once, on a connection of the pool."""
         pool, connection, lost = self._engine.pool, None, False
         try:
             connection = pool.connect()
             cursor = connection.cursor()
             self._dialect.do_execute(cursor, statement, parameters)
-            result = list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
+            result = list(cursor.fetchall()) if fetch else [], cursor.rowcount
             cursor.close()
             connection.close()
             return result
@@ -537,7 +537,9 @@ def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
             "connect_timeout": math.ceil(timeout / max(1, len(hosts_of(url)))),
             "tcp_user_timeout": math.ceil(timeout * 1000),
             "keepalives_idle": 60,
-            "options": f"-c statement_timeout={math.ceil(timeout * 1000)}",
+            # Until it has looked what is in a new table, PostgreSQL would rather read and sort all
+            # keys for each page of them than take them in order from the index.
+            "options": f"-c statement_timeout={math.ceil(timeout * 1000)} -c enable_sort=off",
         }
     elif driver in ("pymysql", "mysqldb"):
         options = {
