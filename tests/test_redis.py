@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import run
-from errbot.storage import StoreException, StoreMixin
+from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
 from servers.base import free_port
