@@ -10,13 +10,14 @@
             wrong = error.errors(include_input=False, include_url=False, include_context=False)
         # Not inside the except clause: a chained ValidationError would show the values.
         known = ", ".join(cls.model_fields)
-        lines = {"": "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"}
+        lines: dict[str, str] = {}
         for problem in wrong:
             if not problem["loc"]:
-                lines["dict"] = f"  It takes a dict with the keys {known}."
+                lines[""] = f"  It takes a dict with the keys {known}."
             elif (key := str(problem["loc"][0])) in cls.model_fields:
                 takes = cls.model_fields[key].description
                 lines.setdefault(key, f"  {key}: {problem['msg']}. {takes}")
             else:
                 lines[key] = f"  {key}: no such key. It takes {known}."
-        raise ValueError("\n".join(lines.values()))
+        heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
+        raise ValueError("\n".join([heading, *lines.values()]))

@@ -65,8 +65,8 @@ def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
 
 
 def test_one_key_needs_no_list(database: Database) -> None:
-    signed(database, "key one").set("key", MARK)
-    database.config.STORAGE_CONFIG["signing_key"] = "key one"
+    signed(database, "k").set("key", MARK)
+    database.config.STORAGE_CONFIG["signing_key"] = "k"
     assert database.open("namespace", database.plugin()).get("key") == MARK
 
 
@@ -75,8 +75,10 @@ def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> N
     storage = signed(database, "key one")
     with pytest.raises(StoreException, match="signing_key") as caught:
         storage.get("key")
-    assert "'key'" in str(caught.value), "The error does not name the key."
-    assert "'namespace'" in str(caught.value), "The error does not name the namespace."
+    assert str(caught.value) == (
+        "Refused the value of the key 'key' in the namespace 'namespace': it is not signed with a"
+        " signing_key of STORAGE_CONFIG, so it was changed, moved here, or stored without one."
+    ), "The error does not say what was refused, where, and why."
     assert EXECUTED == [], "An unsigned value was unpickled."
 
 
@@ -143,7 +145,8 @@ def test_a_value_that_cannot_be_unpickled_is_a_clear_error(database: Database) -
     whole = stored(storage, "good")
     for number, data in enumerate([b"", b"{}", b"no pickle", whole[:-5], b"\x80\x05h\x07."]):
         store(storage, f"bad {number}", data)
-        with pytest.raises(StoreException, match=f"'bad {number}' in the namespace 'namespace'"):
+        where = f"the value of the key 'bad {number}' in the namespace 'namespace'"
+        with pytest.raises(StoreException, match=rf"^Cannot unpickle {where}: \w+\.$"):
             storage.get(f"bad {number}")
     assert (storage.get("good"), storage.len()) == (MARK, 6), "One bad value harmed the others."
 
