@@ -32,7 +32,7 @@ GO_THROUGH_EVERYTHING = {
 }
 PROCESSES = "tests/contract/test_processes.py"
 TESTS = ["tests/contract", "tests/test_config.py", "tests/test_signing.py"]
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 """Seconds that the tests of one broken storage may take."""
 
 EVERYWHERE = bool(os.environ.get("BROKEN_STORAGES_EVERYWHERE"))
@@ -87,6 +87,7 @@ def run_tests(project: Path, files: list[str]) -> Result:
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(project / "tests")},
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=TIMEOUT,
     )
     assert done.returncode in (0, 1), f"pytest itself failed:\n{done.stdout}\n{done.stderr}"
