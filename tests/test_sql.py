@@ -23,7 +23,7 @@ from conftest import clean_environment, environment, pythons, run
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
-from servers.base import Server, free_port
+from servers.base import Server, free_port, needs
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 
@@ -504,6 +504,51 @@ def test_no_value_is_shown_when_the_database_refuses_it(
     assert PASSWORD.encode().hex() not in shown
     assert caught.value.__cause__ is None
     assert PASSWORD not in caplog.text
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a certificate for a host, signed by itself, and its key."""
+    (openssl,) = needs("openssl", package="openssl")
+    folder.mkdir()
+    files = folder / "certificate.pem", folder / "key.pem"
+    run(
+        *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+        *("-out", files[0], "-keyout", files[1]),
+        cwd=folder,
+    )
+    files[1].chmod(0o600)
+    return files
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_tls_of_the_readme_refuses_other_servers(
+    connect: Connect, folder: Path, name: str
+) -> None:
+    home = folder / f"{name} with TLS"
+    home.mkdir()
+    known, key = certificate(home / "certificates", "localhost")
+    unknown, _ = certificate(home / "others", "localhost")
+    server: PostgreSQL | MariaDB
+    if name == "postgresql":
+        server = PostgreSQL(home, ssl="on", ssl_cert_file=str(known), ssl_key_file=str(key))
+        option = "sslmode=verify-full&sslrootcert="
+    else:
+        server = MariaDB(home, **{"ssl-cert": str(known), "ssl-key": str(key)})
+        option = "ssl_ca="
+    server.start()
+    try:
+        server.add_account("bot", PASSWORD, "bot")
+        plain = url_of(name, server.port)
+        by_name = plain.replace("127.0.0.1", "localhost")
+        connect(f"{by_name}?{option}{known}").open("namespace").set("key", 1)
+        # The certificate is for the name of the host, and not for its number.
+        for wrong in [f"{by_name}?{option}{unknown}", f"{plain}?{option}{known}"]:
+            with pytest.raises(StoreException, match="certificate") as caught:
+                connect(wrong)
+            assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    finally:
+        server.stop()
 
 
 # Rights
