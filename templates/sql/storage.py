@@ -105,6 +105,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         self._namespace = namespace
         self._encoded = encode(namespace)
         self._signing_keys = signing_keys
+        self._removed = b""
 
     def set(self, key: str, value: Any) -> None:
         """Store a value under a key, in place of the one that may be there.
@@ -134,8 +135,10 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         could miss what it had removed, and two commands that take one job would both think that
         the other has it.
         """
-        if not self._table.delete(self._encoded, encode(key)):
+        encoded = encode(key)
+        if not self._table.delete(self._encoded, encoded):
             raise KeyError(key)
+        self._removed = encoded
 
     def len(self) -> int:
         """Return the number of keys. Raises StoreException where the database fails."""
@@ -144,10 +147,20 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
     def keys(self) -> Iterator[str]:
         """Iterate over every key once. Keys may be added and removed meanwhile.
 
+        It begins after the last key removed, and goes round. To clear a namespace, Errbot takes the
+        first key again and again (`MutableMapping.popitem`), and before the first one are the
+        remains of all that were removed, which a server clears away later.
+
         Raises StoreException where the database fails.
         """
-        for key in self._table.keys(self._encoded):
+        removed = self._removed  # b"", the lowest of keys, where nothing was
+        for key in self._table.keys(self._encoded, removed):
             yield decode(key)
+        if removed:
+            for key in self._table.keys(self._encoded, b""):
+                if key >= removed:
+                    return
+                yield decode(key)
 
     def close(self) -> None:
         """Do nothing: every `set` was done when it returned, and the pool is the plugin's."""
@@ -267,9 +280,8 @@ class Table:
         rows, _ = self._run(self._count, {"namespace": namespace})
         return int(rows[0][0])
 
-    def keys(self, namespace: bytes) -> Iterator[bytes]:
-        """Iterate over the keys of a namespace, in the order of their bytes, page by page."""
-        start = b""
+    def keys(self, namespace: bytes, start: bytes) -> Iterator[bytes]:
+        """Iterate over the keys from `start` on, in the order of their bytes, page by page."""
         for size in chain(PAGES, repeat(PAGES[-1])):
             rows, _ = self._run(self._pages[size], {"namespace": namespace, "start": start})
             for (key,) in rows:
@@ -551,6 +563,8 @@ def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
         }
     elif driver == "pysqlite":
         options = {"timeout": timeout}
+    if "options" in options and "options" in url.query:
+        return options | {"options": f"{options['options']} {url.query['options']}"}
     return {name: value for name, value in options.items() if name not in url.query}
 
 
