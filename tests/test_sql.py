@@ -534,7 +534,7 @@ def test_the_tls_of_the_readme_refuses_other_servers(
         server = PostgreSQL(home, ssl="on", ssl_cert_file=str(known), ssl_key_file=str(key))
         option = "sslmode=verify-full&sslrootcert="
     else:
-        server = MariaDB(home, **{"ssl-cert": str(known), "ssl-key": str(key)})
+        server = MariaDB(home, None, **{"ssl-cert": str(known), "ssl-key": str(key)})
         option = "ssl_ca="
     server.start()
     try:
