@@ -1,8 +1,9 @@
 """How fast the `sql` storage is on PostgreSQL, against bare psycopg with autocommit.
 
 It starts a server, bakes a project, and measures the same work both ways in turn, so that whatever
-else the machine does slows down both. The figures are ratios of the medians, and it fails where one
-is beyond its limit. With --clear it measures how long it takes to clear a namespace, too: minutes.
+else the machine does slows down both. The figures are medians of the ratios of all rounds, which
+are a few milliseconds long, and it fails where one is beyond its limit. With --clear it measures
+how long it takes to clear a namespace, too: minutes.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def compare(bare: psycopg.Connection[Any], storage: Any) -> bool:
                 if count:  # the first round warms up
                     measured.append(took)
         bare_time, our_time = (statistics.median(measured) / TURNS * 1e6 for measured in times)
-        ratio = bare_time / our_time
+        ratio = statistics.median(bare / ours for bare, ours in zip(*times, strict=True))
         print(
             f"{name}: psycopg {bare_time:.0f} µs, storage {our_time:.0f} µs,"
             f" {ratio:.2f} of psycopg's speed (limit {LIMITS[name]})"
