@@ -84,7 +84,12 @@ def run_tests(project: Path, files: list[str]) -> Result:
             *["-p", "no:cookies", *files],
         ],
         cwd=project,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(project / "tests")},
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPATH": str(project / "tests"),
+            "CI": "true",  # where pytest shows differences in full, which must not take minutes
+        },
         capture_output=True,
         text=True,
         errors="replace",

@@ -1,7 +1,8 @@
-"""How a test says which error it expects, and what a bot suffers without it."""
+"""How a test says what it expects, and what a bot suffers without it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,12 @@ def expect(error: type[Exception], why: str) -> Iterator[None]:
     except Exception as other:
         pytest.fail(f"{why} It raised {type(other).__name__}: {other}")
     pytest.fail(f"{why} It raised nothing.")
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Say whether they are equal.
+
+    For what is long: of an `==` in an `assert` pytest shows the differences, line by line under CI,
+    and takes minutes to find those of thousands of lines.
+    """
+    return bool(got == expected)

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from contract.expect import same
 from contract.keys import ALIKE, HARD, may_be_refused
 from contract.plugin import Database
 from contract.values import FALSY, MARK, Person, Unstorable
@@ -87,7 +88,8 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
         def get(self, name: str, key: str) -> None:
             if key in self.model[name]:
                 got, value = self.open[name][key], self.model[name][key]
-                assert (type(got), repr(got)) == (type(value), repr(value)), f"{key!r} has changed."
+                assert type(got) is type(value), f"{key!r} has changed."
+                assert same(repr(got), repr(value)), f"{key!r} has changed."
             else:
                 with pytest.raises((KeyError, ValueError) if may_be_refused(key) else KeyError):
                     self.open[name][key]
@@ -112,7 +114,8 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
         def popitem(self, name: str) -> None:
             if self.model[name]:
                 key, value = self.open[name].popitem()
-                assert repr(value) == repr(self.model[name].pop(key)), f"{key!r} has changed."
+                expected = self.model[name].pop(key)
+                assert same(repr(value), repr(expected)), f"{key!r} has changed."
             else:
                 with pytest.raises(KeyError):
                     self.open[name].popitem()
@@ -132,7 +135,8 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
         def change_in_place(self, name: str, key: str, value: Any) -> None:
             with self.open[name].mutable(key, None) as old:
                 new = [old, value]
-                assert repr(old) == repr(self.model[name].get(key)), f"{key!r} has changed."
+                expected = self.model[name].get(key)
+                assert same(repr(old), repr(expected)), f"{key!r} has changed."
             self.open[name][key] = self.model[name][key] = new[1]
 
         @rule(name=names)
@@ -160,9 +164,9 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
 
         def teardown(self) -> None:
             for name, storage in self.open.items():
-                assert repr(sorted(storage.items(), key=str)) == repr(
-                    sorted(self.model[name].items(), key=str)
-                ), f"The contents of {name!r} differ."
+                got = repr(sorted(storage.items(), key=str))
+                expected = repr(sorted(self.model[name].items(), key=str))
+                assert same(got, expected), f"The contents of {name!r} differ."
                 storage.close_storage()
 
     return Storages

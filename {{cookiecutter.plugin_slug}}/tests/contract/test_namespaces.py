@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect
+from contract.expect import expect, same
 from contract.keys import ALIKE
 from contract.plugin import Database
 from contract.values import MARK
@@ -99,6 +99,5 @@ def test_hundreds_of_namespaces_can_be_open_at_once(database: Database) -> None:
     storages = [database.open(f"namespace {number}") for number in range(300)]
     for number, storage in enumerate(storages):
         storage.set("key", [MARK, number])
-    assert [storage.get("key")[1] for storage in storages] == list(range(300)), (
-        "A bot with many plugins mixes up their namespaces."
-    )
+    numbers = [storage.get("key")[1] for storage in storages]
+    assert same(numbers, list(range(300))), "A bot with many plugins mixes up their namespaces."

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect
+from contract.expect import expect, same
 from contract.plugin import Database
 from contract.values import CONTAINERS, FALSY, MARK, OBJECTS, PLAIN, Person, Unstorable
 
@@ -84,13 +84,13 @@ def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None
         f"Of {size} bytes {len(got)} came back. Errbot's index of plugins alone has hundreds of KB:"
         " take the database's type for large objects."
     )
-    assert got == value, f"A value of {size} bytes came back changed."
+    assert same(got, value), f"A value of {size} bytes came back changed."
 
 
 def test_set_replaces_the_value(storage: StorageBase) -> None:
     for value in [[MARK] * 1_000, "short", None, {"a": MARK, "b": MARK}, {"a": 1}, [], [MARK]]:
         storage.set("key", value)
-        assert storage.get("key") == value, (
+        assert same(storage.get("key"), value), (
             "A plugin got an old value, or a mix, after a newer `set`. Replace the whole value."
         )
     assert storage.len() == 1, "Setting a key again added another. Insert or replace, in one step."
