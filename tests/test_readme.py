@@ -15,7 +15,11 @@ def steps() -> list[str]:
 
 
 def with_methods(source: str, class_name: str, block: str) -> str:
-    """Return the source with the methods of a block put in place of those of a class."""
+    """Return the source with the methods of a block in a class, in place of those it had.
+
+    What it had not comes behind the one that stands before it in the block.
+    """
+    before = ""
     for new in ast.parse(textwrap.dedent(block)).body:
         assert isinstance(new, ast.FunctionDef)
         owner = next(
@@ -23,14 +27,13 @@ def with_methods(source: str, class_name: str, block: str) -> str:
             for node in ast.parse(source).body
             if isinstance(node, ast.ClassDef) and node.name == class_name
         )
-        old = next(
-            node
-            for node in owner.body
-            if isinstance(node, ast.FunctionDef) and node.name == new.name
-        )
+        methods = {node.name: node for node in owner.body if isinstance(node, ast.FunctionDef)}
+        old = methods.get(new.name)
+        start = old.lineno - 1 if old else methods[before].end_lineno
         lines = source.splitlines(keepends=True)
         code = textwrap.indent(ast.unparse(new), "    ") + "\n"
-        source = "".join([*lines[: old.lineno - 1], code, *lines[old.end_lineno :]])
+        source = "".join([*lines[:start], code, *lines[old.end_lineno if old else start :]])
+        before = new.name
     return source
 
 
@@ -39,7 +42,7 @@ def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
     config, plugin, storage, conftest = steps()
     file = project / "src/errbot_storage_acme/storage.py"
     source = file.read_text()
-    source = source.replace("import sys\n", "import sqlite3\n")
+    source = source.replace("import sys\n", "import sqlite3\nimport threading\n")
     source = re.sub(
         r"    url: Secret = Field\(.*?\n    \)\n", lambda _: config, source, flags=re.DOTALL
     )
