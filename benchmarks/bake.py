@@ -1,7 +1,8 @@
 """How long a bake takes, against a template of one file and no hooks, as a whole process.
 
 Both are run in turn, so that whatever else the machine does slows down both. The figure is the
-ratio of the medians. It fails above the limit, which keeps hooks and files few.
+ratio of the medians. It fails above the limit, which keeps hooks and files few. Where Python has
+cached the bytecode of Cookiecutter, both take half as long and the ratio is higher, about 1.4.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Remove the CI files that were not chosen, and say what comes next."""
 
-import shutil
-from pathlib import Path
+import os
 
 CI = "{{ cookiecutter.ci }}"
 DATABASE = "{{ cookiecutter.database }}"
@@ -9,9 +8,10 @@ SLUG = "{{ cookiecutter.plugin_slug }}"
 
 # Rendering can leave out a file, but not a folder.
 if CI != "github":
-    shutil.rmtree(".github")
+    os.remove(".github/workflows/test.yml")
+    os.removedirs(".github/workflows")
 if CI != "gitlab":
-    Path(".gitlab-ci.yml").unlink()
+    os.remove(".gitlab-ci.yml")
 
 if DATABASE == "dict":
     then = "Then put your database into storage.py: README.md says how."
