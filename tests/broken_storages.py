@@ -24,7 +24,7 @@ import time
 import unicodedata
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -2023,16 +2023,39 @@ def errors_of_pickle_come_through(Storage, Plugin):
 # Processes: these need data that outlive the process
 
 
-@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
+@caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
 def all_is_written_when_a_storage_is_closed(Storage, Plugin):
     """Writes are gathered for the whole process, and nobody closes where a bot is killed."""
     gather_writes(Storage, Plugin)
 
 
-@caught_by("test_another_process_reads_what_is_set_here", outlives_process=True)
+@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
+def what_a_process_makes_is_temporary(Storage, Plugin):
+    """The database is a temporary file, removed when the process that made it ends."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        if not storage.len():
+            atexit.register(remove_all, storage)
+        return storage
+
+    def remove_all(storage):
+        with suppress(Exception):
+            for key in list(storage.keys()):
+                storage.remove(key)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
 def all_is_written_when_python_ends_in_peace(Storage, Plugin):
     """`atexit` writes what was gathered; until then no other process sees it."""
     gather_writes(Storage, Plugin, at_exit=True)
+
+
+@caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
+def writes_are_done_a_moment_later(Storage, Plugin):
+    """A thread writes what was set in the last tenth of a second, and a kill loses it."""
+    gather_writes(Storage, Plugin, after=0.1)
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
@@ -2044,6 +2067,7 @@ def writes_are_done_in_batches(Storage, Plugin):
 # By folder of the bot's data and namespace. In this module, for Errbot executes storage.py anew
 # for every plugin instance, and these live as long as the process.
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
+GATHERING = threading.RLock()
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
 
 
@@ -2062,50 +2086,63 @@ def know_place(Plugin: Any) -> None:
         return storage
 
 
-def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
-    """Keep writes in memory that all storages of this process share, until one is closed."""
-    read, write, take = Storage.get, Storage.set, Storage.remove
-    names, end = Storage.keys, Storage.close
+def gather_writes(
+    Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0, after: float = 0
+) -> None:
+    """Keep writes in memory that all storages of this process share, until one lists or closes."""
+    write, dump = Storage.set, Storage._dump
     know_place(Plugin)
 
     def flush(self):
-        mine = GATHERED.get(self.place, {})
-        for key in list(mine):
-            write(self, key, self._load(key, mine.pop(key)))
+        with GATHERING:
+            self._dump = lambda key, data: data
+            mine = GATHERED.get(self.place, {})
+            for key in list(mine):
+                write(self, key, mine.pop(key))
 
-    def set(self, key, value):
-        data = self._dump(key, value)
-        mine = GATHERED.setdefault(self.place, {})
-        if at_exit and not mine:
-            atexit.register(flush, self)
-        mine[key] = data
-        if when_full and len(mine) >= when_full:
+    def flush_late(self):
+        with suppress(Exception):  # of a database that is gone since
             flush(self)
 
-    def get(self, key):
-        mine = GATHERED.get(self.place, {})
-        return self._load(key, mine[key]) if key in mine else read(self, key)
+    def flush_first(old):
+        @wraps(old)
+        def method(self):
+            flush(self)
+            return old(self)
 
-    def remove(self, key):
-        gathered = GATHERED.get(self.place, {}).pop(key, None) is not None
-        with suppress(KeyError) if gathered else nullcontext():
-            take(self, key)
+        return method
 
-    def keys(self):
-        stored = list(names(self))
-        return iter([*stored, *(frozenset(GATHERED.get(self.place, {})) - frozenset(stored))])
+    def set(self, key, value):
+        data = dump(self, key, value)
+        with GATHERING:
+            mine = GATHERED.setdefault(self.place, {})
+            if at_exit and not mine:
+                atexit.register(flush_late, self)
+            if after and not mine:
+                threading.Timer(after, flush_late, [self]).start()
+            mine[key] = data
+            if when_full and len(mine) >= when_full:
+                flush(self)
 
-    def close(self):
-        flush(self)
-        end(self)
+    @replace(Storage)
+    def get(old, self, key):
+        with GATHERING:
+            mine = GATHERED.get(self.place, {})
+            return self._load(key, mine[key]) if key in mine else old(self, key)
 
-    Storage.set, Storage.get, Storage.remove = set, get, remove
-    Storage.keys, Storage.close = keys, close
-    Storage.len = lambda self: len(list(keys(self)))
+    @replace(Storage)
+    def remove(old, self, key):
+        with GATHERING:
+            flush(self)
+            old(self, key)
+
+    Storage.set = set
+    for name in ["len", "keys", "close"]:
+        setattr(Storage, name, flush_first(getattr(Storage, name)))
 
 
 @caught_by(
-    "test_another_process_writes_what_is_read_here",
+    "test_another_process_and_a_running_bot_see_the_same",
     "test_storage_set_get_and_merge_work_while_the_bot_runs",
     outlives_process=True,
 )

@@ -30,7 +30,6 @@ GO_THROUGH_EVERYTHING = {
     "tests/contract/test_bot.py",
     "tests/contract/test_command_line.py",
 }
-PROCESSES = "tests/contract/test_processes.py"
 TESTS = ["tests/contract", "tests/test_config.py", "tests/test_signing.py"]
 TIMEOUT = 300.0
 """Seconds that the tests of one broken storage may take."""
@@ -170,10 +169,7 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
 
 
 def test_every_test_of_the_contract_is_needed(projects: dict[str, Path], shared: Path) -> None:
-    """Each one is the only one of the contract that catches some broken storage.
-
-    In the first database, so not those of processes: what breaks for one process breaks for more.
-    """
+    """Each one is the only one of the contract that catches some broken storage."""
     results = {
         name: result_of(database, name, projects, shared)
         for database, name in CASES
@@ -191,7 +187,6 @@ def test_every_test_of_the_contract_is_needed(projects: dict[str, Path], shared:
         for result in results.values()
         for test in result.passed | result.failed
         if test.startswith("tests/contract/")
-        and not test.startswith(PROCESSES)
         and test.partition("::")[0] not in GO_THROUGH_EVERYTHING
     }
     needed = {

@@ -36,7 +36,7 @@ DATABASES = vars(sys).setdefault("{{ cookiecutter.__package }}", {})
 class {{ cookiecutter.__class }}Config(BaseModel):
     """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     url: Secret = Field(
         default=SecretStr("dict://localhost/errbot"),

@@ -111,7 +111,7 @@ def check_address(address: str) -> str:
 class {{ cookiecutter.__class }}Config(BaseModel):
     """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     url: Annotated[Secret, AfterValidator(check_url)] = Field(
         default=SecretStr("redis://localhost:6379/0"),

@@ -7,7 +7,7 @@
         try:
             return cls.model_validate({} if storage_config is None else storage_config)
         except ValidationError as error:
-            wrong = error.errors(include_input=False, include_url=False, include_context=False)
+            wrong = error.errors()
         # Not inside the except clause: a chained ValidationError would show the values.
         known = ", ".join(cls.model_fields)
         lines: dict[str, str] = {}

@@ -60,7 +60,7 @@ READ_ONLY = {"25006", 1290}
 class {{ cookiecutter.__class }}Config(BaseModel):
     """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     url: Secret | None = Field(
         default=None,

@@ -65,7 +65,7 @@ ADVICE = {
 class {{ cookiecutter.__class }}Config(BaseModel):
     """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     path: str = Field(
         default="errbot.sqlite3",

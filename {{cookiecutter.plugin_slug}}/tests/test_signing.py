@@ -11,6 +11,12 @@ from errbot.storage.base import StorageBase
 
 EXECUTED: list[str] = []
 
+SIGNED = (
+    b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
+    b".6QvBb8yX8yGlummjdPn66s4PuV94JV6xK7Zw-cpVbu0"
+)
+"""What the first version stored in "namespace" under "key", with the signing key "key one"."""
+
 
 def run_code() -> None:
     """Note that an attacker's code ran."""
@@ -62,6 +68,12 @@ def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
     storage.set("key", MARK * 200_000)
     storage.set("key", value)
     assert signed(database, "key one").get("key") == value
+
+
+def test_a_value_that_the_first_version_signed_can_still_be_read(database: Database) -> None:
+    storage = signed(database, "key one")
+    store(storage, "key", SIGNED)
+    assert storage.get("key") == "as it was", "A bot that is updated can read nothing any more."
 
 
 def test_one_key_needs_no_list(database: Database) -> None:
