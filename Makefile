@@ -1,6 +1,6 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
-# make test-servers: run the whole contract on PostgreSQL, MariaDB, Redis Cluster and Sentinel, too.
+# make test-servers: run the contract on every server with the oldest Python, too.
 
 PYTHON ?= python3
 BIN = .venv/bin

@@ -1,10 +1,12 @@
 """What the tests of the template share: how to bake, and how to run what was baked."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pytest_cookies.plugin import Cookies
 
 TEMPLATE = Path(__file__).parent.parent
 UV = Path(sys.executable).with_name("uv")
+CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 DATABASES = ["dict", "sqlite", "sql", "redis"]
 
 Bake = Callable[..., Path]
@@ -96,6 +99,16 @@ def bake_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bake
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+def contract_tests(*files: Path) -> set[str]:
+    """Return the names of the contract's tests, or of those in some of its files."""
+    return {
+        name
+        for file in files or CONTRACT.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+
+
+@cache
 def pythons() -> dict[str, str]:
     """Return the Pythons of this machine that a baked project supports, by version."""
     environment = dict(os.environ)
@@ -109,6 +122,33 @@ def pythons() -> dict[str, str]:
         if done.returncode == 0:
             found[version] = done.stdout.strip()
     return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes a `python_version` the newest one and, if asked, the oldest one.
+
+    Only such a test: to look for them takes longer than all else that is done here.
+    """
+    if "python_version" in metafunc.fixturenames:
+        *older, newest = pythons() or ["none"]
+        oldest = [pytest.param(version, marks=pytest.mark.slow) for version in older[:1]]
+        metafunc.parametrize("python_version", [newest, *oldest])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print which broken storage was caught by which tests."""
+    stats = terminalreporter.stats
+    reports = [*stats.get("passed", []), *stats.get("failed", [])]
+    caught = dict(
+        report.user_properties[0]
+        for report in reports
+        if report.when == "call" and report.nodeid.startswith("tests/test_broken_storages.py")
+        if report.user_properties
+    )
+    if caught:
+        terminalreporter.section("broken storages, and the tests that caught them")
+    for broken, tests in sorted(caught.items()):
+        terminalreporter.write_line(f"{broken}: {tests}")
 
 
 def environment(folder: Path, python: str, *requirements: str | Path) -> Path:

@@ -1,7 +1,8 @@
 """Every bake is clean under the checks of the project that it is."""
 
 import pytest
-from conftest import DATABASES, UV, Bake, run
+import yaml
+from conftest import DATABASES, TEMPLATE, UV, Bake, run
 
 NAMES = ["Acme", "X", "Company Database of the Whole Wide World 2"[:40]]
 
@@ -30,3 +31,13 @@ def test_the_checks_would_find_something(bake: Bake) -> None:
 
 def test_the_longest_name_is_tested() -> None:
     assert max(map(len, NAMES)) == 40
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    workflow = yaml.safe_load((TEMPLATE / ".github/workflows/test.yml").read_text())
+    steps = [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+    assert {"make demo", ".ci/run ${{ matrix.target }}"} <= set(steps)
+    targets = workflow["jobs"]["test"]["strategy"]["matrix"]["target"]
+    makefile = (TEMPLATE / "Makefile").read_text()
+    assert targets == [name for name in ["test", "test-servers"] if f"\n{name}:" in makefile]
+    assert 'make "${1:-test}"' in (TEMPLATE / ".ci/run").read_text()

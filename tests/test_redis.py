@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import run
+from conftest import clean_environment, environment, pythons, run
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -144,20 +143,27 @@ def within(seconds: float) -> Iterator[None]:
 # The contract
 
 
-@pytest.mark.slow
 def test_the_contract_holds(
-    project: Path, everywhere: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+    project: Path,
+    everywhere: dict[str, Any],
+    python_version: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    interpreter = environment(
+        tmp_path / "environment", pythons()[python_version], f"{project}[test]"
+    )
     config = tmp_path / "config.py"
     config.write_text(
         f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {everywhere!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
         f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    printed = run(*command, f"--errbot-config={config}", cwd=project).splitlines()
-    print(f"{request.node.name}: {printed[-1]}")
-    assert " passed" in printed[-1]
-    assert "skipped" not in printed[-1]
+    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [f"--errbot-config={config}"]
+    passed = run(*command, cwd=project, env=clean_environment()).splitlines()[-1]
+    print(f"{request.node.name}: {passed}")
+    assert " passed" in passed
+    assert "skipped" not in passed
 
 
 # What does not run, does not answer, or is killed

@@ -12,7 +12,8 @@ LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietar
 
 NEEDED = {"storage.py", "conftest.py", "dependencies.toml", "requirements.md"}
 NEEDED |= {"config_example.py", "keys.md", "operation.md", "development.md"}
-EXTRA = {"dependencies-test.toml", "extras.toml", "services-github.yml", "services-gitlab.yml"}
+EXTRA = {"dependencies-test.toml", "extras.toml", "mypy.toml"}
+EXTRA |= {"services-github.yml", "services-gitlab.yml"}
 
 
 def tracked() -> list[str]:

@@ -14,8 +14,6 @@ import sqlalchemy
 
 from {{ cookiecutter.__package }}.storage import read_url
 
-pytest_plugins = ["contract.plugin"]
-
 SOURCE = Path(__file__).parent.parent / "src"
 URL = os.environ.get("STORAGE_TEST_URL")
 

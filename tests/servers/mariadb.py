@@ -1,5 +1,6 @@
 """A MariaDB server."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,8 +18,12 @@ class MariaDB(Server):
         )
         super().__init__(folder, port)
         self.data = folder / "data"
+        # Not /tmp: a server that starts removes all temporary tables there, and another's too.
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(exist_ok=True)
         self.settings = {
             "datadir": str(self.data),
+            "tmpdir": str(self.temporary),
             "bind-address": self.host,
             "port": str(self.port),
             "socket": str(folder / "socket"),
@@ -37,7 +42,12 @@ class MariaDB(Server):
             *("--skip-test-db", "--auth-root-authentication-method=normal"),
         ]
         done = subprocess.run(
-            command, user=self.user(), cwd=self.folder, capture_output=True, text=True
+            command,
+            user=self.user(),
+            cwd=self.folder,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
