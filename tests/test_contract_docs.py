@@ -2,17 +2,11 @@
 
 import re
 
-from conftest import TEMPLATE
-
-CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
+from conftest import TEMPLATE, contract_tests
 
 
 def test_every_promise_is_written_down() -> None:
-    tests = {
-        name
-        for file in CONTRACT.glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    }
+    tests = contract_tests()
     assert len(tests) > 40
     text = (TEMPLATE / "docs" / "contract.md").read_text(encoding="utf-8")
     promised, _, found = text.partition("## That the tests catch")

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 log = logging.getLogger(__name__)
 
-Secret = Annotated[SecretStr, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 
 # YOUR DATABASE: drop the stand-in's data (by url, namespace and key). They hang on `sys` because
 # Errbot executes this file anew for every plugin instance, which a server would outlive.

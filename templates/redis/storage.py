@@ -42,7 +42,7 @@ from redis.sentinel import Sentinel
 
 log = logging.getLogger(__name__)
 
-Secret = Annotated[SecretStr, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 
 # After these, the same command may have an answer on a new connection.
 BROKEN = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)

@@ -31,7 +31,7 @@ from sqlalchemy.schema import CreateTable
 
 log = logging.getLogger(__name__)
 
-Secret = Annotated[SecretStr, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 
 # Names are stored as bytes: collations take "a", "A" and "a " for one, and a text of PostgreSQL
 # holds no NUL. Both together fit into an index of PostgreSQL (2704 bytes) and of InnoDB (3072).

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 log = logging.getLogger(__name__)
 
-Secret = Annotated[SecretStr, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 
 # With its rowid, for the index of the primary key then holds no values: counting and listing keys
 # reads that index alone, and takes no longer where the values are large.

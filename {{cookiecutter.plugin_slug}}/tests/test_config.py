@@ -2,6 +2,7 @@
 
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -114,19 +115,50 @@ def test_every_wrong_key_is_named_at_once(database: Database) -> None:
     assert all(f"{key}: " in error for key in ["timeout", "one", "two"]), error
 
 
-def test_the_plugin_leaves_storage_config_as_it_is(database: Database) -> None:
+@pytest.mark.parametrize("signing_key", [SECRET, [f"{SECRET} old", SECRET]], ids=["one", "list"])
+def test_the_plugin_leaves_storage_config_as_it_is(database: Database, signing_key: object) -> None:
+    database.config.STORAGE_CONFIG |= {"signing_key": signing_key}
     before = deepcopy(database.config.STORAGE_CONFIG)
     database.open().set("key", "value")
     after = database.config.STORAGE_CONFIG
     assert after == before, "The plugin wrote into the bot's config."
 
 
-def test_no_secret_shows(database: Database, log_lines: list[str]) -> None:
-    database.config.STORAGE_CONFIG |= {"signing_key": [SECRET]}
+@pytest.mark.parametrize("signing_key", [SECRET, [f"{SECRET} old", SECRET]], ids=["one", "list"])
+def test_no_secret_shows(
+    database: Database,
+    log_lines: list[str],
+    capfd: pytest.CaptureFixture[str],
+    signing_key: object,
+) -> None:
+    database.config.STORAGE_CONFIG |= {"signing_key": signing_key}
     plugin = database.plugin()
     storage = plugin.open("namespace")
     storage.set("key", "value")
     storage.get("key")
-    shown = [repr(plugin), str(plugin), repr(storage), str(storage), *log_lines]
+    shown = [repr(plugin), str(plugin), repr(storage), str(storage)]
+    shown += [*log_lines, *capfd.readouterr()]
     shown.append(repr(Config.load(with_secrets())))
     assert not [text for text in shown if SECRET in text], "A secret shows in a repr or in the log."
+
+
+@pytest.mark.parametrize("key", secret_keys())
+def test_no_secret_shows_when_the_plugin_starts(
+    database: Database, log_lines: list[str], key: str
+) -> None:
+    database.config.STORAGE_CONFIG |= {key: with_secrets()[key]}
+    try:
+        plugin = database.plugin()
+    except Exception as error:  # nobody has this account
+        shown = traceback.format_exception(error)
+    else:
+        shown = [repr(plugin), str(plugin)]
+    assert not [text for text in [*shown, *log_lines] if SECRET in text], f"{key} shows."
+
+
+def test_no_secret_shows_beside_what_is_wrong(database: Database) -> None:
+    configs: list[dict[str, Any]] = [with_secrets()]
+    configs += [{"signing_key": [SECRET, 5]}, {"signing_key": [SECRET, ""]}]
+    for config in configs:
+        error = error_of(database, {**config, "timeout": "soon", "tiemout": 1})
+        assert SECRET not in error, "The error shows a secret."

@@ -1,9 +1,11 @@
 """signing_key: a value that somebody planted in the database is refused, and never unpickled."""
 
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from contract.keys import ALIKE, SEPARATORS
 from contract.plugin import Database
 from contract.values import FALSY, MARK
 from errbot.storage import StoreException
@@ -36,12 +38,12 @@ def _nothing_executed() -> None:
     EXECUTED.clear()
 
 
-def signed(database: Database, *keys: str, namespace: str = "namespace") -> StorageBase:
-    """Open a namespace with these signing keys, the newest last, or with none."""
+def signed(database: Database, *keys: str) -> StorageBase:
+    """Open "namespace" with these signing keys, the newest last, or with none."""
     settings = dict(database.config.STORAGE_CONFIG)
     settings.pop("signing_key", None)
     database.config.STORAGE_CONFIG = settings | ({"signing_key": list(keys)} if keys else {})
-    return database.open(namespace, database.plugin())
+    return database.open("namespace", database.plugin())
 
 
 def stored(storage: StorageBase, key: str) -> bytes:
@@ -77,9 +79,12 @@ def test_a_value_that_the_first_version_signed_can_still_be_read(database: Datab
 
 
 def test_one_key_needs_no_list(database: Database) -> None:
-    signed(database, "k").set("key", MARK)
-    database.config.STORAGE_CONFIG["signing_key"] = "k"
-    assert database.open("namespace", database.plugin()).get("key") == MARK
+    signed(database, "key one").set("key", MARK)
+    database.config.STORAGE_CONFIG["signing_key"] = "key one"
+    storage = database.open("namespace", database.plugin())
+    assert storage.get("key") == MARK
+    storage.set("key", [MARK])
+    assert signed(database, "key one").get("key") == [MARK]
 
 
 def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> None:
@@ -92,6 +97,11 @@ def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> N
         " signing_key of STORAGE_CONFIG, so it was changed, moved here, or stored without one."
     ), "The error does not say what was refused, where, and why."
     assert EXECUTED == [], "An unsigned value was unpickled."
+    for value in [MARK, None, 5, [Evil(), "x" * 2_000_000]]:
+        signed(database).set("key", value)
+        with pytest.raises(StoreException, match="signing_key"):
+            storage.get("key")
+    assert EXECUTED == [], "An unsigned value was unpickled."
 
 
 def test_a_value_signed_with_another_key_is_refused(database: Database) -> None:
@@ -101,20 +111,63 @@ def test_a_value_signed_with_another_key_is_refused(database: Database) -> None:
     assert EXECUTED == [], "A value with another signature was unpickled."
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("key", "Key"), ("key", "key "), ("k" * 32, "k" * 33), ("k" * 99 + "a", "k" * 99 + "b")],
+)
+def test_signing_keys_are_told_apart_to_the_letter(
+    database: Database, one: str, other: str
+) -> None:
+    signed(database, one).set("key", MARK)
+    with pytest.raises(StoreException, match="signing_key"):
+        signed(database, other).get("key")
+    assert signed(database, one).get("key") == MARK, "What was refused is lost."
+
+
 def test_a_value_moved_to_another_place_is_refused(database: Database) -> None:
+    signed(database, "key one")
+    plugin = database.plugin()
     for origin, target in [
         (("namespace", "a"), ("namespace", "b")),
         (("namespace", "a"), ("other", "a")),
         (("a", "b:c"), ("a:b", "c")),
         (("a", "bc"), ("ab", "c")),
         (("a", 'b", "c'), ('a", "b', "c")),
+        *((("a", f"b{mark}c"), (f"a{mark}b", "c")) for mark in SEPARATORS),
     ]:
-        one = signed(database, "key one", namespace=origin[0])
-        other = signed(database, "key one", namespace=target[0])
+        one, other = database.open(origin[0], plugin), database.open(target[0], plugin)
         one.set(origin[1], MARK)
+        assert one.get(origin[1]) == MARK
         store(other, target[1], stored(one, origin[1]))
         with pytest.raises(StoreException, match="signing_key"):
             other.get(target[1])
+
+
+def test_a_value_moved_between_long_keys_is_refused(database: Database) -> None:
+    storage = signed(database, "key one")
+    one, other = "k" * 300 + "a", "k" * 300 + "b"
+    try:
+        storage.set(one, MARK)
+    except ValueError:  # no database has to hold keys of this length
+        return
+    store(storage, other, stored(storage, one))
+    with pytest.raises(StoreException, match="signing_key"):
+        storage.get(other)
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_a_value_moved_to_a_name_that_looks_alike_is_refused(
+    database: Database, names: list[str]
+) -> None:
+    signed(database, "key one")
+    plugin = database.plugin()
+    storages = {name: database.open(name, plugin) for name in names}
+    for one, other in pairwise([*names, names[0]]):
+        storages[one].set(one, MARK)
+        for storage, key in [(storages[one], other), (storages[other], one)]:
+            store(storage, key, stored(storages[one], one))
+            with pytest.raises(StoreException, match="signing_key"):
+                storage.get(key)
 
 
 def test_a_changed_value_is_refused(database: Database) -> None:
@@ -125,6 +178,12 @@ def test_a_changed_value_is_refused(database: Database) -> None:
         store(storage, "key", data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         with pytest.raises(StoreException, match="signing_key"):
             storage.get("key")
+    storage.set("large", MARK * 200_000)
+    large = stored(storage, "large")
+    for position in [20, 1_000_000]:
+        store(storage, "large", large[:position] + b"x" + large[position + 1 :])
+        with pytest.raises(StoreException, match="signing_key"):
+            storage.get("large")
     for cut in [b"", data[:-1], data[1:], data + b"x", b"." + data, b"."]:
         store(storage, "key", cut)
         with pytest.raises(StoreException, match="signing_key"):
@@ -151,6 +210,17 @@ def test_keys_can_be_rotated(database: Database) -> None:
         signed(database, "old key").get("key")
 
 
+def test_every_key_of_the_list_counts_and_the_last_one_signs(database: Database) -> None:
+    keys = [f"key {number}" for number in range(5)]
+    for key in keys:
+        signed(database, key).set(key, MARK)
+    for order in [keys, keys[::-1], [*keys[2:], *keys[:2]]]:
+        storage = signed(database, *order)
+        assert [storage.get(key) for key in keys] == [MARK] * 5, "A key of the list does not count."
+        storage.set("new", MARK)
+        assert signed(database, order[-1]).get("new") == MARK, "The last key does not sign."
+
+
 def test_a_value_that_cannot_be_unpickled_is_a_clear_error(database: Database) -> None:
     storage = signed(database)
     storage.set("good", MARK)
@@ -163,7 +233,9 @@ def test_a_value_that_cannot_be_unpickled_is_a_clear_error(database: Database) -
     assert (storage.get("good"), storage.len()) == (MARK, 6), "One bad value harmed the others."
 
 
-@pytest.mark.parametrize("signing_key", ["", [], [""], ["key one", ""], 5, [5]], ids=repr)
+@pytest.mark.parametrize(
+    "signing_key", ["", [], [""], ["key one", ""], 5, [5], b"key", [b"key"]], ids=repr
+)
 def test_a_signing_key_that_would_sign_nothing_is_refused(
     database: Database, signing_key: object
 ) -> None:

@@ -29,10 +29,18 @@ HARD: list[str] = [
     *["a\0b", "a\0c", "a\0", "\0"],
     *["\ud800", "a\udc80", "a\udc81"],
     *["k" * 251, "k" * 255 + "a", "k" * 255 + "b"],
-    *["k" * 1_000, "k" * 9_999 + "a", "k" * 9_999 + "b"],
+    *["k" * 1_000, "k" * 1_200 + "a", "k" * 1_200 + "b"],
+    *["k" * 9_999 + "a", "k" * 9_999 + "b", "k" * 70_000 + "a", "k" * 70_000 + "b"],
     *["\u00e9" * 600, "\U0001f600" * 2_000],
 ]
 """Keys that a database may not be able to hold: then `set` raises ValueError and stores nothing."""
+
+
+SEPARATORS: list[str] = [
+    *[":", "/", ".", "-", "_", "|", " ", ",", ";", "::", "\t", "__", "#", "@", "\x1f"],
+    *["=", "~", "\\", "\n", "->", "$", "[", "(", "{", "<", "+", "&", "!", "\u00e9"],
+]
+"""What authors put between the name of a namespace and a key."""
 
 
 def may_be_refused(key: str) -> bool:

@@ -1,6 +1,7 @@
 """A second process on the same database: python process.py CONFIG.PY NAMESPACE TASK"""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -12,21 +13,39 @@ from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 from contract.plugin import load_config  # noqa: E402
 from contract.values import MARK, Person  # noqa: E402
 
+Open = Callable[[], StorageBase]
+"""Connects, as a bot does that starts, and opens the namespace."""
 
-def read(storage: StorageBase) -> None:
+
+def read(open_storage: Open) -> None:
     """Print all that the namespace holds."""
+    storage = open_storage()
     print({key: storage.get(key) for key in sorted(storage.keys())})
 
 
-def write(storage: StorageBase) -> None:
+def write(open_storage: Open) -> None:
     """Set three keys, remove one, and end without closing, as a process does that is killed."""
+    storage = open_storage()
     for key in ["a", "b", "c"]:
         storage.set(key, Person(MARK))
     storage.remove("b")
 
 
-def write_many(storage: StorageBase) -> None:
+def write_at_once(open_storage: Open) -> None:
+    """Wait for a word, connect and set keys, as others do at the same moment, and wait again."""
+    print("ready", flush=True)
+    number, turns = input().split()
+    storage = open_storage()
+    for turn in range(int(turns)):
+        storage.set(f"{number} {turn}", [MARK, f"{number} {turn}"])
+        storage.set("shared", [MARK, number])
+    print("done", flush=True)
+    sys.stdin.read()
+
+
+def write_many(open_storage: Open) -> None:
     """Set keys until this process is killed, printing the number of each that is done."""
+    storage = open_storage()
     number = 0
     while True:
         storage.set(str(number), [MARK, number, "x" * (number % 50 * 200)])
@@ -35,7 +54,12 @@ def write_many(storage: StorageBase) -> None:
 
 
 if __name__ == "__main__":
-    config, namespace, task = sys.argv[1:]
-    tasks = {"read": read, "write": write, "write-many": write_many}
-    plugin = cast(StoragePluginBase, get_storage_plugin(load_config(Path(config))))
-    tasks[task](plugin.open(namespace))
+    file, namespace, task = sys.argv[1:]
+    config = load_config(Path(file))
+    tasks = {
+        "read": read,
+        "write": write,
+        "write-at-once": write_at_once,
+        "write-many": write_many,
+    }
+    tasks[task](lambda: cast(StoragePluginBase, get_storage_plugin(config)).open(namespace))

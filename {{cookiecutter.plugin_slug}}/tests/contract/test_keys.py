@@ -2,6 +2,8 @@
 
 import tracemalloc
 from collections.abc import Callable
+from enum import Enum
+from itertools import islice
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -11,7 +13,16 @@ from contract.keys import ALIKE, HARD
 from contract.plugin import Database
 from contract.values import MARK
 
-MANY = 3_000
+PAGES = 3_000
+"""Keys that fill several pages, where a database gives them page by page."""
+MANY = 11_000
+"""More keys than some databases ever give at once: ten thousand, or a megabyte of them."""
+
+
+class Name(str, Enum):
+    """A choice of a plugin that is a str."""
+
+    LOW = "low"
 
 
 def test_getting_a_missing_key_raises_key_error(storage: StorageBase) -> None:
@@ -77,7 +88,9 @@ def test_keys_gives_str(storage: StorageBase) -> None:
 
 
 def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
-    expected = [f"key {number}" for number in range(MANY)]
+    # Of three that differ in case alone, a page may end between two.
+    spellings = ["key", "Key", "KEY"]
+    expected = [f"{spellings[n % 3]} {n // 3} {'k' * 90}" for n in range(MANY)]
     for key in expected:
         storage.set(key, None)
     got = list(storage.keys())
@@ -88,18 +101,41 @@ def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
     assert storage.len() == MANY, f"`len` says {storage.len()} where there are {MANY} keys."
 
 
-def test_keys_starts_anew_at_each_call(storage: StorageBase) -> None:
-    storage.set("a", MARK)
-    storage.set("b", MARK)
-    first, second = iter(storage.keys()), iter(storage.keys())
-    next(first)
-    assert len(list(second)) == 2, "One loop over the keys takes them away from another."
-    assert len(list(first)) == 1, "One loop over the keys takes them away from another."
-    assert len(list(storage.keys())) == 2, "After one loop over the keys the next one finds fewer."
+def test_no_page_of_keys_shows_those_of_another_namespace(database: Database) -> None:
+    storage, other = database.open("namespace"), database.open("other")
+    expected = [f"key {number}" for number in range(PAGES)]
+    for key in expected:
+        storage.set(key, None)
+    for key in ["", "a", "key 15", "key 15x", "key 25x", "z"]:
+        other.set(key, None)
+    assert same(sorted(storage.keys()), sorted(expected)), (
+        "Among many keys `keys` gives those of another namespace. Ask for the namespace in the"
+        " query of each page."
+    )
+
+
+def test_loops_over_the_keys_do_not_get_into_each_others_way(storage: StorageBase) -> None:
+    expected = sorted(f"key {number}" for number in range(PAGES))
+    for key in expected:
+        storage.set(key, None)
+    loops = [iter(storage.keys()) for _ in range(30)]
+    (one, first), (other, second), *_ = [(loop, [next(loop)]) for loop in loops]
+    for key in one:
+        first.append(key)
+        second.extend(islice(other, 2))  # is always somewhere else
+    assert same((sorted(first), sorted(second)), (expected, expected)), (
+        "Two loops over the keys at once lost some. Keep the place of a loop in the loop, and not"
+        " in the storage."
+    )
+    assert same(sorted(storage.keys()), expected), "After one loop the next one finds other keys."
+    storage.set("key 0", MARK)
+    assert storage.get("key 0") == MARK, (
+        "Loops that were left keep what the others need. Hold no connection between two keys."
+    )
 
 
 def test_starting_keys_does_not_fetch_them_all(storage: StorageBase) -> None:
-    for number in range(MANY):
+    for number in range(PAGES):
         storage.set(f"{number} {'k' * 200}", None)
 
     def memory(use: Callable[[], object]) -> int:
@@ -110,34 +146,34 @@ def test_starting_keys_does_not_fetch_them_all(storage: StorageBase) -> None:
         return peak
 
     first = memory(lambda: next(iter(storage.keys())))
-    assert first < MANY * 200 * 2 / 3, (
-        f"To give the first key, `keys` fetched {first} bytes, of {MANY * 200} in all. Errbot asks"
+    assert first < PAGES * 200 * 2 / 3, (
+        f"To give the first key, `keys` fetched {first} bytes, of {PAGES * 200} in all. Errbot asks"
         " for the first key once for each key that it clears: fetch the keys page by page."
     )
 
 
 def test_keys_can_be_removed_while_iterating(storage: StorageBase) -> None:
-    for number in range(500):
+    for number in range(PAGES):
         storage.set(str(number), None)
     seen = []
     for key in storage.keys():
         storage.remove(key)
         seen.append(key)
-    assert same(sorted(seen), sorted(map(str, range(500)))), (
-        f"`for key in self: del self[key]` saw {len(seen)} of 500 keys. Page by the last key seen,"
-        " not by position, or list the keys before."
+    assert same(sorted(seen), sorted(map(str, range(PAGES)))), (
+        f"`for key in self: del self[key]` saw {len(seen)} of {PAGES} keys. Page by the last key"
+        " seen, not by position, or list the keys before."
     )
     assert storage.len() == 0, "`for key in self: del self[key]` left keys."
 
 
 def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
-    expected = {str(number) for number in range(500)}
+    expected = {str(number) for number in range(PAGES)}
     for key in expected:
         storage.set(key, None)
     seen = []
     for key in storage.keys():
         seen.append(key)
-        if len(seen) <= 500:
+        if len(seen) <= PAGES:
             storage.set(f"{key[::-1]} added", None)  # before and behind where the loop is
     assert same(expected - set(seen), set()), (
         "A loop over the keys lost some when others were added. Page by the last key seen, until a"
@@ -149,15 +185,15 @@ def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
 
 
 def test_values_can_be_replaced_while_iterating(storage: StorageBase) -> None:
-    for number in range(500):
+    for number in range(PAGES):
         storage.set(str(number), number)
     seen = []
     for key in storage.keys():
         storage.set(key, [MARK, storage.get(key)])
         seen.append(key)
-        if len(seen) > 500:
+        if len(seen) > PAGES:
             break
-    assert same(sorted(seen), sorted(map(str, range(500)))), (
+    assert same(sorted(seen), sorted(map(str, range(PAGES)))), (
         "A plugin that renews its values in a loop over its keys lost some keys, or met some twice,"
         " and so may never come to an end. Page by the key, not by the time of its last change."
     )
@@ -236,9 +272,28 @@ def test_hard_keys_are_told_apart_or_refused(storage: StorageBase) -> None:
     )
 
 
+def test_a_key_of_a_kind_of_str_is_its_text(storage: StorageBase) -> None:
+    storage.set(Name.LOW, MARK)
+    assert list(storage.keys()) == ["low"], (
+        "A key that is a member of an enumeration of texts came back as another text."
+    )
+    assert (storage.get("low"), storage.get(Name.LOW)) == (MARK, MARK), (
+        "A key that equals another finds no value, or a different one."
+    )
+
+
 @pytest.mark.parametrize("key", [1, None, b"key", ("a", "b"), 1.5], ids=repr)
 def test_a_key_that_is_no_str_is_refused(database: Database, key: object) -> None:
     storage = database.open()
     with expect(Exception, f"The key {key!r} was taken, and would come back as another, a str."):
         storage.set(key, MARK)  # type: ignore[arg-type]
     assert list(storage.keys()) == [], "A key that was refused was stored all the same."
+    text = key.decode() if isinstance(key, bytes) else str(key)
+    storage.set(text, MARK)
+    assert storage.get(text) == MARK, "A key that looks like one that is no str is not held."
+    why = f"The key {key!r} was taken for {text!r}. Refuse a key that is no str, or miss it."
+    with expect(Exception, why):
+        storage.get(key)  # type: ignore[arg-type]
+    with expect(Exception, why):
+        storage.remove(key)  # type: ignore[arg-type]
+    assert storage.len() == 1, why

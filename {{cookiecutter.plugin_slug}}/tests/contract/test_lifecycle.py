@@ -3,7 +3,8 @@
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-from contract.expect import expect
+from contract.expect import expect, same
+from contract.keys import ALIKE
 from contract.plugin import Database
 from contract.values import MARK
 
@@ -41,25 +42,43 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
 
 
 def test_a_new_plugin_instance_finds_everything(database: Database) -> None:
-    storage = database.open("namespace", database.plugin())
-    storage.set("key", [MARK, "old"])
-    storage.set("key", MARK)
-    database.close(storage)
-    again = database.open("namespace", database.plugin())
-    assert (again.get("key"), again.len(), list(again.keys())) == (MARK, 1, ["key"]), (
-        "After a restart the bot has forgotten its data."
-    )
+    plugin = database.plugin()
+    names = ["namespace", *(names[-1] for names in ALIKE.values())]
+    for name in names:
+        storage = database.open(name, plugin)
+        storage.set("key", [MARK, "old"])
+        storage.set("key", [MARK, name])
+        database.close(storage)
+    restarted = database.plugin()
+    for name in names:
+        storage = database.open(name, restarted)
+        assert {key: storage.get(key) for key in storage.keys()} == {"key": [MARK, name]}, (
+            f"After a restart the bot has forgotten the data of the namespace {name!r}."
+        )
 
 
 def test_a_set_is_done_when_it_returns(database: Database) -> None:
-    storage = database.open("namespace", database.plugin())
+    one = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
-    for value in [MARK, [MARK], None]:
-        storage.set("key", value)
-        assert (other.get("key"), other.len(), list(other.keys())) == (value, 1, ["key"]), (
-            "A value is not in the database when `set` returns: it would be lost in a crash, and"
-            " `errbot --storage-get` does not see it. Commit at once, and cache nothing."
-        )
+    expected: dict[str, object] = {}
+    for turn, writer in enumerate([one, other, one, other]):
+        for storage in [one, other]:
+            with expect(KeyError, "A key is there that was never set."):
+                storage.get(f"new {turn}")
+        if turn > 1:
+            del expected[f"new {turn - 2}"]
+            writer.remove(f"new {turn - 2}")
+        expected |= {"small": turn, "large": [turn, MARK * 20_000], f"new {turn}": MARK}
+        for key, value in expected.items():
+            writer.set(key, value)
+        for storage in [one, other]:
+            got = {key: storage.get(key) for key in storage.keys()}
+            assert same(got, expected), (
+                f"Another that has the namespace open sees other data: {sorted(got)}. When `set`"
+                " returns, the value must be in the database: it would be lost in a crash, and"
+                " `errbot --storage-get` not see it. Commit at once, and cache nothing."
+            )
+            assert storage.len() == len(expected), "`len` misses what another stored."
 
 
 def test_a_removal_is_done_when_it_returns(database: Database) -> None:
@@ -76,6 +95,18 @@ def test_a_removal_is_done_when_it_returns(database: Database) -> None:
         storage.remove("key")
     assert (storage.len(), list(storage.keys())) == (0, []), (
         "A key still counts that another process has removed."
+    )
+
+
+def test_a_value_is_stored_again_after_another_opener_replaced_it(database: Database) -> None:
+    one = database.open("namespace", database.plugin())
+    other = database.open("namespace", database.plugin())
+    one.set("key", MARK)
+    other.set("key", [MARK])
+    one.set("key", MARK)
+    assert other.get("key") == MARK, (
+        "`set` did nothing, since the storage had stored this value before; but another had"
+        " replaced it since. Write each time."
     )
 
 

@@ -1,31 +1,47 @@
 """What is logged at DEBUG goes into files and to services that see no data otherwise."""
 
-from typing import Any
+import traceback
+import warnings
+
+import pytest
+from errbot.storage.base import StorageBase
 
 from contract.expect import expect
 from contract.plugin import Database
-from contract.values import MARK, Person, Unstorable
+from contract.values import MARK, Unreadable, Unstorable
 
 
-class Broken(Person):
-    """What a plugin stored before its class changed: it cannot be unpickled any more."""
-
-    def __setstate__(self, state: Any) -> None:
-        raise AttributeError("no such attribute")
-
-
-def test_no_value_stands_in_the_log(database: Database, log_lines: list[str]) -> None:
+def test_no_value_stands_in_the_log(
+    database: Database, log_lines: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     storage = database.open()
-    for value in [MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000]:
-        storage.set("key", value)
-        storage.get("key")
-    with expect(Exception, "An object that cannot be pickled was taken."):
-        storage.set("key", [MARK, Unstorable()])
-    storage.set("key", Broken(MARK))
-    with expect(Exception, "A value that cannot be read was given back."):
-        storage.get("key")
-    list(storage.keys())
-    storage.remove("key")
-    database.close(storage)
-    told = [line for line in log_lines if MARK in line]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for value in [MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000]:
+            storage.set("key", value)
+            storage.get("key")
+        with expect(Exception, "An object that cannot be pickled was taken."):
+            storage.set("key", [MARK, Unstorable()])
+        storage.set("key", Unreadable(AttributeError("no such attribute"), MARK))
+        with expect(Exception, "A value that cannot be read was given back."):
+            storage.get("key")
+        list(storage.keys())
+        storage.remove("key")
+        database.close(storage)
+    printed = "".join(capfd.readouterr()).splitlines()
+    told = [*log_lines, *printed, *(str(warning.message) for warning in warned)]
+    told = [line for line in told if MARK in line]
     assert not told, f"A value stands in the log. Log names, never values: {told[0]}"
+
+
+def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
+    with pytest.raises(Exception) as refused:  # noqa: PT011
+        storage.set("key", [MARK, lambda: None])
+    storage.set("key", Unreadable(AttributeError("no such attribute"), MARK))
+    with pytest.raises(Exception) as unreadable:  # noqa: PT011
+        storage.get("key")
+    for caught in [refused, unreadable]:
+        shown = "".join(traceback.format_exception(caught.value))
+        assert MARK not in shown, (
+            f"Errbot logs the errors of plugins, and this one shows a value: {caught.value}"
+        )

@@ -1,24 +1,28 @@
 """Other processes open the database of a running bot, and a bot may be killed."""
 
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 
+from contract.expect import same
 from contract.plugin import Database, process_command, run_process
 from contract.values import MARK, Person
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 
+NAME = "Gr\u00f6\u00dfe 1"  # not a word that a shell, a file or a statement could take as it is
+TURNS = 150
 SETS = 197  # A prime, so that no storage that writes in batches has just written one.
 
 
 def test_another_process_and_a_running_bot_see_the_same(database: Database) -> None:
-    storage = database.open("namespace")
+    storage = database.open(NAME)
     storage.set("b", MARK)
-    assert run_process(database, "namespace", "read") == str({"b": MARK}), (
+    assert run_process(database, NAME, "read") == str({"b": MARK}), (
         "While the bot runs, another process does not see its data."
     )
-    run_process(database, "namespace", "write")
+    run_process(database, NAME, "write")
     assert {key: storage.get(key) for key in storage.keys()} == {
         "a": Person(MARK),
         "c": Person(MARK),
@@ -26,28 +30,52 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
-    run_process(database, "namespace", "write")
-    assert run_process(database, "namespace", "read") == str(
-        {"a": Person(MARK), "c": Person(MARK)}
-    ), "Data are gone when the process that stored them has ended without closing the storage."
+    run_process(database, NAME, "write")
+    assert run_process(database, NAME, "read") == str({"a": Person(MARK), "c": Person(MARK)}), (
+        "Data are gone when the process that stored them has ended without closing the storage."
+    )
 
 
-def test_two_processes_write_at_once(database: Database) -> None:
-    database.open("namespace").set("b", "old")
-    command = process_command(database, "namespace", "write")
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    failed = [error for process, error in zip(processes, errors, strict=True) if process.returncode]
-    # Of processes that remove the same key, one finds it gone: that is right, all else is not.
-    wrong = [error for error in failed if "KeyError: 'b'" not in error]
-    assert not wrong, f"Two processes cannot use the database at once:\n{wrong[0]}"
-    assert run_process(database, "namespace", "read") == str(
-        {"a": Person(MARK), "c": Person(MARK)}
-    ), "Two processes that wrote at once harmed the data."
+def await_line(process: "subprocess.Popen[str]") -> None:
+    """Wait until a process prints a line. Fails with its error where it ends instead."""
+    assert process.stdout
+    assert process.stderr
+    line = process.stdout.readline()
+    assert line, f"Several processes cannot use the database at once:\n{process.stderr.read()}"
+
+
+def test_processes_start_and_write_at_once(database: Database) -> None:
+    command = process_command(database, NAME, "write-at-once")
+    pipe = subprocess.PIPE
+    with ExitStack() as running:
+        processes = [
+            running.enter_context(
+                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            )
+            for _ in range(3)
+        ]
+        for process in processes:
+            await_line(process)
+        for number, process in enumerate(processes):
+            assert process.stdin
+            process.stdin.write(f"{number} {TURNS}\n")
+            process.stdin.flush()
+        for process in processes:
+            await_line(process)
+        storage = database.open(NAME)
+        got = {key: storage.get(key) for key in storage.keys()}
+        length = storage.len()
+    expected = {f"{number} {turn}" for number in range(3) for turn in range(TURNS)}
+    assert same(set(got), expected | {"shared"}), (
+        "Processes that wrote at once lost each other's data."
+    )
+    assert length == len(got), "`len` went wrong when processes wrote at once."
+    wrong = [key for key in expected if got[key] != [MARK, key]]
+    assert not wrong, f"Processes that wrote at once mixed up {len(wrong)} values."
 
 
 def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
-    command = process_command(database, "namespace", "write-many")
+    command = process_command(database, NAME, "write-many")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         done = [process.stdout.readline() for _ in range(SETS)]
@@ -55,7 +83,7 @@ def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> N
         done += process.stdout.readlines()
     finished = {line.strip() for line in done if line.endswith("\n")}
     assert len(finished) >= SETS, "The process that was to be killed had failed before."
-    storage = database.open("namespace")
+    storage = database.open(NAME)
     keys = set(storage.keys())
     lost = finished - keys
     assert not lost, (

@@ -3,15 +3,17 @@
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
-from threading import Barrier
+from contextlib import suppress
+from threading import Barrier, Thread
+from time import monotonic
 from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
 
 from contract.expect import same
-from contract.plugin import Database
-from contract.values import MARK
+from contract.plugin import Database, open_files
+from contract.values import MARK, Unstorable
 
 THREADS = 16
 ROUNDS = 30
@@ -24,6 +26,13 @@ def switch_often() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def storages(database: Database) -> list[StorageBase]:
+    """A storage for each thread: one of two plugin instances, as two bots on a database have."""
+    two = [database.open("namespace", database.plugin()) for _ in range(2)]
+    return two * (THREADS // 2)
 
 
 def in_threads(work: Callable[[int], Any]) -> list[Any]:
@@ -41,8 +50,9 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(start, range(THREADS)))
 
 
-def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> None:
+def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]) -> None:
     def work(number: int) -> None:
+        storage = storages[number]
         for turn in range(ROUNDS):
             key = f"{number} {turn}"
             storage.set(key, [MARK, number, turn])
@@ -52,25 +62,30 @@ def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> No
 
     in_threads(work)
     expected = {f"{n} {turn}" for n in range(THREADS) for turn in range(ROUNDS) if turn % 3}
-    assert same(set(storage.keys()), expected), "Commands at the same time lost each other's data."
-    assert storage.len() == len(expected), "`len` went wrong when commands came at the same time."
+    for storage in storages[:2]:
+        assert same(set(storage.keys()), expected), "Commands at the same time lost data."
+        assert storage.len() == len(expected), "`len` went wrong when commands came at once."
 
 
-def test_a_key_that_threads_replace_is_always_there_and_whole(storage: StorageBase) -> None:
-    storage.set("key", [0] * 200)
+@pytest.mark.parametrize("size", [200, 450_000], ids=["small", "large"])
+def test_a_key_that_threads_replace_is_always_there_and_whole(
+    storages: list[StorageBase], size: int
+) -> None:
+    rounds = ROUNDS if size == 200 else 2
+    storages[0].set("key", b"\0" * size)
     writing = [number for number in range(THREADS) if number % 4]
 
     def write(number: int) -> None:
         try:
-            for _ in range(ROUNDS):
-                storage.set("key", [number] * (200 + number))
+            for _ in range(rounds):
+                storages[number].set("key", bytes([number]) * (size + number))
         finally:
             writing.remove(number)
 
-    def read() -> None:
+    def read(number: int) -> None:
         while writing:
-            got = storage.get("key")
-            assert same(got, [got[0]] * (200 + got[0])), (
+            got = storages[number].get("key")
+            assert same(got, bytes(got[:1]) * (size + got[0])), (
                 "A value is mixed of two that were set at once. Write the whole value in one step."
             )
 
@@ -78,27 +93,27 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(storage: StorageBa
         if number % 4:
             write(number)
         else:
-            read()
+            read(number)
 
     try:
         in_threads(work)
     except KeyError:
         pytest.fail("A key was missing while it was replaced. Replace it in one step.")
-    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+    assert (storages[0].len(), list(storages[0].keys())) == (1, ["key"]), (
         "Threads that set one key made several of it."
     )
 
 
-def test_threads_that_remove_one_key_succeed_once(storage: StorageBase) -> None:
-    def work(_number: int) -> int:
+def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -> None:
+    def work(number: int) -> int:
         try:
-            storage.remove("key")
+            storages[number].remove("key")
         except KeyError:
             return 0
         return 1
 
     for _ in range(10):
-        storage.set("key", MARK)
+        storages[0].set("key", MARK)
         removed = sum(in_threads(work))
         assert removed == 1, (
             f"One key was removed {removed} times: two commands could take the same job. Ask the"
@@ -135,6 +150,8 @@ def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase
                 break  # the storage gives keys again that were set meanwhile: another test's matter
             try:
                 pool.submit(storage.set, key, [MARK]).result(timeout=10)
+                pool.submit(storage.set, "other", MARK).result(timeout=10)
+                pool.submit(storage.remove, "other").result(timeout=10)
             except TimeoutError:
                 pytest.fail(
                     "While one command loops over its keys, all others wait. Hold no lock and no"
@@ -158,3 +175,63 @@ def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
         storage = database.open(f"namespace {number}", plugin)
         expected = {f"{n} {turn}" for n in range(number, THREADS, 4) for turn in range(10)}
         assert same(set(storage.keys()), expected), "Plugins loaded at the same time lost data."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
+def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> None:
+    def work() -> None:
+        storage.set("key", MARK)
+        storage.get("key")
+
+    work()
+    before = open_files()
+    for _ in range(100):
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
+    left = open_files() - before
+    assert left <= 10, (
+        f"100 threads that have ended left {left} files or connections open. Errbot polls in a new"
+        " thread each time (`start_poller`): give connections back to a pool, or close them with"
+        " their thread."
+    )
+
+
+def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None:
+    storage.set("unstorable", MARK)
+    errors: list[Exception] = []
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            with suppress(KeyError):
+                storage.get("missing")
+            with suppress(KeyError):
+                storage.remove("missing")
+            with suppress(Exception):
+                storage.set("unstorable", Unstorable())
+            storage.set(f"{number} {turn}", MARK)
+            storage.get(f"{number} {turn}")
+
+    def note_errors(number: int) -> None:
+        try:
+            work(number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [Thread(target=note_errors, args=[number], daemon=True) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    deadline = monotonic() + 60
+    for thread in threads:
+        thread.join(max(0, deadline - monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        pytest.fail("After an operation that failed, all others wait. Let it release what it held.")
+    assert not errors, (
+        f"After operations that failed, others failed as well: {errors[0]!r}. Let each give back"
+        " the connection and the lock that it took."
+    )
+    lost = {f"{number} {turn}" for number in range(THREADS) for turn in range(20)}
+    lost -= set(storage.keys())
+    assert not lost, (
+        f"{len(lost)} values are gone: an operation that failed undid what other threads had set."
+    )

@@ -8,7 +8,7 @@ from errbot.storage.base import StorageBase
 
 from contract.expect import expect, same
 from contract.plugin import Database
-from contract.values import CONTAINERS, FALSY, MARK, OBJECTS, PLAIN, Person, Unstorable
+from contract.values import CONTAINERS, FALSY, MARK, OBJECTS, PLAIN, Person, Unreadable, Unstorable
 
 
 def check_comes_back(storage: StorageBase, value: Any) -> None:
@@ -85,12 +85,29 @@ def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None
         " take the database's type for large objects."
     )
     assert same(got, value), f"A value of {size} bytes came back changed."
+    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+        f"A value of {size} bytes shows as several keys. Keep its parts where nobody counts them."
+    )
+    storage.set("key", MARK)
+    assert storage.get("key") == MARK, f"A value of {size} bytes could not be replaced."
+
+
+@pytest.mark.parametrize("block", [4_096, 65_536, 262_144])
+def test_a_value_that_just_fills_a_block_comes_back(storage: StorageBase, block: int) -> None:
+    for size in range(block - 40, block + 2):  # pickled, it is some bytes longer
+        storage.set("key", b"x" * size)
+        assert same(storage.get("key"), b"x" * size), (
+            f"A value of {size} bytes came back changed. Look at the seams of the parts in which"
+            " you keep large values."
+        )
 
 
 def test_set_replaces_the_value(storage: StorageBase) -> None:
-    for value in [[MARK] * 1_000, "short", None, {"a": MARK, "b": MARK}, {"a": 1}, [], [MARK]]:
+    different = [[MARK] * 1_000, "short", None, {"a": MARK, "b": MARK}, {"a": 1}, [], [MARK]]
+    equal = [1, True, 1.0, 0, False, 0.0, -0.0, [1], [True]]
+    for value in [*different, *equal]:
         storage.set("key", value)
-        assert same(storage.get("key"), value), (
+        assert same(repr(storage.get("key")), repr(value)), (
             "A plugin got an old value, or a mix, after a newer `set`. Replace the whole value."
         )
     assert storage.len() == 1, "Setting a key again added another. Insert or replace, in one step."
@@ -106,11 +123,23 @@ def test_changing_an_object_after_set_changes_nothing_stored(storage: StorageBas
     )
 
 
-def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase) -> None:
-    storage.set("key", Person(MARK, []))
+def test_an_object_that_has_changed_is_stored_when_it_is_set_again(storage: StorageBase) -> None:
+    value = {"list": [MARK]}
+    storage.set("key", value)
+    value["list"].append("later")
+    storage.set("key", value)
+    assert storage.get("key") == {"list": [MARK, "later"]}, (
+        "`set` did nothing, since it was given the same object as before; but that had changed."
+        " Write each time."
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: (item,)], ids=["itself", "tuple"])
+def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, wrap: Any) -> None:
+    storage.set("key", wrap(Person(MARK)))
     got = storage.get("key")
-    got.friends.append(Person("later"))
-    assert storage.get("key") == Person(MARK, []), (
+    (got[0] if isinstance(got, tuple) else got).friends.append(Person("later"))
+    assert storage.get("key") == wrap(Person(MARK)), (
         "A plugin that changes what it got changed what is stored, without `set`, for everyone."
         " Give a new copy for each `get`."
     )
@@ -139,3 +168,34 @@ def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
     )
     storage.set("key", MARK)
     assert storage.get("key") == MARK, "After a `set` that failed, the next one did not work."
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("id"), AttributeError("id"), ImportError("id")], ids=repr
+)
+def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:
+    storage.set("key", Unreadable(error))
+    try:
+        storage.get("key")
+    except KeyError:
+        pytest.fail(
+            f"A value that cannot be unpickled, for a {type(error).__name__}, counts as missing:"
+            " `in` is false, and `setdefault` replaces it. Raise another error, such as"
+            " StoreException."
+        )
+    except Exception:
+        assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+            "A value that cannot be unpickled was removed, or does not count. It may be read again"
+            " when the plugin that stored it is back."
+        )
+    else:
+        pytest.fail("A value that cannot be unpickled was given back.")
+
+
+def test_a_value_that_cannot_be_read_can_be_replaced_and_removed(storage: StorageBase) -> None:
+    storage.set("key", Unreadable(AttributeError("no such attribute")))
+    storage.set("key", MARK)
+    assert storage.get("key") == MARK, "A value that cannot be unpickled cannot be replaced."
+    storage.set("key", Unreadable(AttributeError("no such attribute")))
+    storage.remove("key")
+    assert storage.len() == 0, "A value that cannot be unpickled cannot be removed."

@@ -1,10 +1,11 @@
 """Values that a storage must give back as they were: what Errbot and its plugins store."""
 
 import os
+import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -56,11 +57,64 @@ class Counted:
         return f"Counted({self.count})"
 
 
+class Failure(Exception):
+    """An error that holds more than its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Failure({self.args[0]!r}, code={self.code!r})"
+
+
+class Room(dict[str, Any]):
+    """A dict that holds more than its items."""
+
+    topic: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Room({super().__repr__()}, topic={self.topic!r})"
+
+
+class Summer(tzinfo):
+    """A time zone of a plugin's own."""
+
+    def utcoffset(self, _when: datetime | None) -> timedelta:
+        return timedelta(hours=2)
+
+    def dst(self, _when: datetime | None) -> timedelta:
+        return timedelta(hours=1)
+
+    def tzname(self, _when: datetime | None) -> str:
+        return "summer"
+
+    def __repr__(self) -> str:
+        return "Summer()"
+
+
+class Unreadable:
+    """What a plugin stored before its class changed: it cannot be unpickled any more."""
+
+    def __init__(self, error: Exception, value: object = None) -> None:
+        self.error = error
+        self.value = value
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise state["error"]
+
+
 class Unstorable:
     """An object that fails in the middle of being stored, after others were written."""
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle this ({MARK})")
+
+
+def with_attributes(instance: Any, **attributes: object) -> Any:
+    """Set attributes of an instance, and return it."""
+    vars(instance).update(attributes)
+    return instance
 
 
 FALSY: dict[str, Any] = {
@@ -89,6 +143,9 @@ PLAIN: dict[str, Any] = {
     "complex": 1 + 2j,
     "str": MARK,
     "str of digits": "007",
+    "str that is JSON": f'{{"{MARK}": [1]}}',
+    "str that is null": "null",
+    "str that is true": "true",
     "str with spaces around": f"  {MARK}\t\n",
     "str with line breaks": f"{MARK}\r\n{MARK}\n",
     "str with quotes": f"""{MARK} ' " ` \\ %s {{}} """,
@@ -96,6 +153,7 @@ PLAIN: dict[str, Any] = {
     "str with NUL": f"{MARK}\0{MARK}",
     "str with a lone surrogate": f"{MARK}\udc80",
     "bytes": MARK.encode(),
+    "bytes that are a pickle": pickle.dumps([MARK], protocol=5),
     "bytes of every kind": bytes(range(256)),
     "bytearray": bytearray(MARK.encode()),
 }
@@ -122,6 +180,7 @@ OBJECTS: dict[str, Any] = {
     "date": date(2000, 2, 29),
     "datetime": datetime(2000, 2, 29, 23, 59, 59, 999999),
     "datetime with a zone": datetime(2000, 2, 29, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+    "datetime with a zone of its own": datetime(2000, 2, 29, tzinfo=Summer()),
     "time": time(1, 2, 3, 4),
     "timedelta": timedelta(days=-1, microseconds=1),
     "Decimal": Decimal("1.10"),
@@ -131,11 +190,13 @@ OBJECTS: dict[str, Any] = {
     "IP address": ip_address("127.0.0.1"),
     "pattern": re.compile(MARK, re.IGNORECASE),
     "exception": ValueError(MARK, 1),
+    "exception with attributes": with_attributes(Failure(MARK), code=1),
     "class": Person,
     "function": os.path.join,
     "member of an enumeration": Level.HIGH,
     "instance": Person(MARK),
     "instance with instances": Person(MARK, [Person("a"), Person("b")]),
     "instance that is a dict": Settings(a=MARK),
+    "instance that is a dict with attributes": with_attributes(Room(a=MARK), topic=MARK),
     "instance with a state of its own": Counted(7),
 }
