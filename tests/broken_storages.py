@@ -3046,6 +3046,7 @@ GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 GATHERING = threading.RLock()
 WAITING: list[Any] = []
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
+READING = threading.Lock()
 
 
 def know_place(Plugin: Any) -> None:
@@ -3140,11 +3141,12 @@ def a_process_reads_from_its_memory(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        if storage.place not in IN_MEMORY:
-            values = {key: read(storage, key) for key in names(storage)}
-            IN_MEMORY[storage.place] = {
-                key: storage._dump(key, value) for key, value in values.items()
-            }
+        with READING:
+            if storage.place not in IN_MEMORY:
+                values = {key: read(storage, key) for key in names(storage)}
+                IN_MEMORY[storage.place] = {
+                    key: storage._dump(key, value) for key, value in values.items()
+                }
         return storage
 
     read, names = Storage.get, Storage.keys
