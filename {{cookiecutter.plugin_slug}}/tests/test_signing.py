@@ -78,13 +78,14 @@ def test_a_value_that_the_first_version_signed_can_still_be_read(database: Datab
     assert storage.get("key") == "as it was", "A bot that is updated can read nothing any more."
 
 
-def test_one_key_needs_no_list(database: Database) -> None:
-    signed(database, "key one").set("key", MARK)
-    database.config.STORAGE_CONFIG["signing_key"] = "key one"
+@pytest.mark.parametrize("signing_key", ["key one", "k"])
+def test_one_key_needs_no_list(database: Database, signing_key: str) -> None:
+    signed(database, signing_key).set("key", MARK)
+    database.config.STORAGE_CONFIG["signing_key"] = signing_key
     storage = database.open("namespace", database.plugin())
     assert storage.get("key") == MARK
     storage.set("key", [MARK])
-    assert signed(database, "key one").get("key") == [MARK]
+    assert signed(database, signing_key).get("key") == [MARK]
 
 
 def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> None:
