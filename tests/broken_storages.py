@@ -678,6 +678,18 @@ def keys_gives_the_first_megabyte(Storage, Plugin):
             yield key
 
 
+@caught_by("test_a_loop_over_the_keys_ends", alone=True)
+def keys_start_again_after_the_empty_key(Storage, Plugin):
+    """`if last:` tells the first page from the next ones, and the last key may be the empty one."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = ""
+        while page := heapq.nsmallest(500, (key for key in old(self) if not last or key > last)):
+            yield from page
+            last = page[-1]
+
+
 @caught_by("test_no_page_of_keys_shows_those_of_another_namespace", alone=True)
 def the_second_page_forgets_the_namespace(Storage, Plugin):
     """WHERE namespace = ? is in the first query, and not in those of the next pages."""

@@ -19,6 +19,19 @@ def expect(error: type[Exception], why: str) -> Iterator[None]:
     pytest.fail(f"{why} It raised nothing.")
 
 
+@contextmanager
+def taken(name: str) -> Iterator[None]:
+    """Fail when the block refuses a key, or a name of a namespace, that every storage must hold."""
+    try:
+        yield
+    except ValueError as error:
+        pytest.fail(
+            f"The name {name!r} was refused, and a plugin that uses it fails: {error} A storage"
+            " holds up to 250 characters of any kind but NUL and surrogates. Where the database"
+            " takes fewer, let a digest stand for a long name, and keep the name beside the value."
+        )
+
+
 def same(got: Any, expected: Any) -> bool:
     """Say whether they are equal.
 

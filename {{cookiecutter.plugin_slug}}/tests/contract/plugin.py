@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -21,6 +22,10 @@ from contract.values import MARK
 
 CONTRACT = Path(__file__).parent
 EXAMPLE = "contract"
+LONG = 200
+"""Characters of a name that is long: storages may hold no more than 250."""
+ENOUGH = 100_000
+"""More keys than a test sets: `keys` of a storage under test may never end."""
 
 
 class Recorder(logging.Handler):
@@ -50,8 +55,14 @@ class Database:
 
     def namespace(self, name: str) -> str:
         """Return the throwaway namespace that stands for a name, and note it for the clean-up."""
-        self._namespaces.add(self._prefix + name)
-        return self._prefix + name
+        namespace = self._throwaway(name)
+        self._namespaces.add(namespace)
+        return namespace
+
+    def _throwaway(self, name: str) -> str:
+        """Put the prefix before a name; a long name loses as much of its middle."""
+        middle = len(self._prefix) if len(name) >= LONG else 0
+        return self._prefix + name[:50] + name[50 + middle :]
 
     def plugin(self) -> StoragePluginBase:
         """Load the storage plugin anew, as a bot that starts does."""
@@ -61,7 +72,7 @@ class Database:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        storage = plugin.open(self._prefix + name)
+        storage = plugin.open(self._throwaway(name))
         self.namespace(name)
         self._opened.append(storage)
         return storage
@@ -89,7 +100,7 @@ class Database:
         plugin = self.plugin()
         for namespace in self._namespaces:
             storage = plugin.open(namespace)
-            for key in list(storage.keys()):
+            for key in set(islice(storage.keys(), ENOUGH)):
                 storage.remove(key)
             storage.close()
 

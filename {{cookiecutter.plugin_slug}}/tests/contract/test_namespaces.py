@@ -6,7 +6,7 @@ import threading
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect, same
+from contract.expect import expect, same, taken
 from contract.keys import ALIKE, HARD, SEPARATORS
 from contract.plugin import Database, open_files
 from contract.values import MARK
@@ -49,10 +49,14 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
     "names", [["one", "other"], *ALIKE.values()], ids=["nothing alike", *ALIKE]
 )
 def test_namespaces_that_look_alike_are_told_apart(database: Database, names: list[str]) -> None:
-    storages = {name: database.open(name) for name in names}
+    storages = {}
+    for name in names:
+        with taken(name):
+            storages[name] = database.open(name)
     assert not any(storage.len() for storage in storages.values()), "A new namespace is not empty."
     for number, (name, storage) in enumerate(storages.items()):
-        storage.set("key", [MARK, name])
+        with taken(name):
+            storage.set("key", [MARK, name])
         storage.set(f"key {number}", MARK)
     for number, (name, storage) in enumerate(storages.items()):
         assert contents(storage) == {"key": [MARK, name], f"key {number}": MARK}, (
@@ -70,8 +74,9 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
     "name", ["core", "repomgr", "text_backend", "select", "table", "group", "x" * 250]
 )
 def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
-    storage = database.open(name)
-    storage.set(name, MARK)
+    with taken(name):
+        storage = database.open(name)
+        storage.set(name, MARK)
     assert (contents(storage), storage.len()) == ({name: MARK}, 1), (
         f"A namespace cannot be called {name!r}, or hold a key that is called the same."
     )
