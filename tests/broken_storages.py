@@ -2292,6 +2292,35 @@ def remove_looks_before_it_removes(Storage, Plugin):
             old(self, key)
 
 
+@caught_by("test_no_operation_waits_for_ever", alone=True)
+def a_loop_over_the_keys_locks_itself_out(Storage, Plugin):
+    """`with self._lock: yield from rows`, with a lock that one thread cannot take twice."""
+    lock = threading.Lock()
+
+    @replace(Storage)
+    def keys(old, self):
+        with lock:
+            yield from old(self)
+
+    @replace(Storage)
+    def get(old, self, key):
+        with lock:
+            return old(self, key)
+
+
+@caught_by("test_no_operation_waits_for_ever")
+def a_get_that_misses_keeps_its_lock(Storage, Plugin):
+    """`acquire` and `release`, and nothing that releases when an error comes between them."""
+    lock = threading.Lock()
+
+    @replace(Storage)
+    def get(old, self, key):
+        lock.acquire()
+        value = old(self, key)
+        lock.release()
+        return value
+
+
 @caught_by("test_keys_and_len_work_while_others_write", alone=True)
 def keys_fails_where_others_write(Storage, Plugin):
     """Keys are copied one by one, out of a dict that other threads change."""

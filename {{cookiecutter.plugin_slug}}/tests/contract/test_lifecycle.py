@@ -1,31 +1,9 @@
 """Data are there as soon as they are set, and stay until they are removed."""
 
-from errbot.storage import StoreMixin
-from errbot.storage.base import StorageBase, StoragePluginBase
-
 from contract.expect import expect, same
 from contract.keys import ALIKE
 from contract.plugin import Database
 from contract.values import MARK
-
-
-def test_errbot_finds_the_storage_plugin(database: Database) -> None:
-    plugin = database.plugin()
-    assert isinstance(plugin, StoragePluginBase), "Errbot asks for a StoragePluginBase."
-    assert isinstance(plugin.open(database.namespace("a")), StorageBase), (
-        "`open` must give a StorageBase."
-    )
-
-
-def test_an_empty_storage_counts_as_open(database: Database) -> None:
-    assert database.open(), (
-        "An empty open storage is false, and Errbot takes it for closed. Define no __len__ and no"
-        " __bool__."
-    )
-    mapping = StoreMixin()
-    mapping.open_storage(database.plugin(), database.namespace("other"))
-    assert mapping.is_open_storage(), "Errbot takes an empty open storage for closed."
-    mapping.close_storage()
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
