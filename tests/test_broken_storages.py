@@ -109,7 +109,7 @@ def files_for(project: Path, broken: Broken, alone: bool) -> list[Path]:
             return True
         if alone:
             return file.parent.name == "contract" and file.name not in GO_THROUGH_EVERYTHING
-        return file.name == "test_lifecycle.py"
+        return file.name == "test_basics.py"
 
     return [file for file in sorted(project.glob("tests/**/test_*.py")) if is_to_be_run(file)]
 

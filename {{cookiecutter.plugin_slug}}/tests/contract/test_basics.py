@@ -67,6 +67,6 @@ def test_no_operation_waits_for_ever(database: Database, request: pytest.Fixture
     if thread.is_alive():
         request.session.shouldfail = "the storage waits for ever, and so would all other tests"
         pytest.fail(
-            f"A command of the bot never ends: {begun[-1]} waits for ever, after {begun[-2]}. Let go"
-            " of each lock when the operation ends, by an error too, and between two keys."
+            f"A command of the bot never ends: {begun[-1]} waits for ever, after {begun[-2]}. Let"
+            " go of each lock when an operation ends, by an error too, and between two keys."
         )
