@@ -1,21 +1,19 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-Three classes, in the order in which one reads: Config has the keys of STORAGE_CONFIG, Storage is
-one open namespace, Plugin connects and opens namespaces.
+It keeps everything in a stand-in for a database: a dict that is lost when the process ends. Each
+line marked YOUR DATABASE becomes a call of your database's client.
 
-The database is a stand-in, a dict that lives as long as the process. YOUR DATABASE marks each line
-that becomes a call of your database's client.
-
-Errbot executes this file by its path, so it imports none of its neighbours, and takes the one
-subclass of StoragePluginBase that it finds in it.
+Errbot executes this file by its path, so it cannot import its neighbours.
 """
 
 import hashlib
 import json
 import logging
 import pickle
+import re
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Annotated, Any
 
 from errbot.storage import StoreException
@@ -26,75 +24,69 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 log = logging.getLogger(__name__)
 
 Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 # YOUR DATABASE: drop the stand-in's data (by url, namespace and key). They hang on `sys` because
 # Errbot executes this file anew for every plugin instance, which a server would outlive.
-DATABASES: dict[str, dict[str, dict[str, bytes]]]
-DATABASES = vars(sys).setdefault("{{ cookiecutter.__package }}", {})
+DATABASES: Any = vars(sys).setdefault("{{ cookiecutter.__package }}", {})
 
 
 class {{ cookiecutter.__class }}Config(BaseModel):
-    """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
+    """The keys of STORAGE_CONFIG. A test compares them with the table in README.md."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: Secret = Field(
         default=SecretStr("dict://localhost/errbot"),
-        description="Address of the database. It is kept secret, for it may hold a password.",
+        description="Address of the database. It is secret because it may hold a password.",
     )
-    timeout: float = Field(
+    timeout: Seconds = Field(
         default=10.0,
-        gt=0,
-        allow_inf_nan=False,
-        strict=True,
         description="Seconds to wait for the database before an operation fails.",
     )
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
 
 class {{ cookiecutter.__class }}Storage(StorageBase):
-    """One open namespace. Any number of threads may use it at the same time."""
+    """One open namespace. Any number of threads may use it at once."""
 
-    def __init__(self, rows: dict[str, bytes], namespace: str, signing_keys: list[str]) -> None:
+    def __init__(self, rows: dict[str, bytes], namespace: str, secrets: list[SecretStr]) -> None:
         self._rows = rows
         self._namespace = namespace
-        self._signing_keys = signing_keys
+        self._signing_keys = secrets
 
-    def set(self, key: str, value: Any) -> None:
-        """Store a value under a key, in place of the one that may be there.
+    # Bytes: what your database does.
 
-        Raises TypeError where the key is no str, and what pickle raises where it cannot pickle the
-        value; nothing is changed then.
-        """
-        data = self._dump(key, value)
-        self._rows[key] = data  # YOUR DATABASE: insert or replace, as one atomic step
+    def read(self, key: str) -> bytes:
+        """Return the bytes stored under a key. Raises KeyError if there are none."""
+        return self._rows[key]  # YOUR DATABASE: select, or raise KeyError(key)
 
-    def get(self, key: str) -> Any:
-        """Return the value of a key.
+    def write(self, key: str, data: bytes) -> None:
+        """Store bytes under a key, in one step. They are in the database on return."""
+        self._rows[key] = data  # YOUR DATABASE: insert or replace
 
-        Raises KeyError where there is none, and StoreException where it cannot be read.
-        """
-        data = self._rows[key]  # YOUR DATABASE: select; KeyError(key) where there is none
-        return self._load(key, data)
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
+        if self._rows.get(key) != old:
+            return False
+        self._rows[key] = new  # YOUR DATABASE: update where the value is still the old one
+        return True
 
     def remove(self, key: str) -> None:
-        """Remove a key and its value. Raises KeyError where there is none."""
-        del self._rows[key]  # YOUR DATABASE: delete; KeyError(key) where there was none
+        """Remove a key. Raises KeyError if it is not there."""
+        del self._rows[key]  # YOUR DATABASE: delete, or raise KeyError(key) if nothing was
 
     def len(self) -> int:
         """Return the number of keys."""
         return len(self._rows)  # YOUR DATABASE: count
 
     def keys(self) -> Iterator[str]:
-        """Iterate over every key once. Keys may be added and removed meanwhile.
-
-        Fetch them page by page, not all at the start: to clear a namespace, Errbot takes the first
-        of its keys again and again (`MutableMapping.popitem`).
-        """
-        return iter(list(self._rows))  # YOUR DATABASE: select the keys
+        """Iterate over the keys, which may be added and removed meanwhile."""
+        return iter(list(self._rows))  # YOUR DATABASE: select them page by page
 
     def close(self) -> None:
-        """Do nothing: every `set` was done when it returned, and the connection is the plugin's."""
+        """Do nothing: every operation is done on return, and the connection is the plugin's."""
 
 {% include "shared/values.py" %}
 
@@ -102,7 +94,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     """Connects once, when the bot starts, and opens a namespace for each plugin of the bot."""
 
     def __init__(self, bot_config: Any) -> None:
-        """Read STORAGE_CONFIG and connect. Raises ValueError where STORAGE_CONFIG is wrong."""
+        """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._signing_keys = config.signing_keys
@@ -114,3 +106,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         log.debug("Opening the namespace %r.", namespace)
         rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: hand it on
         return {{ cookiecutter.__class }}Storage(rows, namespace, self._signing_keys)
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces that hold a key."""
+        return [name for name, rows in list(self._database.items()) if rows]  # YOUR DATABASE

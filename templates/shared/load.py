@@ -1,23 +1,18 @@
     @classmethod
     def load(cls, storage_config: object) -> "{{ cookiecutter.__class }}Config":
-        """Read STORAGE_CONFIG, which may be missing or None, and leave it as it is.
-
-        Raises ValueError that names each wrong key and says what it takes, but shows no value.
-        """
+        """Read STORAGE_CONFIG. Raises ValueError that names each wrong key and shows no value."""
         try:
             return cls.model_validate({} if storage_config is None else storage_config)
         except ValidationError as error:
-            wrong = error.errors()
-        # Not inside the except clause: a chained ValidationError would show the values.
+            problems = error.errors(include_input=False, include_context=False)
+        del storage_config  # Sentry sends the locals of each frame of an error.
         known = ", ".join(cls.model_fields)
-        lines: dict[str, str] = {}
-        for problem in wrong:
-            if not problem["loc"]:
-                lines[""] = f"  It takes a dict with the keys {known}."
-            elif (key := str(problem["loc"][0])) in cls.model_fields:
-                takes = cls.model_fields[key].description
-                lines.setdefault(key, f"  {key}: {problem['msg']}. {takes}")
-            else:
-                lines[key] = f"  {key}: no such key. It takes {known}."
+        lines: dict[str | int, str] = {}
+        for problem in problems:
+            key, *_ = problem["loc"] or [""]
+            line = f"{key}: no such key. It takes {known}."
+            if field := cls.model_fields.get(str(key)):
+                line = f"{key}: {problem['msg']}. {field.description}"
+            lines.setdefault(key, line if problem["loc"] else f"It takes a dict with {known}.")
         heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
-        raise ValueError("\n".join([heading, *lines.values()]))
+        raise ValueError("\n  ".join([heading, *lines.values()]))

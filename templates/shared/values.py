@@ -1,33 +1,45 @@
+    # From here on values: the same for every database, so there is nothing to edit.
+
+    def get(self, key: str) -> Any:
+        """Return a value. Raises KeyError if there is none, StoreException if it is unreadable."""
+        return self._load(key, self.read(key))
+
+    def set(self, key: str, value: Any) -> None:
+        """Store a value. If it cannot be pickled, nothing changes."""
+        self.write(key, self._dump(key, value))
+
+    def signer(self, key: str) -> Signer:
+        """Make a signer for this namespace and key, so that a moved value does not verify."""
+        place = json.dumps([self._namespace, key])
+        if json.loads(place) != [self._namespace, key]:  # JSON takes two surrogates for an emoji.
+            place = ascii([self._namespace, key])
+        keys = [secret.get_secret_value() for secret in self._signing_keys]
+        return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
+
     def _dump(self, key: str, value: Any) -> bytes:
-        """Pickle a value, and sign it where there is a signing key."""
+        """Pickle a value, and sign it if there is a signing key."""
         if not isinstance(key, str):
             raise TypeError(f"A key of the storage is a str, not a {type(key).__name__}.")
         data = pickle.dumps(value, protocol=5)
-        return self._signer(key).sign(data) if self._signing_keys else data
+        return self.signer(key).sign(data) if self._signing_keys else data
 
     def _load(self, key: str, data: bytes) -> Any:
-        """Check the signature, and only then unpickle: it runs code, maybe a stranger's."""
+        """Check the signature before unpickling, because unpickling runs code."""
+        where = f"the value of the key {key!r} in the namespace {self._namespace!r}"
+        why = "was signed, and STORAGE_CONFIG has no signing_key"
         if self._signing_keys:
-            try:
-                data = self._signer(key).unsign(data)
-            except BadSignature:
-                raise StoreException(
-                    f"Refused {self._where(key)}: it is not signed with a signing_key of"
-                    " STORAGE_CONFIG, so it was changed, moved here, or stored without one."
-                ) from None
+            why = "was changed, moved here, or stored without a signing_key of STORAGE_CONFIG"
         try:
-            return pickle.loads(data)
+            stream = BytesIO(self.signer(key).unsign(data) if self._signing_keys else data)
+            value = pickle.load(stream)
+            if stream.read(1):
+                raise BadSignature("it goes on")
+            return value
+        except BadSignature:
+            raise StoreException(f"Refused {where}: it {why}.") from None
         except Exception as error:
-            problem = f"{self._where(key)}: {type(error).__name__}."
-            raise StoreException(f"Cannot unpickle {problem}") from error
+            found = re.search(r"No module named '[\w.]+'|Can't get attribute '[\w.]+'", str(error))
+            reason = found[0] if found else type(error).__name__
+            raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
 
-    def _where(self, key: str) -> str:
-        """Say in an error which value it is about."""
-        return f"the value of the key {key!r} in the namespace {self._namespace!r}"
-
-    def _signer(self, key: str) -> Signer:
-        """Make a signer for this namespace and key, so that no value is good at another place."""
-        place = json.dumps([self._namespace, key]).encode()
-        return Signer(
-            self._signing_keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256
-        )
+    __reduce__ = None  # type: ignore[assignment]  # It holds keys, so no pickle takes it.
