@@ -24,7 +24,7 @@ check: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/bake.py
-	$(BIN)/python benchmarks/sqlite.py
+	$(BIN)/python benchmarks/sqlite_storage.py
 	$(BIN)/python benchmarks/redis_storage.py
 	$(BIN)/python benchmarks/sql_storage.py
 

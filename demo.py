@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 DEMO = HERE / "demo"
 PROJECT = DEMO / "errbot-storage-acme"
-NOTES = PROJECT / "tests" / "contract" / "notes"
+NOTES = PROJECT / "tests" / "contract" / "support" / "notes_plugin"
 BOT = DEMO / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 

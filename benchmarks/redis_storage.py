@@ -2,7 +2,7 @@
 
 Bare redis-py is what one would write without a storage: one client, one hash, the same pickle, and
 a scan in pages of a thousand. Both are on one server that writes nothing to the disk. It fails
-where a limit is missed. How it is measured, measure.py says.
+if a limit is missed. support/speed_and_memory.py says how it is measured.
 """
 
 import pickle
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import redis
-from measure import TEMPLATE, Report, list_often, load_plugin, speed
+from support.speed_and_memory import TEMPLATE, Report, list_often, load_plugin, speed
 
 sys.path.append(str(TEMPLATE / "tests"))
 

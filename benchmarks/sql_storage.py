@@ -1,7 +1,8 @@
 """The baked SQL storage on PostgreSQL and MariaDB: against bare psycopg, and its bounds.
 
 Bare psycopg is what one would write without a storage: one connection in autocommit, the same table
-and pickle. It fails where a limit is missed. How it is measured, measure.py says.
+and pickle. It fails if a limit is missed. support/speed_and_memory.py says how
+it is measured.
 """
 
 import pickle
@@ -13,7 +14,7 @@ from typing import Any
 
 import psycopg
 from errbot.storage.base import StoragePluginBase
-from measure import TEMPLATE, Report, load_plugin
+from support.speed_and_memory import TEMPLATE, Report, load_plugin
 
 sys.path.append(str(TEMPLATE / "tests"))
 

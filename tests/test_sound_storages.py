@@ -11,7 +11,7 @@ from pytest_cookies.plugin import Cookies
 
 SOUND = {
     ("sqlite", "names_are_held_up_to_the_limit_and_no_longer"): """
-from contract.keys import may_be_refused
+from contract.support.tricky_names import may_be_refused
 
 
 def refuse(name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.plugin import Database
+from contract.support.database import Database
 from pydantic import SecretStr
 
 from {{ cookiecutter.__package }} import storage as storage_module

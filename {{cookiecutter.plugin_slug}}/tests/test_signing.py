@@ -5,9 +5,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from contract.keys import ALIKE, SEPARATORS
-from contract.plugin import Database
-from contract.values import FALSY, MARK
+from contract.support.database import Database
+from contract.support.sample_values import FALSY, MARK
+from contract.support.tricky_names import ALIKE, SEPARATORS
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 

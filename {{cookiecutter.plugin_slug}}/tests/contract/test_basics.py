@@ -9,8 +9,8 @@ import pytest
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-from contract.plugin import Database
-from contract.values import MARK, Unstorable
+from contract.support.database import Database
+from contract.support.sample_values import MARK, Unstorable
 
 
 def test_errbot_finds_the_storage_plugin(database: Database) -> None:

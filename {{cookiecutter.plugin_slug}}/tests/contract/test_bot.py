@@ -11,7 +11,7 @@ from errbot import bootstrap
 from errbot.backends import test as test_backend
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-from contract.plugin import Database
+from contract.support.database import Database
 
 
 class Throwaway(StoragePluginBase):
@@ -31,7 +31,7 @@ def running_bot(data: Path) -> Iterator[Any]:
     """Boot a bot, and stop it."""
     data.mkdir(exist_ok=True)
     bot = test_backend.TestBot(
-        extra_plugin_dir=str(Path(__file__).with_name("notes")),
+        extra_plugin_dir=str(Path(__file__).with_name("support") / "notes_plugin"),
         extra_config={
             "BOT_DATA_DIR": str(data),
             "BOT_LOG_FILE": str(data / "errbot.log"),

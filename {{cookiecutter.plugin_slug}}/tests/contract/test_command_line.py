@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from contract.plugin import Database
-from contract.values import MARK
+from contract.support.database import Database
+from contract.support.sample_values import MARK
 
 
 def errbot(database: Database, option: str, name: str, given: str = "") -> str:

@@ -8,10 +8,10 @@ from itertools import islice
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect, same, taken
-from contract.keys import ALIKE, HARD
-from contract.plugin import Database
-from contract.values import MARK
+from contract.support.database import Database
+from contract.support.expectations import expect, same, taken
+from contract.support.sample_values import MARK
+from contract.support.tricky_names import ALIKE, HARD
 
 PAGES = 3_000
 """Keys that fill several pages, where a database gives them page by page."""

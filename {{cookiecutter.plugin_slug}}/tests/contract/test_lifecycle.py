@@ -1,9 +1,9 @@
 """Data are there as soon as they are set, and stay until they are removed."""
 
-from contract.expect import expect, same
-from contract.keys import ALIKE
-from contract.plugin import Database
-from contract.values import MARK
+from contract.support.database import Database
+from contract.support.expectations import expect, same
+from contract.support.sample_values import MARK
+from contract.support.tricky_names import ALIKE
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:

@@ -6,9 +6,9 @@ import warnings
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect
-from contract.plugin import Database
-from contract.values import MARK, Unreadable, Unstorable
+from contract.support.database import Database
+from contract.support.expectations import expect
+from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 
 def test_no_value_stands_in_the_log(

@@ -3,8 +3,8 @@
 import pytest
 from errbot.storage import StoreMixin
 
-from contract.plugin import Database
-from contract.values import MARK
+from contract.support.database import Database
+from contract.support.sample_values import MARK
 
 
 @pytest.fixture

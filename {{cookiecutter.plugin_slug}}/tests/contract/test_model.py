@@ -19,10 +19,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contract.expect import same
-from contract.keys import ALIKE, HARD, may_be_refused
-from contract.plugin import Database
-from contract.values import FALSY, MARK, Person, Unstorable
+from contract.support.database import Database
+from contract.support.expectations import same
+from contract.support.sample_values import FALSY, MARK, Person, Unstorable
+from contract.support.tricky_names import ALIKE, HARD, may_be_refused
 
 NAMES = ["a", "A", "a:b"]
 

@@ -6,10 +6,10 @@ import threading
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect, same, taken
-from contract.keys import ALIKE, HARD, SEPARATORS
-from contract.plugin import Database, open_files
-from contract.values import MARK
+from contract.support.database import Database, open_files
+from contract.support.expectations import expect, same, taken
+from contract.support.sample_values import MARK
+from contract.support.tricky_names import ALIKE, HARD, SEPARATORS
 
 
 def contents(storage: StorageBase) -> dict[str, object]:

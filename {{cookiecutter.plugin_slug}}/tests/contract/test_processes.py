@@ -5,9 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from contract.expect import same
-from contract.plugin import Database, process_command, run_process
-from contract.values import MARK, Person
+from contract.support.database import Database, process_command, run_process
+from contract.support.expectations import same
+from contract.support.sample_values import MARK, Person
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import same
-from contract.plugin import Database, open_files
-from contract.values import MARK, Unstorable
+from contract.support.database import Database, open_files
+from contract.support.expectations import same
+from contract.support.sample_values import MARK, Unstorable
 
 THREADS = 16
 ROUNDS = 30

@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.expect import expect, same
-from contract.plugin import Database
-from contract.values import CONTAINERS, FALSY, MARK, OBJECTS, PLAIN, Person, Unreadable, Unstorable
+from contract.support.database import Database
+from contract.support.expectations import expect, same
+from contract.support.sample_values import (
+    CONTAINERS,
+    FALSY,
+    MARK,
+    OBJECTS,
+    PLAIN,
+    Person,
+    Unreadable,
+    Unstorable,
+)
 
 
 def check_comes_back(storage: StorageBase, value: Any) -> None:

@@ -1,17 +1,17 @@
-"""A second process on the same database: python process.py CONFIG.PY NAMESPACE TASK"""
+"""A second process on the same database: python second_process.py CONFIG.PY NAMESPACE TASK"""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from errbot.bootstrap import get_storage_plugin  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
-from contract.plugin import load_config  # noqa: E402
-from contract.values import MARK, Person  # noqa: E402
+from contract.support.database import load_config  # noqa: E402
+from contract.support.sample_values import MARK, Person  # noqa: E402
 
 Open = Callable[[], StorageBase]
 """Connects, as a bot does that starts, and opens the namespace."""

@@ -1,44 +1,24 @@
-"""The contract's fixtures, and its option --errbot-config."""
+"""The database under test, reached as Errbot and other processes reach it."""
 
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 import pytest
-from errbot import utils
 from errbot.bootstrap import get_storage_plugin
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-from contract.values import MARK
-
-CONTRACT = Path(__file__).parent
+SECOND_PROCESS = Path(__file__).with_name("second_process.py")
 EXAMPLE = "contract"
 LONG = 200
 """Characters of a name that is long: storages may hold no more than 250."""
 ENOUGH = 100_000
 """More keys than a test sets: `keys` of a storage under test may never end."""
-
-
-class Recorder(logging.Handler):
-    """Keeps what is logged, as text with tracebacks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.lines: list[str] = []
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
-        self.lines.append(self.format(record))
 
 
 class Database:
@@ -105,38 +85,19 @@ class Database:
             storage.close()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --errbot-config."""
-    parser.addoption(
-        "--errbot-config",
-        metavar="CONFIG.PY",
-        type=Path,
-        help="check the storage that this Errbot configuration names, in namespaces of its own"
-        " that are emptied afterwards, instead of this project's storage",
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --errbot-config, leave out the tests of this project: only the contract is asked for."""
-    if config.getoption("--errbot-config"):
-        others = [item for item in items if CONTRACT not in item.path.parents]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if CONTRACT in item.path.parents]
-
-
 def open_files() -> int:
     """Return how many files and connections this process has open. Not on Windows."""
     return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
 
 
 def process_command(database: Database, name: str, task: str) -> list[str]:
-    """Return the command that does a task of process.py on a throwaway namespace."""
-    script = str(CONTRACT / "process.py")
-    return [sys.executable, script, str(database.config_file), database.namespace(name), task]
+    """Return the command that does a task of second_process.py on a throwaway namespace."""
+    file, namespace = str(database.config_file), database.namespace(name)
+    return [sys.executable, str(SECOND_PROCESS), file, namespace, task]
 
 
 def run_process(database: Database, name: str, task: str) -> str:
-    """Let another process do a task of process.py, and return what it printed."""
+    """Let another process do a task of second_process.py, and return what it printed."""
     command = process_command(database, name, task)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
@@ -155,66 +116,3 @@ def load_config(path: Path) -> Any:
     finally:
         del sys.path[0]
     return module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _search_once() -> Iterator[None]:
-    """Let Errbot search a folder for plugins once, and not again for each plugin instance.
-
-    Where this project is installed as editable, it searches all that is installed.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        search = cache(utils.entry_point_plugins)
-        patch.setattr("errbot.backend_plugin_manager.entry_point_plugins", search)
-        patch.setattr("errbot.utils.find_roots", cache(utils.find_roots))
-        yield
-
-
-@pytest.fixture
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """The database under test: this project's, or that of --errbot-config."""
-    path = request.config.getoption("--errbot-config")
-    if path is None:
-        config = request.getfixturevalue("errbot_config")
-        file = tmp_path / "config.py"
-        lines = (f"{name} = {value!r}\n" for name, value in vars(config).items())
-        file.write_text("".join(lines), encoding="utf-8")
-        database = Database(config, file, prefix="")
-    else:
-        database = Database(load_config(path), path.resolve(), prefix=f"contract {uuid4().hex} ")
-    yield database
-    database.close_all()
-    if path is not None:
-        database.empty()
-
-
-@pytest.fixture
-def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
-    """Skip a test that needs other processes, where the data live and die with their process."""
-    if request.config.getoption("--errbot-config"):
-        run_process(database, "probe", "write")
-        outlive = bool(database.open("probe").len())
-    else:
-        outlive = request.getfixturevalue("outlives_process")
-    if not outlive:
-        pytest.skip("the data of this database live and die with their process")
-
-
-@pytest.fixture(autouse=True)
-def log_lines() -> Iterator[list[str]]:
-    """All that is logged during a test, at DEBUG. No value may ever stand in it."""
-    recorder, root = Recorder(), logging.getLogger()
-    level = root.level
-    root.addHandler(recorder)
-    root.setLevel(logging.DEBUG)
-    yield recorder.lines
-    root.setLevel(level)
-    root.removeHandler(recorder)
-    told = [line for line in recorder.lines if MARK in line]
-    assert not told, f"A value stands in the log: {told[0]}"
-
-
-@pytest.fixture
-def storage(database: Database) -> StorageBase:
-    """One open and empty namespace."""
-    return database.open()

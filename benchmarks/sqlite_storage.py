@@ -1,7 +1,8 @@
 """The baked SQLite storage against bare sqlite3, Errbot's Shelf, and the bounds that it must keep.
 
 Bare sqlite3 is what one would write without a storage: one connection, the same table and pragmas,
-the same pickle. It fails where a limit is missed. How it is measured, measure.py says.
+the same pickle. It fails if a limit is missed. support/speed_and_memory.py says how
+it is measured.
 """
 
 import dbm
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from errbot.storage.shelf import ShelfStoragePlugin
-from measure import KEYS, VALUE, WORK, Report, load_plugin, speed
+from support.speed_and_memory import KEYS, VALUE, WORK, Report, load_plugin, speed
 
 LIMITS = {"set": 0.7, "get": 0.7, "len": 0.9, "keys": 0.9}
 

@@ -18,7 +18,7 @@ from cookiecutter.main import cookiecutter
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-TEMPLATE = Path(__file__).parent.parent
+TEMPLATE = Path(__file__).parent.parent.parent
 ROUNDS = 101
 KEYS = [f"key {number}" for number in range(1000)]
 VALUE = {"name": "somebody", "since": 1_700_000_000, "tags": ["a", "b", "c"], "note": "x" * 200}

@@ -1,4 +1,4 @@
-"""Keys that databases like to mix up."""
+"""Names, of keys and of namespaces, that databases like to mix up."""
 
 import re
 

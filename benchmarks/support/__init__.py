@@ -1,0 +1,1 @@
+"""What the benchmarks share: no figure of its own."""

@@ -1,0 +1,1 @@
+"""What the tests of the contract share: no test of its own, and nothing to edit."""
