@@ -9,11 +9,12 @@ from conftest import DATABASES, TEMPLATE, Bake, files, run
 
 LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietary"]
 
-
-NEEDED = {"storage.py", "conftest.py", "dependencies.toml", "requirements.md"}
-NEEDED |= {"config_example.py", "keys.md", "operation.md", "development.md"}
-EXTRA = {"dependencies-test.toml", "extras.toml", "mypy.toml"}
-EXTRA |= {"services-github.yml", "services-gitlab.yml"}
+README = ["config_example.py", "development.md", "keys.md", "operation.md"]
+NEEDED = {"storage.py", "conftest.py", *(f"readme/{name}" for name in README)}
+PYPROJECT = ["dependencies.toml", "extras.toml", "mypy.toml", "test-dependencies.toml"]
+EXTRA = {"readme/requirements.md", *(f"pyproject/{name}" for name in PYPROJECT)}
+EXTRA |= {"ci/github.yml", "ci/gitlab.yml"}
+"""What the folder of a database must hold, and what else it may hold."""
 
 
 def tracked() -> list[str]:
@@ -108,5 +109,7 @@ def test_a_database_is_one_folder_and_one_line_of_the_questions() -> None:
     folders = {path.name for path in (TEMPLATE / "templates").iterdir() if path.is_dir()}
     assert folders == {*DATABASES, "licenses", "shared"}
     for database in DATABASES:
-        names = {file.name for file in (TEMPLATE / "templates" / database).iterdir()}
-        assert names - EXTRA == NEEDED, f"templates/{database} has another shape."
+        fragments = files(TEMPLATE / "templates" / database)
+        assert set(fragments) - EXTRA == NEEDED, f"templates/{database} has another shape."
+        empty = [name for name, content in fragments.items() if not content.strip()]
+        assert not empty, f"templates/{database} holds files that say nothing: {empty}"

@@ -1,3 +1,2 @@
     "url": "redis://errbot:PASSWORD@redis.example.com:6379/0",
     "prefix": "errbot:",
-    # "signing_key": os.environ["ERRBOT_SIGNING_KEY"],

@@ -1,3 +1,2 @@
     "url": "dict://localhost/errbot",
     "timeout": 10.0,
-    # "signing_key": os.environ["ERRBOT_SIGNING_KEY"],
