@@ -1,6 +1,6 @@
 """Proof that the contract catches what it should: each broken storage fails the right tests.
 
-Each broken storage of broken_storages.py is put into a copy of a baked project, and that project's
+Each broken storage of broken_storages/ is put into a copy of a baked project, and that project's
 own tests are run. The end of pytest's output says which tests caught which.
 `BROKEN_STORAGES_EVERYWHERE=1` applies all to every database, which takes half an hour.
 """
@@ -124,7 +124,11 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
 ) -> None:
     broken = BROKEN[name]
     project = Path(shutil.copytree(project_of(database), tmp_path / "project"))
-    shutil.copy(Path(__file__).with_name("broken_storages.py"), project / "tests")
+    shutil.copytree(
+        Path(__file__).with_name("broken_storages"),
+        project / "tests" / "broken_storages",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     [storage] = project.glob("src/*/storage.py")
     with storage.open("a", encoding="utf-8") as source:
         source.write(f"\nfrom broken_storages import {name}\n\n{name}(AcmeStorage, AcmePlugin)\n")
@@ -145,6 +149,14 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
     if alone:
         by = failed & contract_tests(*AIMED)
         assert len(by) == 1, f"It is not caught by one test alone, but by {sorted(by)}."
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_storage_stands_where_one_looks_for_it(name: str) -> None:
+    """In the file that is called like a file of the tests that must catch it."""
+    aspect = BROKEN[name].break_it.__module__.rpartition(".")[2]
+    tests = contract_tests(*CONTRACT.parent.glob(f"**/test_{aspect}.py"))
+    assert BROKEN[name].caught_by & tests, f"{name} is not caught by test_{aspect}.py."
 
 
 def test_every_test_of_the_contract_is_needed() -> None:

@@ -1,0 +1,179 @@
+"""Storages that misread STORAGE_CONFIG, write into it, or show its secrets."""
+
+import sys
+
+from broken_storages.support import caught_by, config_class, log, replace
+
+
+@caught_by("test_the_plugin_leaves_storage_config_as_it_is")
+def a_default_is_written_into_the_config(Storage, Plugin):
+    """As Errbot's Shelf does with `basedir`."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if self._storage_config:
+            self._storage_config.setdefault("timeout", 10.0)
+
+
+@caught_by("test_storage_config_may_be_missing", "test_an_empty_storage_config_is_enough")
+def storage_config_must_be_there(Storage, Plugin):
+    """`bot_config.STORAGE_CONFIG["url"]`."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        _ = bot_config.STORAGE_CONFIG | {}
+        old(self, bot_config)
+
+
+@caught_by("test_a_storage_config_that_is_no_dict_is_refused")
+def pairs_are_made_a_dict(Storage, Plugin):
+    """`dict(STORAGE_CONFIG)`, to have a copy."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        if isinstance(getattr(bot_config, "STORAGE_CONFIG", None), list):
+            bot_config.STORAGE_CONFIG = dict(bot_config.STORAGE_CONFIG)
+        old(self, bot_config)
+
+
+@caught_by("test_every_wrong_key_is_named_at_once")
+def only_the_first_wrong_key_is_named(Storage, Plugin):
+    """`errors()[0]`: whoever made three mistakes starts the bot four times."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except ValueError as error:
+            text = "\n".join(str(error).splitlines()[:2])
+        else:
+            return
+        raise ValueError(text)
+
+
+@caught_by("test_an_unknown_key_is_refused")
+def unknown_keys_are_ignored(Storage, Plugin):
+    """What pydantic does unless it is told otherwise."""
+    Config = config_class(Plugin)
+    Config.model_config = {**Config.model_config, "extra": "ignore"}
+    Config.model_rebuild(force=True)
+
+
+@caught_by("test_a_wrong_value_is_refused_and_not_shown")
+def errors_show_the_value(Storage, Plugin):
+    """ "Wrong STORAGE_CONFIG: {...}", with the password in it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except ValueError as error:
+            text = f"{error}\nIt was {bot_config.STORAGE_CONFIG!r}."
+        else:
+            return
+        raise ValueError(text)
+
+
+@caught_by("test_a_wrong_value_is_refused_and_not_shown")
+def errors_carry_the_one_of_pydantic(Storage, Plugin):
+    """`raise ... from error`: the traceback shows what was given."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except ValueError as error:
+            raise ValueError(str(error)) from ValueError(repr(bot_config.STORAGE_CONFIG))
+
+
+@caught_by("test_no_secret_shows")
+def the_config_is_logged(Storage, Plugin):
+    """A line that says how the bot was started."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        log.info("Starting with %r.", getattr(bot_config, "STORAGE_CONFIG", None))
+        old(self, bot_config)
+
+
+@caught_by("test_no_secret_shows")
+def the_repr_shows_the_signing_key(Storage, Plugin):
+    """A repr of everything, for debugging."""
+    Storage.__repr__ = lambda self: f"Storage({vars(self)})"
+
+
+@caught_by("test_no_secret_shows")
+def old_signing_keys_are_logged(Storage, Plugin):
+    """The log says which keys are still being read, while they are changed."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if len(self._signing_keys) > 1:
+            log.warning("Still reading what was signed with %s.", self._signing_keys[:-1])
+
+
+@caught_by("test_no_secret_shows")
+def signing_keys_are_printed(Storage, Plugin):
+    """A line for debugging that stayed, and is not even in the log."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        print("signing with", self._signing_keys, file=sys.stderr)
+
+
+@caught_by("test_no_secret_shows_when_the_plugin_starts")
+def the_secrets_are_logged_at_the_start(Storage, Plugin):
+    """ "Connecting to ...", with the password in it."""
+    Config = config_class(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
+        for value in vars(config).values():
+            if hasattr(value, "get_secret_value"):
+                log.info("Connecting with %s.", value.get_secret_value())
+        old(self, bot_config)
+
+
+@caught_by("test_no_secret_shows_beside_what_is_wrong")
+def errors_show_what_was_understood(Storage, Plugin):
+    """An unknown key is refused, and the keys that are right are shown with their values."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except ValueError as error:
+            text = str(error)
+        else:
+            return
+        given = getattr(bot_config, "STORAGE_CONFIG", None)
+        if isinstance(given, dict) and "no such key" in text and len(given) > 1:
+            text += f"\n  Understood: {given}"
+        raise ValueError(text)
+
+
+@caught_by("test_the_plugin_leaves_storage_config_as_it_is")
+def the_signing_key_is_taken_out_of_the_config(Storage, Plugin):
+    """`pop`, so that the secret lies nowhere else."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if isinstance(given := getattr(bot_config, "STORAGE_CONFIG", None), dict):
+            given.pop("signing_key", None)
+
+
+@caught_by("test_the_plugin_leaves_storage_config_as_it_is")
+def old_signing_keys_are_taken_out_of_the_config(Storage, Plugin):
+    """`pop` on the list that the administrator wrote."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        given = getattr(bot_config, "STORAGE_CONFIG", None) or {}
+        if isinstance(keys := given.get("signing_key"), list):
+            del keys[:-1]

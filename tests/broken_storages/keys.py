@@ -1,0 +1,703 @@
+"""Storages that lose, repeat, mix up or invent keys."""
+
+import heapq
+import itertools
+import os
+import re
+import threading
+import unicodedata
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from broken_storages.support import caught_by, know_place, rename_keys, replace, value_or_none
+
+
+def change_keys(Storage: Any, change: Callable[[str], Any]) -> None:
+    """Store everything under a changed key."""
+    rename_keys(Storage, lambda _, key: change(key))
+
+
+@caught_by("test_removing_a_missing_key_raises_key_error", "test_no_key_is_found_under_another")
+def remove_of_a_missing_key_says_nothing(Storage, Plugin):
+    """DELETE says nothing where no row matches, and nobody asks for the row count."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        with suppress(KeyError):
+            old(self, key)
+
+
+@caught_by("test_getting_a_missing_key_raises_key_error")
+def get_of_a_missing_key_gives_none(Storage, Plugin):
+    """The client's own `get` gives None, and it is handed on."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except KeyError:
+            return None
+
+
+@caught_by("test_getting_a_missing_key_raises_key_error")
+def get_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
+    """The client has an error of its own for a missing key, which Errbot does not know."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except KeyError:
+            raise LookupError(f"no row {key}") from None
+
+
+@caught_by("test_removing_a_missing_key_raises_key_error")
+def remove_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
+    """`list.remove` says ValueError where nothing is found, and it is handed on."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        try:
+            old(self, key)
+        except KeyError:
+            raise ValueError(f"{key} is not there") from None
+
+
+@caught_by("test_getting_a_missing_key_raises_key_error", alone=True)
+def a_get_that_misses_rolls_back_the_set_before(Storage, Plugin):
+    """Every error rolls back, and the `set` before it was in the same transaction."""
+    forget_the_last_set_when(Storage, "get")
+
+
+@caught_by("test_removing_a_missing_key_raises_key_error", alone=True)
+def a_remove_that_misses_rolls_back_the_set_before(Storage, Plugin):
+    """Every error rolls back, and the `set` before it was in the same transaction."""
+    forget_the_last_set_when(Storage, "remove")
+
+
+def forget_the_last_set_when(Storage: Any, missing: str) -> None:
+    """Undo a thread's `set` when the operation that it does next misses its key."""
+    take_away, transaction = Storage.remove, threading.local()
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        transaction.key = key
+
+    def followed(name):
+        old = getattr(Storage, name)
+
+        @wraps(old)
+        def method(self, *arguments):
+            before = vars(transaction).pop("key", None)
+            try:
+                return old(self, *arguments)
+            except KeyError:
+                if name == missing and before is not None:
+                    with suppress(KeyError):
+                        take_away(self, before)
+                raise
+
+        return method
+
+    for name in ["get", "remove", "len", "keys", "close"]:
+        setattr(Storage, name, followed(name))
+
+
+@caught_by("test_no_key_is_found_under_another", alone=True)
+def get_finds_the_next_key(Storage, Plugin):
+    """A cursor of an ordered database is set to the first key that is not smaller."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except KeyError:
+            following = sorted(other for other in self.keys() if other.startswith(key))
+            if not following:
+                raise
+            return old(self, following[0])
+
+
+@caught_by("test_a_removed_key_is_gone_and_can_be_set_again", alone=True)
+def a_removed_value_comes_back(Storage, Plugin):
+    """ON CONFLICT DO UPDATE SET deleted = FALSE, and the new value is forgotten."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        value = value_or_none(self, key)
+        old(self, key)
+        self.__dict__.setdefault("removed", {})[key] = value
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, self.__dict__.get("removed", {}).pop(key, value))
+
+
+@caught_by("test_len_and_keys_agree_at_every_moment", alone=True)
+def len_is_cached_until_the_next_set(Storage, Plugin):
+    """Counting is slow, so the count is kept in a row until a `set`; `remove` was forgotten."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def len(old, self):
+        if self.place not in COUNTED:
+            COUNTED[self.place] = old(self)
+        return COUNTED[self.place]
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        COUNTED.pop(self.place, None)
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def keys_gives_the_first_thousand(Storage, Plugin):
+    """The API of the database gives at most 1,000 rows, and says so in a footnote."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return itertools.islice(old(self), 1_002)
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def the_oldest_keys_are_evicted(Storage, Plugin):
+    """`maxmemory-policy allkeys-lru`: the database was meant to be a cache."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if self.len() > 2_500:
+            self.remove(next(iter(self.keys())))
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def pages_of_keys_overlap(Storage, Plugin):
+    """The next page starts with the last key of the page before."""
+
+    @replace(Storage)
+    def keys(old, self):
+        rows = list(old(self))
+        for start in range(0, len(rows), 1_000):
+            yield from rows[max(start - 1, 0) : start + 1_000]
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def len_is_an_estimate(Storage, Plugin):
+    """The database's quick count is an estimate where a table is large."""
+
+    @replace(Storage)
+    def len(old, self):
+        return old(self) if old(self) < 1_500 else round(old(self) * 1.01)
+
+
+@caught_by("test_keys_gives_str")
+def keys_are_bytes(Storage, Plugin):
+    """The client gives bytes, and nobody decodes them."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key.encode("utf-8", "surrogatepass") for key in old(self))
+
+
+@caught_by("test_keys_gives_str", alone=True)
+def keys_are_a_kind_of_str(Storage, Plugin):
+    """The client gives strings of a class of its own, with quoting."""
+
+    class Quoted(str):
+        pass
+
+    @replace(Storage)
+    def keys(old, self):
+        return (Quoted("".join(key)) for key in old(self))
+
+
+@caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way")
+def loops_of_a_thread_share_one_cursor(Storage, Plugin):
+    """Each thread has one connection with one cursor, and a second loop goes on with the first."""
+
+    class Cursor:
+        def __init__(self, storage, old):
+            self.storage, self.old = storage, old
+
+        def __iter__(self):
+            local = self.storage.__dict__.setdefault("local", threading.local())
+            while True:
+                if getattr(local, "rows", None) is None:
+                    local.rows = self.old(self.storage)
+                key = next(local.rows, None)
+                if key is None:
+                    local.rows = None
+                    return
+                yield key
+
+    @replace(Storage)
+    def keys(old, self):
+        return Cursor(self, old)
+
+
+@caught_by("test_starting_keys_does_not_fetch_them_all")
+def keys_fetches_all_rows(Storage, Plugin):
+    """`fetchall()`, where `fetchmany()` would do."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return iter([f"{key} "[:-1] for key in old(self)])
+
+
+@caught_by("test_starting_keys_does_not_fetch_them_all", alone=True)
+def keys_sorts_all_rows(Storage, Plugin):
+    """ORDER BY without an index, so that listings look tidy."""
+
+    @replace(Storage)
+    def keys(old, self):
+        yield from [key for _, key in sorted((f"{key} ".lower(), key) for key in old(self))]
+
+
+@caught_by("test_keys_can_be_removed_while_iterating", "test_keys_can_be_added_while_iterating")
+def keys_are_a_live_view(Storage, Plugin):
+    """The iterator of the client stops when the data change under it, as that of a dict does."""
+
+    @replace(Storage)
+    def keys(old, self):
+        count = self.len()
+        for key in old(self):
+            if self.len() != count:
+                raise RuntimeError("dictionary changed size during iteration")
+            yield key
+
+
+@caught_by("test_keys_can_be_added_while_iterating")
+def keys_pages_by_position_from_the_newest(Storage, Plugin):
+    """LIMIT and OFFSET, newest first: what is added pushes keys into the next page."""
+
+    @replace(Storage)
+    def keys(old, self):
+        start = 0
+        while page := list(old(self))[::-1][start : start + 300]:
+            yield from page
+            start = start + 300 if len(page) == 300 else start + len(page)
+
+
+@caught_by("test_a_loop_over_the_keys_can_be_left", alone=True)
+def leaving_a_loop_rolls_back(Storage, Plugin):
+    """`keys` yields inside of a transaction, which an early end of the loop rolls back."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if getattr(self, "transaction", None) is not None:
+            self.transaction.append(key)
+
+    @replace(Storage)
+    def keys(old, self):
+        self.transaction = []
+        try:
+            yield from old(self)
+        except GeneratorExit:
+            for key in self.transaction:
+                self.remove(key)
+            raise
+        finally:
+            self.transaction = None
+
+
+@caught_by("test_keys_can_be_removed_while_iterating", alone=True)
+def keys_pages_by_position_of_a_thousand(Storage, Plugin):
+    """LIMIT 1000 OFFSET: where a page has been removed, the next one is skipped."""
+
+    @replace(Storage)
+    def keys(old, self):
+        start = 0
+        while page := list(old(self))[start : start + 1000]:
+            yield from page
+            start += 1000
+
+
+@caught_by("test_keys_can_be_added_while_iterating", alone=True)
+def keys_counts_its_pages_of_a_thousand_at_the_start(Storage, Plugin):
+    """The number of pages is known before the first one is read."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = None
+        for _ in range(-(-self.len() // 1000)):
+            page = sorted(key for key in old(self) if last is None or key > last)[:1000]
+            yield from page
+            last = page[-1] if page else last
+
+
+@caught_by("test_keys_can_be_removed_while_iterating")
+def a_page_starts_at_a_key_that_is_looked_up(Storage, Plugin):
+    """The next page is what comes behind the last key, which has been removed meanwhile."""
+
+    @replace(Storage)
+    def keys(old, self):
+        page = sorted(old(self))[:1000]
+        while page:
+            yield from page
+            rows = sorted(old(self)) if len(page) == 1000 else []
+            start = rows.index(page[-1]) + 1 if page[-1] in rows else len(rows)
+            page = rows[start : start + 1000]
+
+
+@caught_by("test_values_can_be_replaced_while_iterating", alone=True)
+def pages_follow_the_time_of_the_last_change(Storage, Plugin):
+    """ORDER BY changed, in pages of a thousand: what is replaced in the loop comes again."""
+    clock, times = itertools.count(1), {}
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        times[self._namespace, key] = next(clock)
+
+    @replace(Storage)
+    def keys(old, self):
+        last = -1
+
+        def changed(key):
+            return times.get((self._namespace, key), 0)
+
+        while True:
+            page = sorted((key for key in old(self) if changed(key) > last), key=changed)[:1000]
+            last = changed(page[-1]) if page else last
+            yield from page
+            if len(page) < 1000:
+                return
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def pages_follow_a_collation(Storage, Plugin):
+    """ORDER BY key and key > ?, in a collation that ignores case: only `=` compares bytes."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = None
+        while True:
+            rest = (key for key in old(self) if last is None or key.casefold() > last)
+            page = heapq.nsmallest(1000, rest, key=str.casefold)
+            yield from page
+            if len(page) < 1000:
+                return
+            last = page[-1].casefold()
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each", alone=True)
+def keys_gives_the_first_ten_thousand(Storage, Plugin):
+    """Elasticsearch gives no more than index.max_result_window."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return itertools.islice(old(self), 10_000)
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def keys_gives_the_first_megabyte(Storage, Plugin):
+    """A page of DynamoDB ends at 1 MB, and nobody looks at LastEvaluatedKey."""
+
+    @replace(Storage)
+    def keys(old, self):
+        size = 0
+        for key in old(self):
+            size += len(key.encode("utf-8", "surrogatepass"))
+            if size > 1024 * 1024:
+                return
+            yield key
+
+
+@caught_by("test_a_loop_over_the_keys_ends", alone=True)
+def keys_start_again_after_the_empty_key(Storage, Plugin):
+    """`if last:` tells the first page from the next ones, and the last key may be the empty one."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = ""
+        while page := heapq.nsmallest(500, (key for key in old(self) if not last or key > last)):
+            yield from page
+            last = page[-1]
+
+
+@caught_by("test_no_page_of_keys_shows_those_of_another_namespace", alone=True)
+def the_second_page_forgets_the_namespace(Storage, Plugin):
+    """WHERE namespace = ? is in the first query, and not in those of the next pages."""
+    opened: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        opened.add(storage)
+        return storage
+
+    @replace(Storage)
+    def keys(old, self):
+        page = sorted(old(self))[:1000]
+        while page:
+            yield from page
+            if len(page) < 1000:
+                return
+            rows = {key for storage in list(opened) for key in old(storage)}
+            page = sorted(key for key in rows if key > page[-1])[:1000]
+
+
+@caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way", alone=True)
+def loops_share_the_place_of_their_next_page(Storage, Plugin):
+    """The last key seen is a field of the storage."""
+
+    @replace(Storage)
+    def keys(old, self):
+        page = sorted(old(self))[:1000]
+        while page:
+            self._last = page[-1]
+            yield from page
+            if len(page) < 1000:
+                return
+            page = sorted(key for key in old(self) if key > self._last)[:1000]
+
+
+@caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way")
+def each_loop_holds_a_connection(Storage, Plugin):
+    """`with engine.connect()` around a `yield`; a pool has 5 connections, and 10 for a rush."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.loops = self.__dict__.setdefault("loops", [])
+        return storage
+
+    @replace(Storage)
+    def keys(old, self):
+        if len(self.loops) >= 15:
+            raise RuntimeError("QueuePool limit of size 5 overflow 10 reached")
+        self.loops.append(self)
+        try:
+            yield from old(self)
+        finally:
+            self.loops.pop()
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_ignore_case(Storage, Plugin):
+    """The default collation of MySQL, and the file names of macOS and Windows."""
+    change_keys(Storage, str.lower)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_ignore_the_case_of_latin_letters(Storage, Plugin):
+    """SQLite's NOCASE."""
+    change_keys(Storage, lambda key: re.sub("[A-Z]", lambda letter: letter[0].lower(), key))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_stripped(Storage, Plugin):
+    """Somebody wanted to be nice to users."""
+    change_keys(Storage, str.strip)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_lose_spaces_at_their_end(Storage, Plugin):
+    """CHAR columns are padded, and compared without the padding."""
+    change_keys(Storage, lambda key: key.rstrip(" "))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_composed(Storage, Plugin):
+    """Unicode's NFC, as good manners have it, and as Apple's file system did."""
+    change_keys(Storage, lambda key: unicodedata.normalize("NFC", key))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_lose_their_accents(Storage, Plugin):
+    """A collation whose name ends in `_ai_ci`, seen from its `_ai`."""
+
+    def bare(key):
+        letters = unicodedata.normalize("NFD", key)
+        return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+    change_keys(Storage, bare)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_of_digits_become_numbers(Storage, Plugin):
+    """A key that looks like a number is made one, by YAML or by a column's affinity."""
+    change_keys(Storage, lambda key: str(int(key)) if key.isdecimal() else key)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_utf8_of_three_bytes(Storage, Plugin):
+    """MySQL's `utf8` writes a question mark for each emoji."""
+    change_keys(Storage, lambda key: re.sub("[\U00010000-\U0010ffff]", "?", key))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_latin_1(Storage, Plugin):
+    """The connection's encoding is Latin-1, with `errors="replace"`."""
+    change_keys(Storage, lambda key: key.encode("latin-1", "replace").decode("latin-1"))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_drop_what_cannot_be_printed(Storage, Plugin):
+    """A clean-up against log injection."""
+    change_keys(Storage, lambda key: "".join(c for c in key if c.isprintable()))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_have_their_line_breaks_translated(Storage, Plugin):
+    """A file that is opened as text turns CR LF into LF."""
+    change_keys(Storage, lambda key: key.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_paths(Storage, Plugin):
+    """Each key is a file, and the path is normalised."""
+    change_keys(Storage, lambda key: os.path.normpath(key) if key else key)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_unquoted(Storage, Plugin):
+    """A key goes into a URL unescaped, and the server unescapes it."""
+    from urllib.parse import unquote
+
+    change_keys(Storage, unquote)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def the_empty_key_is_none(Storage, Plugin):
+    """Oracle takes the empty string for NULL, and the client says 'None'."""
+    change_keys(Storage, lambda key: key or "None")
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart", alone=True)
+def remove_takes_its_key_for_a_pattern(Storage, Plugin):
+    """DELETE ... WHERE key LIKE ?, with a key that holds % or _."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        pattern = re.escape(key).replace("%", ".*").replace("_", ".")
+        old(self, key)
+        for other in list(self.keys()):
+            if re.fullmatch(pattern, other, re.DOTALL):
+                with suppress(KeyError):
+                    old(self, other)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_come_in_a_csv_line(Storage, Plugin):
+    """An index row lists the keys with commas between them."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return iter([part for key in old(self) for part in key.split(",")])
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused", alone=True)
+def keys_are_listed_by_their_first_255_characters(Storage, Plugin):
+    """Rows are found by a hash of the key; the key itself is in a VARCHAR(255) beside it."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key[:255] for key in old(self))
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused")
+def keys_are_cut_at_191_characters(Storage, Plugin):
+    """VARCHAR(191), as MySQL's old limit for utf8mb4 made everybody write, and no strict mode."""
+    change_keys(Storage, lambda key: key[:191])
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused")
+def keys_are_cut_at_255_characters(Storage, Plugin):
+    """VARCHAR(255), and no strict mode."""
+    change_keys(Storage, lambda key: key[:255])
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused")
+def keys_end_at_nul(Storage, Plugin):
+    """A library in C takes the key for a string that ends with NUL."""
+    change_keys(Storage, lambda key: key.partition("\0")[0])
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused")
+def surrogates_become_question_marks(Storage, Plugin):
+    """`encode(errors="replace")`, so that nothing can fail."""
+    change_keys(Storage, lambda key: key.encode("utf-8", "replace").decode())
+
+
+@caught_by("test_a_key_is_held_to_the_letter_or_refused")
+def a_refused_key_is_stored_cut(Storage, Plugin):
+    """The error is raised from a warning of the database that comes after the insertion."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key[:1_000], value)
+        if len(key) > 1_000:
+            raise ValueError("The key is longer than 1,000 characters.")
+
+
+@caught_by("test_hard_keys_are_told_apart_or_refused", alone=True)
+def long_keys_are_told_apart_by_their_beginning(Storage, Plugin):
+    """A unique index on the first 1,000 characters."""
+    full: dict[Any, str] = {}
+
+    def known(self, key):
+        return full.get((self._namespace, key[:1_000]), key) if len(key) > 1_000 else key
+
+    rename_keys(Storage, known, "get", "remove")
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(key) > 1_000:
+            full.setdefault((self._namespace, key[:1_000]), key)
+        old(self, known(self, key), value)
+
+
+@caught_by("test_a_key_that_is_no_str_is_refused")
+def keys_are_made_str(Storage, Plugin):
+    """`str(key)`, to be tolerant: 1 goes in, and "1" comes out."""
+    change_keys(Storage, str)
+
+
+@caught_by("test_a_key_that_is_no_str_is_refused", alone=True)
+def bytes_are_decoded(Storage, Plugin):
+    """A key of bytes is decoded, to be tolerant."""
+    change_keys(Storage, lambda key: key.decode() if isinstance(key, bytes) else key)
+
+
+@caught_by(
+    "test_a_key_is_held_to_the_letter_or_refused", "test_hard_keys_are_told_apart_or_refused"
+)
+def keys_are_cut_at_65535_characters(Storage, Plugin):
+    """TEXT of MySQL, where it is not strict."""
+    change_keys(Storage, lambda key: key[:65_535])
+
+
+@caught_by("test_a_key_that_is_no_str_is_refused")
+def numbers_find_texts(Storage, Plugin):
+    """A column converts what it is compared with: 1 finds "1"."""
+    rename_keys(
+        Storage, lambda _, key: str(key) if isinstance(key, (int, float)) else key, "get", "remove"
+    )
+
+
+@caught_by("test_a_key_of_a_kind_of_str_is_its_text", alone=True)
+def keys_are_made_text_by_str(Storage, Plugin):
+    """`str(key)`: of a member of an enumeration it is "Name.LOW"."""
+    change_keys(Storage, lambda key: str(key) if isinstance(key, str) else key)
+
+
+@caught_by("test_a_key_of_a_kind_of_str_is_its_text")
+def only_plain_texts_are_keys(Storage, Plugin):
+    """`if type(key) is not str`."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if type(key) is not str:
+            raise TypeError("a key of the storage is a str")
+        old(self, key, value)
+
+
+# By folder of the bot's data and namespace. In this module because Errbot executes storage.py anew
+# for every plugin instance, and this lives as long as the process.
+COUNTED: dict[tuple[str, str], int] = {}

@@ -1,0 +1,395 @@
+"""Storages that forget when they are closed, opened again, or shared."""
+
+import pickle
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from broken_storages.support import caught_by, replace
+
+
+@caught_by("test_a_new_plugin_instance_finds_everything", alone=True)
+def odd_namespaces_are_numbered_as_they_are_opened(Storage, Plugin):
+    """A table for each namespace; which number an odd name has, only this process knows."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if not (namespace.isascii() and namespace.isprintable() and namespace.strip() == namespace):
+            namespace += f" {id(self)}"
+        return old(self, namespace)
+
+
+@caught_by("test_closing_keeps_what_is_there", alone=True)
+def close_writes_back_what_was_set(Storage, Plugin):
+    """`close` syncs whatever was set, also what has been removed since."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("written", {})[key] = value
+
+    @replace(Storage)
+    def close(old, self):
+        for key in frozenset(getattr(self, "written", {})) - frozenset(self.keys()):
+            self.set(key, self.written[key])
+        old(self)
+
+
+@caught_by("test_closing_one_storage_leaves_the_others_open")
+def close_writes_over_what_others_set(Storage, Plugin):
+    """`close` syncs whatever was set, also where another opener has set something newer."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("written", {})[key] = value
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.setdefault("written", {}).pop(key, None)
+
+    @replace(Storage)
+    def close(old, self):
+        for key, value in getattr(self, "written", {}).items():
+            self.set(key, value)
+        old(self)
+
+
+@caught_by("test_closing_one_storage_leaves_the_others_open", alone=True)
+def close_closes_the_connection_that_all_share(Storage, Plugin):
+    """`close` closes the connection for reading, which belongs to the plugin."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin, self.closed = self, False
+        return storage
+
+    @replace(Storage)
+    def get(old, self, key):
+        if self.plugin.closed:
+            raise RuntimeError("the connection is closed")
+        return old(self, key)
+
+    @replace(Storage)
+    def close(old, self):
+        self.plugin.closed = True
+        old(self)
+
+
+@caught_by("test_closing_one_storage_leaves_the_others_open")
+def all_openers_share_one_storage(Storage, Plugin):
+    """`open` gives the same object to all who open a namespace, and the first `close` ends it."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        opened = self.__dict__.setdefault("opened", {})
+        if namespace not in opened or opened[namespace].closed:
+            opened[namespace] = old(self, namespace)
+            opened[namespace].closed = False
+        return opened[namespace]
+
+    @replace(Storage)
+    def close(old, self):
+        self.closed = True
+        old(self)
+
+    @replace(Storage)
+    def get(old, self, key):
+        if self.closed:
+            raise RuntimeError("the storage is closed")
+        return old(self, key)
+
+
+@caught_by("test_closing_one_storage_leaves_the_others_open")
+def a_second_opener_empties_the_namespace(Storage, Plugin):
+    """The lock of the first opener is taken for what a crash left, and cleaned up."""
+    opened: set[Any] = set()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        place = id(self), namespace, threading.get_ident()
+        if place in opened:
+            for key in list(storage.keys()):
+                with suppress(KeyError):
+                    storage.remove(key)
+        opened.add(place)
+        storage.place = place
+        return storage
+
+    @replace(Storage)
+    def close(old, self):
+        opened.discard(self.place)
+        old(self)
+
+
+@caught_by("test_a_new_plugin_instance_finds_everything")
+def connecting_drops_the_tables(Storage, Plugin):
+    """`drop_all()` before `create_all()`, left over from development."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        seen = self.__dict__.setdefault("created", set())
+        if namespace not in seen:
+            seen.add(namespace)
+            for key in list(storage.keys()):
+                storage.remove(key)
+        return storage
+
+
+@caught_by("test_a_set_is_done_when_it_returns", "test_a_removal_is_done_when_it_returns")
+def all_is_written_when_the_storage_is_closed(Storage, Plugin):
+    """`sync()` of shelve, and its `writeback=True`."""
+    write_behind(Storage, only_replacing=False)
+
+
+@caught_by("test_a_set_is_done_when_it_returns")
+def replaced_values_are_written_when_the_storage_is_closed(Storage, Plugin):
+    """Inserting commits, updating waits for the transaction to end."""
+    write_behind(Storage, only_replacing=True)
+
+
+def write_behind(Storage: Any, only_replacing: bool) -> None:
+    """Keep what is set in memory until `close`, or until the key is removed."""
+    read, write, take = Storage.get, Storage.set, Storage.remove
+    names, count, end = Storage.keys, Storage.len, Storage.close
+
+    def waiting(self):
+        return self.__dict__.setdefault("waiting", {})
+
+    def there(self, key):
+        try:
+            read(self, key)
+        except KeyError:
+            return False
+        return True
+
+    def set(self, key, value):
+        data = self._dump(key, value)
+        if only_replacing and not there(self, key):
+            write(self, key, value)
+        else:
+            waiting(self)[key] = data
+
+    def get(self, key):
+        if key in waiting(self):
+            return self._load(key, waiting(self)[key])
+        return read(self, key)
+
+    def remove(self, key):
+        if key in waiting(self):
+            del waiting(self)[key]
+            with suppress(KeyError):
+                take(self, key)
+        else:
+            take(self, key)
+
+    def keys(self):
+        if only_replacing or not waiting(self):
+            return names(self)
+        stored = list(names(self))
+        return iter([*stored, *(frozenset(waiting(self)) - frozenset(stored))])
+
+    def flush(self):
+        for key, data in list(waiting(self).items()):
+            write(self, key, self._load(key, data))
+        waiting(self).clear()
+
+    def close(self):
+        flush(self)
+        end(self)
+
+    Storage.set, Storage.get, Storage.remove, Storage.close = set, get, remove, close
+    Storage.keys = keys
+    Storage.len = lambda self: count(self) if only_replacing else len(list(keys(self)))
+
+
+@caught_by("test_a_removal_is_done_when_it_returns")
+def removals_are_done_when_the_storage_is_closed(Storage, Plugin):
+    """DELETE waits for the transaction to end, of which the storage itself sees the inside."""
+    read, take = Storage.get, Storage.remove
+
+    @replace(Storage)
+    def remove(old, self, key):
+        removed = self.__dict__.setdefault("removed", {})
+        if key in removed:
+            raise KeyError(key)
+        read(self, key)
+        removed[key] = True
+
+    @replace(Storage)
+    def get(old, self, key):
+        if key in self.__dict__.get("removed", {}):
+            raise KeyError(key)
+        return old(self, key)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.get("removed", {}).pop(key, None)
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if key not in self.__dict__.get("removed", {}))
+
+    @replace(Storage)
+    def close(old, self):
+        for key in self.__dict__.get("removed", {}):
+            take(self, key)
+        old(self)
+
+    Storage.len = lambda self: sum(1 for _ in self.keys())
+
+
+@caught_by("test_a_set_is_done_when_it_returns")
+def reads_are_cached(Storage, Plugin):
+    """What was read once is answered from memory, whatever others have set since."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        cache = self.__dict__.setdefault("cache", {})
+        if key not in cache:
+            cache[key] = pickle.dumps(old(self, key))
+        return pickle.loads(cache[key])
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("cache", {}).pop(key, None)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        self.__dict__.setdefault("cache", {}).pop(key, None)
+        old(self, key)
+
+
+@caught_by("test_a_removal_is_done_when_it_returns", alone=True)
+def writes_are_cached(Storage, Plugin):
+    """What was set here is answered from memory, though another process has removed it."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        cache = self.__dict__.setdefault("cache", {})
+        try:
+            return old(self, key)
+        except KeyError:
+            if key in cache:
+                return pickle.loads(cache[key])
+            raise
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("cache", {})[key] = pickle.dumps(value)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.setdefault("cache", {}).pop(key, None)
+
+
+@caught_by("test_a_set_is_done_when_it_returns")
+def len_is_cached_until_the_next_own_change(Storage, Plugin):
+    """Counting takes time, so the count is kept until this storage changes something."""
+    cache_until_own_change(Storage, "len", int)
+
+
+@caught_by("test_a_set_is_done_when_it_returns")
+def keys_are_cached_until_the_next_own_change(Storage, Plugin):
+    """Listing takes time, so the list is kept until this storage changes something."""
+    cache_until_own_change(Storage, "keys", list)
+
+
+def cache_until_own_change(Storage: Any, name: str, keep: Callable[[Any], Any]) -> None:
+    """Answer from memory until this storage sets or removes a key."""
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, *arguments):
+            try:
+                return old(self, *arguments)
+            finally:
+                self.__dict__.pop("kept", None)
+
+        return method
+
+    Storage.set = forgetting(Storage.set)
+    Storage.remove = forgetting(Storage.remove)
+    old = getattr(Storage, name)
+
+    def answer(self):
+        if (kept := self.__dict__.get("kept")) is None:
+            kept = self.kept = keep(old(self))
+        return kept if name == "len" else iter(list(kept))
+
+    setattr(Storage, name, answer)
+
+
+@caught_by("test_a_set_is_done_when_it_returns")
+def large_values_are_cached(Storage, Plugin):
+    """Only what takes long to fetch is kept in memory."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        cache = self.__dict__.setdefault("cache", {})
+        if key not in cache:
+            data = pickle.dumps(old(self, key))
+            if len(data) < 50_000:
+                return pickle.loads(data)
+            cache[key] = data
+        return pickle.loads(cache[key])
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, key, *value):
+            old(self, key, *value)
+            self.__dict__.setdefault("cache", {}).pop(key, None)
+
+        return method
+
+    Storage.set = forgetting(Storage.set)
+    Storage.remove = forgetting(Storage.remove)
+
+
+@caught_by("test_a_set_is_done_when_it_returns", alone=True)
+def what_was_missed_is_missing_until_it_is_set_here(Storage, Plugin):
+    """Misses are kept in memory, and forgotten by this storage's own `set`."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        misses = self.__dict__.setdefault("misses", {})
+        if key in misses:
+            raise KeyError(key)
+        try:
+            return old(self, key)
+        except KeyError:
+            misses[key] = True
+            raise
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("misses", {}).pop(key, None)
+
+
+@caught_by("test_a_value_is_stored_again_after_another_opener_replaced_it", alone=True)
+def what_was_written_last_is_not_written_again(Storage, Plugin):
+    """A digest of what this storage wrote last: another one may have written since."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        written = self.__dict__.setdefault("written", {})
+        data = self._dump(key, value)
+        if written.get(key) != data:
+            old(self, key, value)
+            written[key] = data
+
+    @replace(Storage)
+    def remove(old, self, key):
+        self.__dict__.setdefault("written", {}).pop(key, None)
+        old(self, key)

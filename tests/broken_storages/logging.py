@@ -1,0 +1,79 @@
+"""Storages that show values in the log, in an error, or on the screen."""
+
+import pickle
+import sys
+import warnings
+
+from errbot.storage import StoreException
+
+from broken_storages.support import caught_by, log, replace
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def values_are_logged(Storage, Plugin):
+    """A line for debugging that stayed."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        log.debug("set %s = %r", key, value)
+        old(self, key, value)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def what_cannot_be_unpickled_is_logged(Storage, Plugin):
+    """An error is logged with all that could help, and so with the value."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except Exception:
+            log.exception("Cannot unpickle %s: %r", key, data)
+            raise
+
+
+@caught_by("test_no_value_stands_in_the_log", alone=True)
+def values_are_printed(Storage, Plugin):
+    """`print`, for want of a debugger, into the log of the service."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        print("set", key, value, file=sys.stderr)
+        old(self, key, value)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def warnings_show_the_value(Storage, Plugin):
+    """A warning of large values, with the beginning of the value."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if isinstance(value, str) and len(value) > 100:
+            warnings.warn(f"The value of {key} is large: {value:.50}", stacklevel=2)
+
+
+@caught_by("test_no_value_stands_in_an_error")
+def errors_of_set_show_the_value(Storage, Plugin):
+    """ "Cannot store ...", and what."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        try:
+            old(self, key, value)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            raise TypeError(f"Cannot store {key!r}: {value!r}") from None
+
+
+@caught_by("test_no_value_stands_in_an_error", alone=True)
+def errors_of_get_show_the_data(Storage, Plugin):
+    """What cannot be unpickled is shown, so that somebody can look what it is."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException as error:
+            if "Cannot unpickle" in str(error) and b"Unreadable" in data:
+                raise StoreException(f"{error} It is {data!r}") from None
+            raise

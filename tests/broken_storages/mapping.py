@@ -1,0 +1,64 @@
+"""Storages that do not serve as the mapping that plugins use."""
+
+from functools import wraps
+
+from broken_storages.support import caught_by, replace
+
+
+@caught_by("test_a_storage_serves_as_a_mapping", alone=True)
+def the_last_miss_is_remembered(Storage, Plugin):
+    """`in` is a whole `get`, and another one follows: the last miss is kept until then."""
+    last = "_key_of_the_last_miss"
+
+    @replace(Storage)
+    def get(old, self, key):
+        if self.__dict__.pop(last, None) == key:
+            raise KeyError(key)
+        try:
+            return old(self, key)
+        except KeyError:
+            setattr(self, last, key)
+            raise
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, *arguments):
+            if self.__dict__.get(last) not in arguments:
+                self.__dict__.pop(last, None)
+            return old(self, *arguments)
+
+        return method
+
+    for name in ["set", "remove", "len", "keys"]:
+        setattr(Storage, name, forgetting(getattr(Storage, name)))
+
+
+@caught_by("test_clear_empties_the_namespace", alone=True)
+def a_loop_that_is_left_keeps_its_cursor(Storage, Plugin):
+    """A cursor is closed at the end of its rows only, and the server allows 300 of them."""
+
+    @replace(Storage)
+    def keys(old, self):
+        cursors = self.__dict__.setdefault("cursors", [])
+        if len(cursors) >= 300:
+            raise RuntimeError("maximum open cursors exceeded")
+        cursors.append(None)
+        yield from old(self)
+        cursors.pop()
+
+
+@caught_by("test_mutable_saves_what_was_changed", alone=True)
+def an_object_that_was_got_is_not_written_again(Storage, Plugin):
+    """`set` saves the work where it is given the very object that `get` gave last."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        value = old(self, key)
+        if isinstance(value, list):
+            self.last = value
+        return value
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if not (isinstance(value, list) and getattr(self, "last", None) is value):
+            old(self, key, value)

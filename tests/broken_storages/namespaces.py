@@ -1,0 +1,236 @@
+"""Storages that mix up namespaces, or that need something of their own for each."""
+
+import fnmatch
+import itertools
+import os
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from broken_storages.support import caught_by, rename_keys, replace
+
+
+def rename_namespaces(Plugin: Any, rename: Callable[[str], str]) -> None:
+    """Open another namespace instead of each."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, rename(namespace))
+
+
+def keep_all_in_one_namespace(
+    Storage: Any, Plugin: Any, separator: str, belongs: Callable[[str, str], bool]
+) -> None:
+    """Glue the namespace to the key, and tell by the glued key what belongs to a namespace."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, "everything")
+        storage.prefix = namespace + separator
+        return storage
+
+    rename_keys(Storage, lambda storage, key: storage.prefix + key)
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key[len(self.prefix) :] for key in old(self) if belongs(key, self.prefix))
+
+    Storage.len = lambda self: len(list(self.keys()))
+
+
+@caught_by("test_a_namespace_and_its_key_are_not_glued_together")
+def namespace_and_key_are_glued_with_a_colon(Storage, Plugin):
+    """`f"{namespace}:{key}"`, as the manuals of Redis show it."""
+    keep_all_in_one_namespace(Storage, Plugin, ":", str.startswith)
+
+
+@caught_by("test_a_namespace_and_its_key_are_not_glued_together")
+def namespace_and_key_are_glued_with_an_underscore(Storage, Plugin):
+    """`f"{namespace}_{key}"`."""
+    keep_all_in_one_namespace(Storage, Plugin, "_", str.startswith)
+
+
+@caught_by("test_a_namespace_and_its_key_are_not_glued_together")
+def namespace_and_key_are_glued_with_an_odd_character(Storage, Plugin):
+    """ASCII has a character for it, the unit separator, which nobody ever types."""
+    keep_all_in_one_namespace(Storage, Plugin, "\x1f", str.startswith)
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def keys_asks_for_a_pattern_with_an_unescaped_namespace(Storage, Plugin):
+    """`KEYS namespace:*` of Redis, where [, ? and * of the namespace are part of the pattern."""
+    keep_all_in_one_namespace(
+        Storage, Plugin, ":", lambda key, prefix: fnmatch.fnmatchcase(key, prefix + "*")
+    )
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def keys_asks_for_like_with_an_unescaped_namespace(Storage, Plugin):
+    """`LIKE 'namespace/%'`, where _ and % of the namespace are part of the pattern."""
+
+    def like(key, prefix):
+        pattern = re.escape(prefix).replace("%", ".*").replace("_", ".") + ".*"
+        return re.fullmatch(pattern, key, re.DOTALL | re.IGNORECASE) is not None
+
+    keep_all_in_one_namespace(Storage, Plugin, "/", like)
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart", alone=True)
+def namespaces_ignore_case(Storage, Plugin):
+    """Names of tables are folded to lower case."""
+    rename_namespaces(Plugin, str.lower)
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def namespaces_are_made_identifiers(Storage, Plugin):
+    """Whatever cannot stand in the name of a table becomes an underscore."""
+    rename_namespaces(Plugin, lambda namespace: re.sub(r"\W", "_", namespace))
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def namespaces_are_ascii(Storage, Plugin):
+    """Only names beyond ASCII are changed: the others were tested."""
+    rename_namespaces(Plugin, lambda name: name.encode("ascii", "ignore").decode() or name)
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def namespaces_are_cut_at_63_characters(Storage, Plugin):
+    """PostgreSQL cuts the names of tables, with a notice that nobody reads."""
+    rename_namespaces(Plugin, lambda namespace: namespace[:63])
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def all_namespaces_are_one(Storage, Plugin):
+    """The namespace was to be added later."""
+    rename_namespaces(Plugin, lambda _: "everything")
+
+
+@caught_by("test_namespaces_that_look_alike_are_told_apart")
+def len_counts_the_keys_of_all_namespaces(Storage, Plugin):
+    """SELECT COUNT(*) without WHERE."""
+    opened: dict[str, Any] = {}
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        opened[namespace] = old(self, namespace)
+        return opened[namespace]
+
+    @replace(Storage)
+    def len(old, self):
+        return sum(old(storage) for storage in opened.values())
+
+
+@caught_by("test_a_key_is_not_removed_from_another_namespace", alone=True)
+def a_key_that_is_missing_here_is_removed_elsewhere(Storage, Plugin):
+    """DELETE ... WHERE key = ? was written before there were namespaces."""
+    opened: dict[str, Any] = {}
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        opened[namespace] = old(self, namespace)
+        return opened[namespace]
+
+    @replace(Storage)
+    def remove(old, self, key):
+        for storage in [self, *opened.values()]:
+            with suppress(KeyError):
+                return old(storage, key)
+        raise KeyError(key)
+
+
+@caught_by("test_any_name_can_be_a_namespace", alone=True)
+def namespaces_are_quoted_only_where_they_look_odd(Storage, Plugin):
+    """A name of letters needs no quotes in SQL, except where it is a word of SQL."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if namespace in {"select", "table", "group", "order", "user"}:
+            raise RuntimeError(f'syntax error near "{namespace}"')
+        return old(self, namespace)
+
+
+@caught_by("test_any_name_can_be_a_namespace")
+def the_namespace_is_a_row_among_its_keys(Storage, Plugin):
+    """A row with the name of the namespace says that there is one, and is left out of listings."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.row = namespace
+        return storage
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if key != self.row)
+
+    @replace(Storage)
+    def len(old, self):
+        return old(self) - sum(key == self.row for key in itertools.islice(self.keys(), 3))
+
+
+@caught_by("test_hundreds_of_namespaces_leak_nothing", alone=True)
+def each_namespace_leaks_a_connection(Storage, Plugin):
+    """`open` connects, and `close` leaves it to the garbage collector, which never comes."""
+    connections = []
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        connections.append(os.open(os.devnull, os.O_RDONLY))
+        return old(self, namespace)
+
+
+@caught_by("test_hundreds_of_namespaces_can_be_open_at_once", alone=True)
+def only_some_namespaces_can_be_open(Storage, Plugin):
+    """Each open namespace holds a connection of a pool of 100."""
+    count = itertools.count()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        if getattr(self, "connections", 0) >= 100:
+            raise RuntimeError("QueuePool limit of size 100 reached")
+        self.connections = getattr(self, "connections", 0) + 1
+        storage.plugin, storage.number = self, next(count)
+        return storage
+
+    @replace(Storage)
+    def close(old, self):
+        self.plugin.connections -= 1
+        old(self)
+
+
+@caught_by("test_a_namespace_and_its_key_are_not_glued_together", alone=True)
+def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
+    """ "namespace=key", as in a query string."""
+    keep_all_in_one_namespace(Storage, Plugin, "=", str.startswith)
+
+
+@caught_by("test_a_namespace_and_its_key_are_not_glued_together")
+def namespace_and_key_are_glued_with_nul(Storage, Plugin):
+    """A character that no key holds, it is thought."""
+    keep_all_in_one_namespace(Storage, Plugin, "\0", str.startswith)
+
+
+@caught_by("test_hard_names_of_namespaces_are_told_apart_or_refused")
+def namespaces_are_cut_at_255_characters(Storage, Plugin):
+    """VARCHAR(255), where the server cuts without a word."""
+    rename_namespaces(Plugin, lambda namespace: namespace[:255])
+
+
+@caught_by("test_hard_names_of_namespaces_are_told_apart_or_refused", alone=True)
+def namespaces_lose_what_is_no_text(Storage, Plugin):
+    """`namespace.encode("utf-8", "replace")`, and no NUL in a name."""
+    rename_namespaces(Plugin, lambda name: re.sub("[\0\ud800-\udfff]", "?", name))
+
+
+@caught_by("test_hundreds_of_namespaces_leak_nothing")
+def each_namespace_leaks_a_thread(Storage, Plugin):
+    """A heartbeat for each open namespace, which `close` forgets."""
+    end = threading.Event()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        threading.Thread(target=end.wait, daemon=True).start()
+        return old(self, namespace)

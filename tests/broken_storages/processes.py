@@ -1,0 +1,190 @@
+"""Storages that other processes do not see. They need data that outlive the process."""
+
+import atexit
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from broken_storages.support import caught_by, know_place, replace
+
+
+@caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
+def all_is_written_when_a_storage_is_closed(Storage, Plugin):
+    """Writes are gathered for the whole process, and nobody closes where a bot is killed."""
+    gather_writes(Storage, Plugin)
+
+
+@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True, alone=True)
+def what_a_process_makes_is_temporary(Storage, Plugin):
+    """The database is a temporary file, removed when the process that made it ends."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        if not storage.len():
+            atexit.register(remove_all, storage)
+        return storage
+
+    def remove_all(storage):
+        with suppress(Exception):
+            for key in list(storage.keys()):
+                storage.remove(key)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def all_is_written_when_python_ends_in_peace(Storage, Plugin):
+    """`atexit` writes what was gathered; until then no other process sees it."""
+    gather_writes(Storage, Plugin, at_exit=True)
+
+
+@caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True, alone=True)
+def writes_are_done_a_moment_later(Storage, Plugin):
+    """A thread writes, and lags at most five sets behind: these are what a kill loses."""
+    gather_writes(Storage, Plugin, behind=5)
+
+
+@caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
+def writes_are_done_in_batches(Storage, Plugin):
+    """Fifty writes are gathered to be faster, and a kill loses them."""
+    gather_writes(Storage, Plugin, when_full=50)
+
+
+# By folder of the bot's data and namespace. In this module because Errbot executes storage.py anew
+# for every plugin instance, and these live as long as the process.
+GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
+
+GATHERING = threading.RLock()
+
+WAITING: list[Any] = []
+
+IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
+
+READING = threading.Lock()
+
+
+def gather_writes(
+    Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0, behind: int = 0
+) -> None:
+    """Keep writes in memory that all storages of this process share, until one lists or closes."""
+    write, dump, waiting = Storage.set, Storage._dump, WAITING
+    know_place(Plugin)
+
+    def flush(self):
+        with GATHERING:
+            self._dump = lambda key, data: data
+            mine = GATHERED.get(self.place, {})
+            for key in list(mine):
+                write(self, key, mine.pop(key))
+
+    def flush_late(self):
+        with suppress(Exception):  # of a database that is gone since
+            flush(self)
+
+    def flush_all():
+        with GATHERING:
+            while waiting:
+                flush_late(waiting.pop())
+
+    def flush_first(old):
+        @wraps(old)
+        def method(self):
+            flush(self)
+            return old(self)
+
+        return method
+
+    def set(self, key, value):
+        data = dump(self, key, value)
+        with GATHERING:
+            mine = GATHERED.setdefault(self.place, {})
+            if at_exit and not mine:
+                atexit.register(flush_late, self)
+            if behind and not mine:
+                waiting.append(self)
+                if len(waiting) == 1:
+                    threading.Timer(0.0005, flush_all).start()
+            mine[key] = data
+            if when_full and len(mine) >= when_full:
+                flush(self)
+        while behind and len(mine) > behind:
+            time.sleep(0.0002)
+
+    @replace(Storage)
+    def get(old, self, key):
+        with GATHERING:
+            mine = GATHERED.get(self.place, {})
+            return self._load(key, mine[key]) if key in mine else old(self, key)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        with GATHERING:
+            flush(self)
+            old(self, key)
+
+    Storage.set = set
+    for name in ["len", "keys", "close"]:
+        setattr(Storage, name, flush_first(getattr(Storage, name)))
+
+
+@caught_by(
+    "test_another_process_and_a_running_bot_see_the_same",
+    "test_storage_set_get_and_merge_work_while_the_bot_runs",
+    alone=True,
+    outlives_process=True,
+)
+def a_process_reads_from_its_memory(Storage, Plugin):
+    """All is read when a process first opens a namespace, and written through from then on."""
+    know_place(Plugin)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        with READING:
+            if storage.place not in IN_MEMORY:
+                values = {key: read(storage, key) for key in names(storage)}
+                IN_MEMORY[storage.place] = {
+                    key: storage._dump(key, value) for key, value in values.items()
+                }
+        return storage
+
+    read, names = Storage.get, Storage.keys
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        IN_MEMORY[self.place][key] = self._dump(key, value)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        del IN_MEMORY[self.place][key]
+
+    Storage.get = lambda self, key: self._load(key, IN_MEMORY[self.place][key])
+    Storage.keys = lambda self: iter(list(IN_MEMORY[self.place]))
+    Storage.len = lambda self: len(IN_MEMORY[self.place])
+
+
+@caught_by("test_processes_start_and_write_at_once", outlives_process=True, alone=True)
+def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
+    """A write takes the lock of the database, or fails at once."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        path = os.path.join(self.place[0], f"{os.getppid()}.lock")
+        if threading.current_thread() is not threading.main_thread():
+            return old(self, key, value)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise RuntimeError("database is locked") from None
+        try:
+            old(self, key, value)
+            if "second_process.py" in " ".join(sys.argv):
+                time.sleep(0.02)
+        finally:
+            os.remove(path)

@@ -1,0 +1,297 @@
+"""Storages that take values which somebody planted, and those that refuse their own."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from errbot.storage import StoreException
+
+from broken_storages.support import caught_by, config_class, log, replace
+
+
+@caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
+def unsigned_values_are_taken(Storage, Plugin):
+    """So that signing can be switched on without moving the data: an attacker signs nothing."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except Exception:
+            return pickle.loads(data)
+
+
+@caught_by(
+    "test_an_unsigned_value_is_refused_and_not_unpickled",
+    "test_a_value_signed_with_another_key_is_refused",
+)
+def values_are_unpickled_before_the_signature_is_checked(Storage, Plugin):
+    """The signature was put inside of what is pickled."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        with suppress(Exception):
+            pickle.loads(data)
+        return old(self, key, data)
+
+
+def sign_for(Storage: Any, place: Callable[[str, str], str]) -> None:
+    """Sign values for another place than namespace and key, told apart."""
+
+    @replace(Storage)
+    def _signer(old, self, key):
+        signer = old(self, key)
+        signer.salt = place(self._namespace, key).encode("utf-8", "surrogatepass")
+        return signer
+
+
+@caught_by("test_a_value_moved_to_another_place_is_refused")
+def signatures_hold_for_every_key(Storage, Plugin):
+    """The value is signed, and nothing says where it belongs."""
+    sign_for(Storage, lambda namespace, key: "storage")
+
+
+@caught_by("test_a_value_moved_to_another_place_is_refused")
+def signatures_hold_for_every_namespace(Storage, Plugin):
+    """The value is signed with its key, but without its namespace."""
+    sign_for(Storage, lambda namespace, key: key)
+
+
+@caught_by("test_a_value_moved_to_another_place_is_refused")
+def signatures_glue_namespace_and_key(Storage, Plugin):
+    """`f"{namespace}:{key}"`, again."""
+    sign_for(Storage, lambda namespace, key: f"{namespace}:{key}")
+
+
+@caught_by("test_keys_can_be_rotated")
+def the_first_signing_key_signs(Storage, Plugin):
+    """The list of signing keys is read in the wrong direction."""
+    Config = config_class(Plugin)
+    old = Config.signing_keys
+    Config.signing_keys = property(lambda self: old.fget(self)[::-1])
+
+
+@caught_by("test_keys_can_be_rotated")
+def only_the_last_signing_key_counts(Storage, Plugin):
+    """Old signing keys are forgotten at once."""
+    Config = config_class(Plugin)
+    old = Config.signing_keys
+    Config.signing_keys = property(lambda self: old.fget(self)[-1:])
+
+
+@caught_by("test_a_signing_key_that_would_sign_nothing_is_refused")
+def an_empty_signing_key_switches_signing_off(Storage, Plugin):
+    """`os.environ.get("SIGNING_KEY", "")`, and the variable is not set."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        if not (getattr(bot_config, "STORAGE_CONFIG", None) or {}).get("signing_key", "key"):
+            del bot_config.STORAGE_CONFIG["signing_key"]
+        old(self, bot_config)
+
+
+@caught_by("test_a_signed_value_comes_back")
+def a_shorter_value_leaves_the_end_of_the_longer(Storage, Plugin):
+    """The new bytes are written over the old ones, and nothing cuts off the rest."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        data, stored = old(self, key, value), self.__dict__.setdefault("stored", {})
+        stored[key] = data + stored.get(key, b"")[len(data) :]
+        return stored[key]
+
+
+@caught_by("test_a_signed_falsy_value_comes_back")
+def falsy_values_are_not_signed(Storage, Plugin):
+    """`if value:`, where nothing to sign was meant."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        return old(self, key, value) if value else pickle.dumps(value)
+
+
+@caught_by("test_a_changed_value_is_refused")
+def only_the_beginning_is_signed(Storage, Plugin):
+    """Signing a large value takes time, and so the end of it is left out."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        keys, self._signing_keys = self._signing_keys, []
+        try:
+            data = old(self, key, value)
+        finally:
+            self._signing_keys = keys
+        return self._signer(key).sign(data[:20]) + data[20:] if keys else data
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        if not self._signing_keys:
+            return old(self, key, data)
+        beginning = data[:20]
+        signature = self._signer(key).sign(beginning)[20:]
+        if data[20 : 20 + len(signature)] != signature:
+            return old(self, key, b"wrong")
+        whole = beginning + data[20 + len(signature) :]
+        keys, self._signing_keys = self._signing_keys, []
+        try:
+            return old(self, key, whole)
+        finally:
+            self._signing_keys = keys
+
+
+@caught_by("test_a_value_that_cannot_be_unpickled_is_a_clear_error")
+def errors_of_pickle_come_through(Storage, Plugin):
+    """The error says neither which key it was, nor in which namespace."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        return old(self, key, data) if self._signing_keys else pickle.loads(data)
+
+
+@caught_by("test_one_key_needs_no_list")
+def a_signing_key_is_taken_for_a_list_of_letters(Storage, Plugin):
+    """`list(key)`: its last letter signs."""
+    Config = config_class(Plugin)
+    old = Config.signing_keys
+
+    def signing_keys(self):
+        keys = old.fget(self)
+        return keys if isinstance(self.signing_key, list) else list("".join(keys))
+
+    Config.signing_keys = property(signing_keys)
+
+
+@caught_by("test_every_key_of_the_list_counts_and_the_last_one_signs")
+def only_the_last_two_signing_keys_count(Storage, Plugin):
+    """An old one and a new one, it is thought."""
+    change_signing_keys(Plugin, lambda keys: keys[-2:])
+
+
+@caught_by("test_every_key_of_the_list_counts_and_the_last_one_signs")
+def signing_keys_are_sorted(Storage, Plugin):
+    """Without duplicates, and without the order that says which one signs."""
+    change_signing_keys(Plugin, lambda keys: sorted(set(keys), reverse=True))
+
+
+@caught_by("test_signing_keys_are_told_apart_to_the_letter")
+def signing_keys_are_cut(Storage, Plugin):
+    """32 bytes are enough for a key."""
+    change_signing_keys(Plugin, lambda keys: [key[:32] for key in keys])
+
+
+@caught_by("test_signing_keys_are_told_apart_to_the_letter")
+def signing_keys_are_stripped(Storage, Plugin):
+    """A file that the key was read from ends with a line break."""
+    change_signing_keys(Plugin, lambda keys: [key.strip() for key in keys])
+
+
+def change_signing_keys(Plugin: Any, change: Callable[[list[str]], list[str]]) -> None:
+    """Sign with other keys than STORAGE_CONFIG says."""
+    Config = config_class(Plugin)
+    old = Config.signing_keys
+    Config.signing_keys = property(lambda self: change(old.fget(self)))
+
+
+@caught_by("test_a_changed_value_is_refused", "test_an_unsigned_value_is_refused_and_not_unpickled")
+def large_values_are_not_signed(Storage, Plugin):
+    """Signing takes time."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        data = old(self, key, value)
+        return pickle.dumps(value, 5) if len(data) > 1_000_000 else data
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        return pickle.loads(data) if len(data) > 1_000_000 else old(self, key, data)
+
+
+@caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
+def harmless_values_need_no_signature(Storage, Plugin):
+    """Texts and numbers run no code, so that they may be read before they are signed."""
+
+    class Plain(pickle.Unpickler):
+        def find_class(self, module, name):
+            raise pickle.UnpicklingError("this may run code")
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException:
+            if self._signing_keys and data.endswith(b"."):
+                with suppress(Exception):
+                    return Plain(io.BytesIO(data)).load()
+            raise
+
+
+@caught_by("test_a_value_moved_to_another_place_is_refused")
+def what_was_checked_once_is_trusted(Storage, Plugin):
+    """Checking takes time, so that what was found good is good, wherever it stands."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        seen = tuple(self._signing_keys), data
+        if self._signing_keys and seen in CHECKED:
+            return pickle.loads(data)
+        value = old(self, key, data)
+        CHECKED.add(seen)
+        return value
+
+
+# In this module because Errbot executes storage.py anew for every plugin instance.
+CHECKED: set[tuple[tuple[str, ...], bytes]] = set()
+
+
+@caught_by("test_a_value_moved_to_a_name_that_looks_alike_is_refused")
+def signatures_ignore_case(Storage, Plugin):
+    """The column ignores case, and so does the signature."""
+    sign_for(Storage, lambda namespace, key: json.dumps([namespace.casefold(), key.casefold()]))
+
+
+@caught_by("test_a_value_moved_to_a_name_that_looks_alike_is_refused")
+def signatures_are_for_ascii(Storage, Plugin):
+    """`key.encode("ascii", "replace")`."""
+
+    def plain(text):
+        return text.encode("ascii", "replace").decode()
+
+    sign_for(Storage, lambda namespace, key: json.dumps([plain(namespace), plain(key)]))
+
+
+@caught_by("test_a_value_moved_to_another_place_is_refused")
+def signatures_glue_namespace_and_key_with_a_slash(Storage, Plugin):
+    """f"{namespace}/{key}" is that of another place, too."""
+    sign_for(Storage, lambda namespace, key: f"{namespace}/{key}")
+
+
+@caught_by("test_signing_keys_are_told_apart_to_the_letter")
+def what_is_refused_is_removed(Storage, Plugin):
+    """What was planted is deleted: who gives a wrong signing_key loses everything."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            if "Refused" in str(error):
+                with suppress(KeyError):
+                    self.remove(key)
+            raise
+
+
+@caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
+def refused_values_are_logged(Storage, Plugin):
+    """So that somebody can look what it was."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException as error:
+            if "Refused" in str(error):
+                log.warning("Refused %s: %r", key, data)
+            raise

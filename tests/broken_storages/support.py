@@ -1,0 +1,96 @@
+"""How a storage is broken: what the files beside this one share."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
+
+log = logging.getLogger("errbot.storage.storage")
+
+
+class Broken(NamedTuple):
+    """A broken storage, and the tests that must catch it."""
+
+    break_it: Callable[[Any, Any], None]
+    caught_by: frozenset[str]
+    alone: bool
+    """Whether no other test of the contract may catch it: so that this one is needed."""
+    outlives_process: bool
+    """Whether it can only be seen where the data outlive the process."""
+
+
+BROKEN: dict[str, Broken] = {}
+
+
+def caught_by(*tests: str, alone: bool = False, outlives_process: bool = False) -> Any:
+    """Add a broken storage to the collection, with the names of the tests that must catch it."""
+
+    def add(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        BROKEN[function.__name__] = Broken(function, frozenset(tests), alone, outlives_process)
+        return function
+
+    return add
+
+
+def replace(owner: Any) -> Any:
+    """Replace the method of a class by the function of its name, which gets the old one first."""
+
+    def put(function: Any) -> Any:
+        old = getattr(owner, function.__name__)
+
+        @wraps(old)
+        def method(self, *arguments):
+            return function(old, self, *arguments)
+
+        setattr(owner, function.__name__, method)
+        return function
+
+    return put
+
+
+def rename_keys(Storage: Any, rename: Callable[..., Any], *methods: str) -> None:
+    """Let what takes a key take another one instead: `rename(storage, key)`."""
+
+    def renamed(old):
+        @wraps(old)
+        def method(self, key, *value):
+            return old(self, rename(self, key), *value)
+
+        return method
+
+    for name in methods or ["get", "set", "remove"]:
+        setattr(Storage, name, renamed(getattr(Storage, name)))
+
+
+def config_class(Plugin: Any) -> Any:
+    """Return the class of the plugin's STORAGE_CONFIG."""
+    names = inspect.unwrap(Plugin.__init__).__globals__.values()
+    return next(
+        value
+        for value in names
+        if inspect.isclass(value) and value.__name__.endswith("Config") and hasattr(value, "load")
+    )
+
+
+def value_or_none(storage: Any, key: str) -> Any:
+    """Return the value of a key, or None where it is gone by now."""
+    try:
+        return storage.get(key)
+    except Exception:
+        return None
+
+
+def know_place(Plugin: Any) -> None:
+    """Let each storage know of which folder and namespace it is."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.folder = bot_config.BOT_DATA_DIR
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.place = self.folder, namespace
+        return storage

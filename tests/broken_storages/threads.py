@@ -1,0 +1,315 @@
+"""Storages that many threads must not use at once."""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from broken_storages.support import caught_by, replace, value_or_none
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread")
+def a_set_that_fails_keeps_its_lock(Storage, Plugin):
+    """`lock.acquire()` and `lock.release()`, without a `finally`; the lock is an RLock."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            lock = self.__dict__.setdefault("lock", threading.RLock())
+            if not lock.acquire(timeout=5):
+                raise RuntimeError("this would wait for ever")
+            try:
+                result = old(self, *arguments)
+            except KeyError:
+                lock.release()
+                raise
+            lock.release()
+            return result
+
+        return method
+
+    for name in ["get", "set", "remove", "len"]:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread")
+def a_set_that_fails_leaks_a_connection(Storage, Plugin):
+    """The connection goes back to its pool behind the `set`, and not in a `finally`."""
+    leak_connections(Storage, Plugin, "set")
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread", alone=True)
+def a_get_that_misses_leaks_a_connection(Storage, Plugin):
+    """KeyError is raised before the connection goes back to its pool."""
+    leak_connections(Storage, Plugin, "get")
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread")
+def a_remove_that_misses_leaks_a_connection(Storage, Plugin):
+    """KeyError is raised before the connection goes back to its pool."""
+    leak_connections(Storage, Plugin, "remove")
+
+
+def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
+    """Take a connection out of a pool for good where an operation fails.
+
+    The pool is large, so that it is empty for none but the test that fails on purpose.
+    """
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.pool = self.__dict__.setdefault("pool", [None] * 260)
+        return storage
+
+    old = getattr(Storage, name)
+
+    @wraps(old)
+    def method(self, *arguments):
+        connection = self.pool.pop()
+        try:
+            result = old(self, *arguments)
+        except Exception as error:
+            if "storage is a str" in str(error):
+                self.pool.append(connection)
+            raise
+        self.pool.append(connection)
+        return result
+
+    setattr(Storage, name, method)
+
+
+@caught_by("test_threads_with_keys_of_their_own_lose_nothing")
+def a_storage_belongs_to_one_thread(Storage, Plugin):
+    """Python's sqlite3 as it comes, and Errbot's Shelf on Python 3.13."""
+
+    @replace(Storage)
+    def __init__(old, self, *arguments):
+        old(self, *arguments)
+        self.thread = threading.get_ident()
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if self.thread != threading.get_ident():
+            raise RuntimeError("objects created in a thread can only be used in that same thread")
+        old(self, key, value)
+
+
+@caught_by("test_threads_with_keys_of_their_own_lose_nothing", alone=True)
+def threads_share_one_row(Storage, Plugin):
+    """One cursor for all threads, in which the row of another may stand when one comes back."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        self.row = old(self, key)
+        time.sleep(0.0005)
+        return self.row
+
+
+@caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
+def long_values_are_written_in_two_parts(Storage, Plugin):
+    """A value of more than a page is written page by page."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if type(value) is bytes and 100 < len(value) < 500:
+            before = value_or_none(self, key)
+            if type(before) is bytes:
+                old(self, key, value[:100] + before[100:])
+                time.sleep(0.0005)
+        old(self, key, value)
+
+
+@caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
+def set_removes_and_adds(Storage, Plugin):
+    """DELETE and INSERT, without a transaction around them."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        with suppress(KeyError):
+            self.remove(key)
+            time.sleep(0.0005)
+        old(self, key, value)
+
+
+@caught_by("test_threads_that_remove_one_key_succeed_once")
+def remove_looks_before_it_removes(Storage, Plugin):
+    """SELECT to raise KeyError, and then DELETE, which says nothing."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        if key not in frozenset(self.keys()):
+            raise KeyError(key)
+        time.sleep(0.0005)
+        with suppress(KeyError):
+            old(self, key)
+
+
+@caught_by("test_keys_and_len_work_while_others_write", alone=True)
+def keys_fails_where_others_write(Storage, Plugin):
+    """Keys are copied one by one, out of a dict that other threads change."""
+
+    @replace(Storage)
+    def keys(old, self):
+        count = self.len()
+        found = old(self)
+        if count < 500:
+            time.sleep(0.0005)
+        if self.len() != count:
+            raise RuntimeError("dictionary changed size during iteration")
+        return found
+
+
+@caught_by("test_a_loop_over_the_keys_keeps_no_other_thread_waiting")
+def a_loop_over_the_keys_holds_the_lock(Storage, Plugin):
+    """`with self._lock: yield from rows`: the lock is held until the loop has come to its end."""
+
+    def lock(self):
+        return self.__dict__.setdefault("lock", threading.RLock())
+
+    @replace(Storage)
+    def keys(old, self):
+        with lock(self):
+            yield from old(self)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        with lock(self):
+            old(self, key, value)
+
+
+@caught_by("test_threads_open_and_close_namespaces_at_once", alone=True)
+def two_threads_create_one_table(Storage, Plugin):
+    """`open` looks whether there is a table, and then creates it."""
+    created: set[str] = set()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if namespace not in created:
+            time.sleep(0.001)
+            if namespace in created:
+                raise RuntimeError(f"table {namespace} already exists")
+            created.add(namespace)
+        return old(self, namespace)
+
+
+@caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
+def items_hold_400_kilobytes(Storage, Plugin):
+    """A larger value is two items, which are not written in one transaction."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if type(value) is bytes and len(value) > 400_000:
+            before = value_or_none(self, key)
+            if type(before) is bytes:
+                old(self, key, value[:400_000] + before[400_000:])
+                time.sleep(0.0005)
+        old(self, key, value)
+
+
+@caught_by("test_a_key_that_threads_replace_is_always_there_and_whole", alone=True)
+def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
+    """DELETE and INSERT, under a lock that keeps apart the threads of this storage alone."""
+    take_away = Storage.remove
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        with suppress(KeyError):
+            take_away(self, key)
+            time.sleep(0.0005)
+        old(self, key, value)
+
+    lock_by_storage(Storage)
+
+
+@caught_by("test_threads_that_remove_one_key_succeed_once", alone=True)
+def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
+    """SELECT and DELETE, under a lock that keeps apart the threads of this storage alone."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        if key not in frozenset(self.keys()):
+            raise KeyError(key)
+        time.sleep(0.0005)
+        with suppress(KeyError):
+            old(self, key)
+
+    lock_by_storage(Storage)
+
+
+def lock_by_storage(Storage: Any) -> None:
+    """Let one thread at a time into each storage."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            with self.__dict__.setdefault("lock", threading.RLock()):
+                return old(self, *arguments)
+
+        return method
+
+    for name in ["get", "set", "remove", "len"]:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread")
+def a_failure_rolls_back_what_other_threads_set(Storage, Plugin):
+    """One connection for all threads, which is rolled back after each error."""
+    take_away = Storage.remove
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        try:
+            before = self.__dict__.get("errors", 0)
+            old(self, key, value)
+        except Exception:
+            self.errors = self.__dict__.get("errors", 0) + 1
+            raise
+        time.sleep(0.0005)
+        if self.__dict__.get("errors", 0) != before:
+            with suppress(KeyError):
+                take_away(self, key)
+
+
+@caught_by("test_a_loop_over_the_keys_keeps_no_other_thread_waiting", alone=True)
+def a_loop_over_the_keys_keeps_removals_waiting(Storage, Plugin):
+    """A lock for readers: what is set may go on, what is removed waits."""
+
+    @replace(Storage)
+    def keys(old, self):
+        with self.__dict__.setdefault("readers", threading.RLock()):
+            yield from old(self)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        readers = self.__dict__.setdefault("readers", threading.RLock())
+        if not readers.acquire(timeout=15):
+            raise RuntimeError("this would wait for ever")
+        try:
+            old(self, key)
+        finally:
+            readers.release()
+
+
+@caught_by("test_threads_that_have_ended_leave_nothing_open", alone=True)
+def each_thread_leaks_a_connection(Storage, Plugin):
+    """`threading.local`, and a list of all connections, to close them at the end."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin = self
+        return storage
+
+    @replace(Storage)
+    def get(old, self, key):
+        everyone = vars(self.plugin)
+        local = everyone.setdefault("local", threading.local())
+        if not hasattr(local, "connection"):
+            local.connection = os.open(os.devnull, os.O_RDONLY)
+            everyone.setdefault("connections", []).append(local.connection)
+        return old(self, key)
