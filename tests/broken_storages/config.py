@@ -100,7 +100,11 @@ def the_config_is_logged(Storage, Plugin):
 @caught_by("test_no_secret_shows")
 def the_repr_shows_the_signing_key(Storage, Plugin):
     """A repr of everything, for debugging."""
-    Storage.__repr__ = lambda self: f"Storage({vars(self)})"
+
+    def shown(self):
+        return f"Storage({[key.get_secret_value() for key in self._signing_keys]})"
+
+    Storage.__repr__ = shown
 
 
 @caught_by("test_no_secret_shows")
@@ -110,8 +114,8 @@ def old_signing_keys_are_logged(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        if len(self._signing_keys) > 1:
-            log.warning("Still reading what was signed with %s.", self._signing_keys[:-1])
+        for key in self._signing_keys[:-1]:
+            log.warning("Still reading what was signed with %s.", key.get_secret_value())
 
 
 @caught_by("test_no_secret_shows")
@@ -121,7 +125,8 @@ def signing_keys_are_printed(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        print("signing with", self._signing_keys, file=sys.stderr)
+        for key in self._signing_keys:
+            print("signing with", key.get_secret_value(), file=sys.stderr)
 
 
 @caught_by("test_no_secret_shows_when_the_plugin_starts")

@@ -3,11 +3,13 @@
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from errbot.storage import StoreException
+from pydantic import SecretStr
 
 from broken_storages.support import caught_by, config_class, log, replace
 
@@ -42,7 +44,7 @@ def sign_for(Storage: Any, place: Callable[[str, str], str]) -> None:
     """Sign values for another place than namespace and key, told apart."""
 
     @replace(Storage)
-    def _signer(old, self, key):
+    def signer(old, self, key):
         signer = old(self, key)
         signer.salt = place(self._namespace, key).encode("utf-8", "surrogatepass")
         return signer
@@ -82,9 +84,33 @@ def only_the_last_signing_key_counts(Storage, Plugin):
     Config.signing_keys = property(lambda self: old.fget(self)[-1:])
 
 
-@caught_by("test_a_signing_key_that_would_sign_nothing_is_refused")
+@caught_by("test_what_is_no_signing_key_is_refused")
+def short_signing_keys_are_filled_up(Storage, Plugin):
+    """So that nobody has to think of a long one: `key.ljust(16)`."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        given = getattr(bot_config, "STORAGE_CONFIG", None) or {}
+        if isinstance(key := given.get("signing_key"), str) and key:
+            bot_config.STORAGE_CONFIG = {**given, "signing_key": key.ljust(16)}
+        old(self, bot_config)
+
+
+@caught_by("test_a_signing_key_of_sixteen_characters_is_taken")
+def signing_keys_have_more_than_sixteen_characters(Storage, Plugin):
+    """`len(key) <= 16`, where `<` was meant."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        key = (getattr(bot_config, "STORAGE_CONFIG", None) or {}).get("signing_key")
+        if isinstance(key, str) and len(key) <= 16:
+            raise ValueError("STORAGE_CONFIG is wrong:\n  signing_key: it is too short.")
+        old(self, bot_config)
+
+
+@caught_by("test_what_is_no_signing_key_is_refused")
 def an_empty_signing_key_switches_signing_off(Storage, Plugin):
-    """`os.environ.get("SIGNING_KEY", "")`, and the variable is not set."""
+    """`os.environ.get("SIGNING_KEY")`, and the variable is not set."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -124,14 +150,14 @@ def only_the_beginning_is_signed(Storage, Plugin):
             data = old(self, key, value)
         finally:
             self._signing_keys = keys
-        return self._signer(key).sign(data[:20]) + data[20:] if keys else data
+        return self.signer(key).sign(data[:20]) + data[20:] if keys else data
 
     @replace(Storage)
     def _load(old, self, key, data):
         if not self._signing_keys:
             return old(self, key, data)
         beginning = data[:20]
-        signature = self._signer(key).sign(beginning)[20:]
+        signature = self.signer(key).sign(beginning)[20:]
         if data[20 : 20 + len(signature)] != signature:
             return old(self, key, b"wrong")
         whole = beginning + data[20 + len(signature) :]
@@ -151,6 +177,36 @@ def errors_of_pickle_come_through(Storage, Plugin):
         return old(self, key, data) if self._signing_keys else pickle.loads(data)
 
 
+@caught_by("test_an_error_names_what_is_gone")
+def an_error_says_that_something_is_wrong(Storage, Plugin):
+    """Which class could not be found stands in the error behind it, which nobody sees."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException as error:
+            text = re.sub(r"(No module named|Can't get attribute) .*", "Exception.", str(error))
+            raise StoreException(text) from error
+
+
+@caught_by(
+    "test_a_signed_value_is_refused_without_a_signing_key",
+    "test_a_pickle_followed_by_other_bytes_is_refused",
+)
+def what_follows_a_pickle_is_ignored(Storage, Plugin):
+    """`pickle.loads` reads to the end of the pickle, and a signature stands behind it."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException as error:
+            if "no signing_key" in str(error):
+                return pickle.loads(data)
+            raise
+
+
 @caught_by("test_one_key_needs_no_list")
 def a_signing_key_is_taken_for_a_list_of_letters(Storage, Plugin):
     """`list(key)`: its last letter signs."""
@@ -159,7 +215,9 @@ def a_signing_key_is_taken_for_a_list_of_letters(Storage, Plugin):
 
     def signing_keys(self):
         keys = old.fget(self)
-        return keys if isinstance(self.signing_key, list) else list("".join(keys))
+        if isinstance(self.signing_key, list):
+            return keys
+        return [SecretStr(letter) for key in keys for letter in key.get_secret_value()]
 
     Config.signing_keys = property(signing_keys)
 
@@ -192,7 +250,12 @@ def change_signing_keys(Plugin: Any, change: Callable[[list[str]], list[str]]) -
     """Sign with other keys than STORAGE_CONFIG says."""
     Config = config_class(Plugin)
     old = Config.signing_keys
-    Config.signing_keys = property(lambda self: change(old.fget(self)))
+
+    def signing_keys(self):
+        keys = change([key.get_secret_value() for key in old.fget(self)])
+        return [SecretStr(key) for key in keys]
+
+    Config.signing_keys = property(signing_keys)
 
 
 @caught_by("test_a_changed_value_is_refused", "test_an_unsigned_value_is_refused_and_not_unpickled")
@@ -243,7 +306,7 @@ def what_was_checked_once_is_trusted(Storage, Plugin):
 
 
 # In this module because Errbot executes storage.py anew for every plugin instance.
-CHECKED: set[tuple[tuple[str, ...], bytes]] = set()
+CHECKED: set[tuple[tuple[SecretStr, ...], bytes]] = set()
 
 
 @caught_by("test_a_value_moved_to_a_name_that_looks_alike_is_refused")

@@ -80,7 +80,7 @@ def test_storage_config_may_be_missing(database: Database) -> None:
 @pytest.mark.parametrize("wrong", [[], "text", 5, [("timeout", 1)]], ids=repr)
 def test_a_storage_config_that_is_no_dict_is_refused(database: Database, wrong: object) -> None:
     error = error_of(database, wrong)
-    assert error.splitlines() == [HEADING, f"  It takes a dict with the keys {KNOWN}."]
+    assert error.splitlines() == [HEADING, f"  It takes a dict with {KNOWN}."]
 
 
 @pytest.mark.parametrize("key", ["tiemout", ""], ids=repr)
