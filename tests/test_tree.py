@@ -9,7 +9,7 @@ from conftest import DATABASES, TEMPLATE, Bake, files, run
 
 LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietary"]
 
-README = ["config_example.py", "development.md", "keys.md", "operation.md"]
+README = ["config_example.py", "development.md", "keys.md", "operation.md", "safety.md"]
 NEEDED = {"storage.py", "conftest.py", *(f"readme/{name}" for name in README)}
 PYPROJECT = ["dependencies.toml", "extras.toml", "mypy.toml", "test-dependencies.toml"]
 EXTRA = {"readme/requirements.md", *(f"pyproject/{name}" for name in PYPROJECT)}
