@@ -41,10 +41,7 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         default=SecretStr("dict://localhost/errbot"),
         description="Address of the database. It is secret because it may hold a password.",
     )
-    timeout: Seconds = Field(
-        default=10.0,
-        description="Seconds to wait for the database before an operation fails.",
-    )
+    timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
 

@@ -1,4 +1,4 @@
-    signing_key: SigningKey | list[SigningKey] = Field(
+    signing_key: SigningKey | Annotated[list[SigningKey], Field(min_length=1)] = Field(
         default=[],
         description="Signs every value, so that nobody can plant one in the database. "
         "To change it, give a list: the old keys first, the new one last.",

@@ -1,609 +1,406 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps everything in one table of PostgreSQL, MySQL, MariaDB, SQLite or another SQL server. Four
-classes, in the order in which one reads: Config has the keys of STORAGE_CONFIG, Storage is one open
-namespace, Plugin connects and opens namespaces, Table speaks with the server.
+It keeps everything in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
-Errbot executes this file by its path, so it imports none of its neighbours, and takes the one
-subclass of StoragePluginBase that it finds in it.
+Errbot executes this file by its path, so it cannot import its neighbours.
 """
 
 import hashlib
 import json
 import logging
 import math
+import os
 import pickle
-import weakref
-from collections.abc import Callable, Generator, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain, repeat
+from io import BytesIO
+from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Annotated, Any
+from weakref import ref
 
 import sqlalchemy as sa
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from itsdangerous import BadSignature, Signer
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.schema import CreateTable
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 log = logging.getLogger(__name__)
 
 Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 # Names are stored as bytes: collations take "a", "A" and "a " for one, and a text of PostgreSQL
 # holds no NUL. Both together fit into an index of PostgreSQL (2704 bytes) and of InnoDB (3072).
 NAMESPACE_BYTES = 1000
 KEY_BYTES = 1600
 
-# How many keys to fetch at a time: few at first, since Errbot often asks for the first one alone.
-PAGES = [10, 100, 1000]
+# The drivers that the extras install, by what a URL begins with.
+DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
+DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
-# What an address without a driver means: the drivers that the extras install.
-DRIVERS = {
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-    "mariadb": "mariadb+pymysql",
-}
-PACKAGES = {"psycopg": "psycopg[binary]", "pymysql": "PyMySQL[rsa]"}
-PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+WRITES = {"write", "swap", "remove"}
+UNDONE = {"40001", "40P01", 1213}  # the server undid a statement that got in another one's way
 
-# By SQLSTATE (PostgreSQL) or number (MySQL): the server has undone a statement that got in the way
-# of another one; the server takes no writes, for it is a standby now.
-UNDONE = {"40001", "40P01", 1213}
-READ_ONLY = {"25006", 1290}
+
+def read_url(text: str | sa.URL) -> sa.URL:
+    """Read the address of the database, and add the driver that it leaves out."""
+    url = sa.make_url(text)
+    return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+
+
+def check_url(secret: SecretStr) -> SecretStr:
+    """Refuse an address that cannot be used. Raises ValueError that shows nothing of it."""
+    text, problem = secret.get_secret_value(), ""
+    try:
+        url = read_url(text)
+        server, memory = url.get_backend_name() in DRIVERS, ("", ":memory:", "memory")
+        if server and text.count("@") > 1:
+            problem = "It has more than one @"  # Errors would show what follows the first as host.
+        elif not server and (url.get_backend_name() != "sqlite" or url.get_dialect().is_async):
+            problem = "It must be of PostgreSQL, MySQL, MariaDB or SQLite"
+        elif not server and {url.database or "", *url.query.values()} & {*memory}:
+            problem = "An in-memory database is lost when the bot stops"
+        create_engine(url, timeout=1)
+    except ImportError as error:
+        problem = f"Its driver {error.name} is not installed"
+    except Exception as error:
+        problem = problem or f"SQLAlchemy cannot read it ({type(error).__name__})"
+    if problem:
+        raise ValueError(problem)
+    return secret
 
 
 class {{ cookiecutter.__class }}Config(BaseModel):
-    """The keys of STORAGE_CONFIG; a test compares them with the table in README.md."""
+    """The keys of STORAGE_CONFIG. A test compares them with the table in README.md."""
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Secret | None = Field(
+    url: Annotated[Secret, AfterValidator(check_url)] | None = Field(
         default=None,
         description="Address of the database, such as `postgresql://user:password@host/database`. "
-        "In a password, @ is written %40, : %3A, / %2F and % %25. "
+        "In a password, write @ as %40, : as %3A, / as %2F and % as %25. "
         "Without an address, the data are in an SQLite file in BOT_DATA_DIR.",
     )
     table: str = Field(
         default="errbot_storage",
         pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$",
-        description="Name of the table, or schema.table. It is created where it is missing.",
+        description="Name of the table, or schema.table. It is created if it is missing.",
     )
     pool_size: int = Field(
-        default=10,
+        default=20,
         ge=1,
         strict=True,
-        description="Number of connections at most. A thread that finds none free waits for one.",
+        description="Number of connections at most. Threads wait in turn when all are in use.",
     )
-    pool_recycle: float = Field(
-        default=300.0,
-        gt=0,
-        allow_inf_nan=False,
-        strict=True,
-        description="Seconds after which a connection is replaced by a new one: "
-        "fewer than the server and firewalls allow.",
+    pool_recycle: Seconds = Field(
+        default=300.0, description="Seconds after which a connection is replaced by a new one."
     )
-    timeout: float = Field(
-        default=10.0,
-        gt=0,
-        allow_inf_nan=False,
-        strict=True,
-        description="Seconds to wait for the database before an operation fails.",
-    )
+    timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
 
 class {{ cookiecutter.__class }}Storage(StorageBase):
-    """One open namespace. Any number of threads may use it at the same time."""
+    """One open namespace. Any number of threads may use it at once."""
 
-    def __init__(self, table: "Table", namespace: str, signing_keys: list[str]) -> None:
-        self._table = table
+    def __init__(self, plugin: "{{ cookiecutter.__class }}Plugin", namespace: str) -> None:
+        self._run = plugin.run
         self._namespace = namespace
-        self._encoded = encode(namespace)
-        self._signing_keys = signing_keys
-        self._removed = b""
+        self._encoded = encode(namespace, NAMESPACE_BYTES)
+        self._signing_keys = plugin.config.signing_keys
 
-    def set(self, key: str, value: Any) -> None:
-        """Store a value under a key, in place of the one that may be there.
+    # Bytes: what the database does.
 
-        Raises TypeError where the key is no str, ValueError where it is longer than the table
-        holds, and what pickle raises where it cannot pickle the value; nothing is changed then.
-        Raises StoreException where the database fails, and says if the value may be stored or not.
-        """
-        data = self._dump(key, value)
-        self._table.put(self._encoded, encode(key, "key", KEY_BYTES), data)
+    def read(self, key: str) -> bytes:
+        """Return the bytes stored under a key. Raises KeyError if there are none."""
+        for (data,) in self._run("read", n=self._encoded, k=encode(key))[0]:
+            return bytes(data)
+        raise KeyError(key)
 
-    def get(self, key: str) -> Any:
-        """Return the value of a key.
+    def write(self, key: str, data: bytes) -> None:
+        """Store bytes under a key, in one step. Raises ValueError if the key is too long."""
+        self._run("write", n=self._encoded, k=encode(key, KEY_BYTES), v=data)
 
-        Raises KeyError where there is none, and StoreException where it cannot be read.
-        """
-        data = self._table.value(self._encoded, encode(key))
-        if data is None:
-            raise KeyError(key)
-        return self._load(key, data)
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
+        return self._run("swap", n=self._encoded, k=encode(key), old=old, v=new)[1] > 0
 
     def remove(self, key: str) -> None:
-        """Remove a key and its value.
-
-        Raises KeyError where there is none, and StoreException where the database fails. Where the
-        connection broke meanwhile, the key may be removed or not: trying again by itself, this
-        could miss what it had removed, and two commands that take one job would both think that
-        the other has it.
-        """
-        encoded = encode(key)
-        if not self._table.delete(self._encoded, encoded):
+        """Remove a key. Raises KeyError if it is not there."""
+        if not self._run("remove", n=self._encoded, k=encode(key))[1]:
             raise KeyError(key)
-        self._removed = encoded
 
     def len(self) -> int:
-        """Return the number of keys. Raises StoreException where the database fails."""
-        return self._table.count(self._encoded)
+        """Return the number of keys."""
+        return int(self._run("len", n=self._encoded)[0][0][0])
 
     def keys(self) -> Iterator[str]:
-        """Iterate over every key once. Keys may be added and removed meanwhile.
-
-        It begins after the last key removed, and goes round. To clear a namespace, Errbot takes the
-        first key again and again (`MutableMapping.popitem`), and before the first one are the
-        remains of all that were removed, which a server clears away later.
-
-        Raises StoreException where the database fails.
-        """
-        removed = self._removed  # b"", the lowest of keys, where nothing was
-        for key in self._table.keys(self._encoded, removed):
-            yield decode(key)
-        if removed:
-            for key in self._table.keys(self._encoded, b""):
-                if key >= removed:
-                    return
-                yield decode(key)
+        """Iterate over the keys, which may be added and removed meanwhile."""
+        # The first key comes alone: Errbot's `clear` asks for the first key again and again.
+        page, _ = self._run("first key", n=self._encoded)
+        while page:
+            yield from decode(page)
+            page, _ = self._run("next keys", n=self._encoded, k=bytes(page[-1][0]))
 
     def close(self) -> None:
-        """Do nothing: every `set` was done when it returned, and the pool is the plugin's."""
+        """Do nothing: every operation is done on return, and connections are the plugin's."""
 
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Connects once, when the bot starts, and opens a namespace for each plugin of the bot."""
+    """Opens a namespace for each plugin of the bot, and has the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
-        """Read STORAGE_CONFIG, connect, and create the table where it is missing.
-
-        Raises ValueError where STORAGE_CONFIG is wrong, and StoreException where the server is not
-        there or refuses.
-        """
+        """Read STORAGE_CONFIG and connect. Raises ValueError or StoreException."""
+        self._idle: list[sa.Connection] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
-        config = {{ cookiecutter.__class }}Config.load(self._storage_config)
-        self._signing_keys = config.signing_keys
-        file = Path(bot_config.BOT_DATA_DIR) / "errbot_storage.sqlite"
-        self._table = Table(make_engine(config, file), config)
+        path = str(Path(bot_config.BOT_DATA_DIR, "errbot_storage.sqlite"))
+        file = sa.URL.create("sqlite", database=path)
+        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
+        address = self.config.url.get_secret_value() if self.config.url else file
+        self._engine = create_engine(read_url(address), self.config.timeout)
+        del address
+        self._place = repr(self._engine.url)  # without the password
+        self._process = os.getpid()
+        self._line: dict[int, ref[Turn]] = {}
+        self._numbers = count()
+        self._sql = statements(self.config.table, self._engine.dialect)
+        self._create_if_missing()
+        if not self.config.signing_keys and self._engine.dialect.name != "sqlite":
+            log.warning("Without signing_key, whoever can write to the table can run code here.")
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names.
-
-        Raises ValueError where the name is longer than the table holds.
-        """
+        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
         log.debug("Opening the namespace %r.", namespace)
-        encode(namespace, "namespace", NAMESPACE_BYTES)
-        return {{ cookiecutter.__class }}Storage(self._table, namespace, self._signing_keys)
+        return {{ cookiecutter.__class }}Storage(self, namespace)
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces that hold a key."""
+        return list(decode(self.run("namespaces")[0]))
+
+    def __del__(self) -> None:
+        """Close the connections. Errbot drops its storage plugin, but never closes it."""
+        while self._idle and os.getpid() == self._process:
+            self._idle.pop().close()
+
+    def _create_if_missing(self) -> None:
+        refusal = None
+        try:
+            self.run("look")
+            return
+        except Unreachable:
+            raise
+        except StoreException:
+            log.warning("Creating the table %s, which is not there.", self.config.table)
+        try:
+            self.run("create")
+        except StoreException as error:
+            refusal = error  # Another process may have been faster.
+        try:
+            self.run("look")
+        except StoreException as error:
+            raise StoreException(
+                f"{refusal or error} If the table was there before, restore a backup; if not, ask"
+                f" someone with CREATE rights to run {self._sql['create']}; and GRANT SELECT,"
+                f" INSERT, UPDATE, DELETE ON {self.config.table} TO the bot's account."
+            ) from None
+
+    def run(self, name: str, **values: bytes) -> tuple[list[Any], int]:
+        """Run a statement in autocommit. Returns its rows, and the number of rows it changed.
+
+        On a broken connection it is repeated once, but not after the timeout, and `remove` never:
+        it could miss what it had removed itself. Raises StoreException, which shows no secret.
+        """
+        if os.getpid() != self._process:
+            self._leave_to_the_parent()
+        deadline = monotonic() + self.config.timeout
+        turn = self._wait_for_turn(deadline)
+        may_repeat = name != "remove"
+        try:
+            while turn:
+                try:
+                    return self._execute(self._take(), name, values)
+                except sa.exc.DBAPIError as error:
+                    problem, broken = error.orig or error, error.connection_invalidated
+                    sent = broken and error.statement is not None
+                undone = {getattr(problem, "sqlstate", None), *problem.args[:1]} & UNDONE
+                if monotonic() > deadline or not (undone or (sent and may_repeat)):
+                    message = self._explain(problem, unknown=sent and name in WRITES)
+                    raise Unreachable(message) if broken else StoreException(message)
+                if sent:
+                    self._idle, may_repeat = [], False  # The other connections are no better.
+        finally:
+            del turn
+        raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
+
+    def _wait_for_turn(self, deadline: float) -> "Turn | None":
+        """Wait until fewer than pool_size threads that came before have theirs."""
+        turn, number = Turn(), next(self._numbers)
+        self._line[number] = ref(turn)
+        while monotonic() < deadline:
+            for other in [other for other, exists in list(self._line.items()) if not exists()]:
+                self._line.pop(other, None)
+            if number in list(self._line)[: self.config.pool_size]:
+                return turn
+            sleep(0.002)
+        return None
+
+    def _take(self) -> sa.Connection:
+        """Return an idle connection, or a new one."""
+        with suppress(IndexError):
+            while (connection := self._idle.pop()).info["expires"] < monotonic():
+                connection.close()
+            return connection
+        connection = self._engine.connect()
+        connection.detach()  # SQLAlchemy forgets it: from now on it is in our list, or in use.
+        connection.info["expires"] = monotonic() + self.config.pool_recycle
+        return connection
+
+    def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:
+        """Execute a statement. Only a connection that has done so well is used again."""
+        try:
+            result = connection.execute(self._sql[name], values)
+            answer = list(result) if result.returns_rows else [], result.rowcount
+        except BaseException:  # Ctrl-C, too: the answer may still be on its way.
+            with suppress(Exception):
+                connection.close()
+            raise
+        self._idle.append(connection)
+        return answer
+
+    def _leave_to_the_parent(self) -> None:
+        """Start anew in a forked process: the parent goes on with the old connections."""
+        if self._engine.dialect.name == "sqlite":  # A fork inherits no locks.
+            raise StoreException(f"Cannot use {self._place} in a forked process: spawn it instead.")
+        self._idle, self._line, self._process = [], {}, os.getpid()
+
+    def _explain(self, problem: BaseException, unknown: bool) -> str:
+        """Say what happened, and where. Below their first lines, errors on data show the data."""
+        lines = str(problem).splitlines()
+        if not isinstance(problem, self._engine.dialect.loaded_dbapi.OperationalError):
+            del lines[1:]
+        text = " ".join(line.strip() for line in lines)
+        url = read_url(self.config.url.get_secret_value() if self.config.url else "sqlite://")
+        for secret in [url.password, url.query.get("password"), url.query.get("sslpassword")]:
+            text = text.replace(str(secret), "***") if secret else text
+        end = " It may have been done, or not." if unknown else ""
+        return f"{self._place}: {type(problem).__name__}: {text}.{end}"
+
+
+class Turn:
+    """A thread's place in the line for a connection: gone with the last use of it."""
 
 
 class Unreachable(StoreException):
-    """There is no connection to the server."""
+    """The server is not there, or the connection to it broke."""
 
 
-class Lost(StoreException):
-    """The connection broke while a statement was under way."""
-
-
-class Undone(StoreException):
-    """The server has undone a statement, to let another one through."""
-
-
-class Duplicate(StoreException):
-    """There is a row with this namespace and key already."""
-
-
-class Table:
-    """The table of all namespaces, and the pool of connections to its server.
-
-    Its methods raise StoreException, which names the server, but no password and no value.
-    """
-
-    def __init__(self, engine: sa.Engine, config: {{ cookiecutter.__class }}Config) -> None:
-        """Connect, and create the table where it is missing."""
-        self._engine = engine
-        self._dialect: Any = engine.dialect
-        self._dbapi: Any = engine.dialect.loaded_dbapi
-        self._timeout = config.timeout
-        self._place = place_of(engine.url)
-        self._secrets = secrets_of(engine.url)
-        weakref.finalize(self, engine.dispose)
-        table = define_table(config.table)
-        self._create(table)
-
-        # Compiled once, and run by the driver itself, each takes half of the time that it takes
-        # SQLAlchemy to execute it.
-        columns = table.c
-        in_namespace = columns.namespace == sa.bindparam("namespace")
-        is_row = in_namespace & (columns.key == sa.bindparam("key"))
-        is_next = in_namespace & (columns.key >= sa.bindparam("start"))
-        upsert = UPSERTS.get(self._dialect.name)
-        self._upsert = self._compile(upsert(table)) if upsert else None
-        self._insert = self._compile(sa.insert(table))
-        self._update = self._compile(
-            sa.update(table).where(is_row).values(value=sa.bindparam("value"))
-        )
-        self._select = self._compile(sa.select(columns.value).where(is_row))
-        self._delete = self._compile(sa.delete(table).where(is_row))
-        self._count = self._compile(
-            sa.select(sa.func.count()).select_from(table).where(in_namespace)
-        )
-        # The limit is no parameter: servers plan for a tenth of all rows where they do not see it.
-        page = sa.select(columns.key).where(is_next).order_by(columns.key)
-        self._pages = {
-            size: self._compile(page.limit(sa.literal_column(str(size)))) for size in PAGES
-        }
-
-    def put(self, namespace: bytes, key: bytes, value: bytes) -> None:
-        """Insert a row, or replace the value of the one that is there."""
-        row = {"namespace": namespace, "key": key, "value": value}
-        if self._upsert is not None:
-            self._run(self._upsert, row)
-            return
-        for _ in range(100):  # others may insert and delete the row again and again
-            _, updated = self._run(self._update, row)
-            if updated > 0:
-                return
-            with suppress(Duplicate):
-                self._run(self._insert, row)
-                return
-        raise StoreException(f"Cannot insert nor update a row at {self._place}.")
-
-    def value(self, namespace: bytes, key: bytes) -> bytes | None:
-        """Return the value of a row, None where there is no such row."""
-        rows, _ = self._run(self._select, {"namespace": namespace, "key": key})
-        return bytes(rows[0][0]) if rows else None
-
-    def delete(self, namespace: bytes, key: bytes) -> bool:
-        """Delete a row, and tell whether there was one."""
-        row = {"namespace": namespace, "key": key}
-        _, deleted = self._run(self._delete, row, may_repeat=False)
-        return deleted != 0
-
-    def count(self, namespace: bytes) -> int:
-        """Count the rows of a namespace."""
-        rows, _ = self._run(self._count, {"namespace": namespace})
-        return int(rows[0][0])
-
-    def keys(self, namespace: bytes, start: bytes) -> Iterator[bytes]:
-        """Iterate over the keys from `start` on, in the order of their bytes, page by page."""
-        for size in chain(PAGES, repeat(PAGES[-1])):
-            rows, _ = self._run(self._pages[size], {"namespace": namespace, "start": start})
-            for (key,) in rows:
-                yield bytes(key)
-            if len(rows) < size:
-                return
-            start = bytes(rows[-1][0]) + b"\0"  # the smallest key that comes after this one
-
-    def _create(self, table: sa.Table) -> None:
-        """Create the table, if it is not there: an account that may read it may create none."""
-        look = self._compile(sa.select(table).where(sa.false()))
-        statement = " ".join(str(CreateTable(table).compile(dialect=self._dialect)).split())
-        try:
-            self._run(look)
-        except (Unreachable, Lost):
-            raise
-        except StoreException:
-            log.info("Creating the table %s at %s.", table.fullname, self._place)
-        else:
-            return
-        refusal = None
-        try:
-            self._run(self._compile(sa.text(statement)))
-        except StoreException as error:
-            refusal = error  # or else another process was faster
-        try:
-            self._run(look)
-        except StoreException as error:
-            raise StoreException(
-                f"{refusal or error} Let somebody who may create tables run {statement}; and"
-                f" GRANT SELECT, INSERT, UPDATE, DELETE ON {table.fullname} TO the bot's account."
-            ) from None
-
-    def _compile(self, statement: Any) -> Any:
-        """Write a statement in the dialect of the server."""
-        return statement.compile(dialect=self._dialect)
-
-    def _run(
-        self, statement: Any, values: dict[str, bytes] | None = None, may_repeat: bool = True
-    ) -> tuple[list[Any], int]:
-        """Run a statement in autocommit; return the rows that it gave, and how many it changed.
-
-        What the server has undone is done again until the timeout; what met a broken connection
-        is repeated once, if that is safe.
-        """
-        parameters = statement.construct_params(values or {})
-        if statement.positional:
-            parameters = [parameters[name] for name in statement.positiontup]
-        deadline = monotonic() + self._timeout
-        while True:
-            try:
-                return self._attempt(statement.string, parameters, statement.statement.is_select)
-            except Undone:
-                if monotonic() > deadline:
-                    raise
-            except Lost as error:
-                if not may_repeat or monotonic() > deadline:
-                    writes = statement.isinsert or statement.isupdate or statement.isdelete
-                    unknown = " It may have been done, or not." if writes else ""
-                    raise StoreException(f"{error}{unknown}") from None
-                may_repeat = False
-                log.warning("Lost the connection to %s, trying once more.", self._place)
-
-    def _attempt(self, statement: str, parameters: Any, fetch: bool) -> tuple[list[Any], int]:
-        """Run a statement once, on a connection of the pool."""
-        pool, connection, lost = self._engine.pool, None, False
-        try:
-            connection = pool.connect()
-            cursor = connection.cursor()
-            self._dialect.do_execute(cursor, statement, parameters)
-            result = list(cursor.fetchall()) if fetch else [], cursor.rowcount
-            cursor.close()
-            connection.close()
-            return result
-        except BaseException as error:
-            problem = getattr(error, "orig", None) or error
-            if connection is not None:
-                lost = self._is_lost(problem, connection)
-                connection.invalidate()  # nobody knows what is still under way on it
-            if not isinstance(problem, Exception):
-                raise
-        # Not inside the except clause: a chained error of the driver may show parameters.
-        if connection is None:
-            raise Unreachable(self._message("Cannot connect to", problem))
-        if lost:
-            if self._engine.pool is pool:
-                self._engine.dispose()  # the other connections are no better
-            raise Lost(self._message("Lost the connection to", problem))
-        message = self._message("The operation failed at", problem)
-        if codes_of(problem) & UNDONE:
-            raise Undone(message)
-        if isinstance(problem, self._dbapi.IntegrityError):
-            raise Duplicate(message)
-        raise StoreException(message)
-
-    def _is_lost(self, problem: BaseException, connection: Any) -> bool:
-        """Tell whether an error means that this connection is of no more use."""
-        if not isinstance(problem, self._dbapi.Error):
-            return False
-        lost = self._dialect.is_disconnect(problem, connection.dbapi_connection, None)
-        return bool(lost or codes_of(problem) & READ_ONLY)
-
-    def _message(self, what: str, problem: Exception) -> str:
-        """Say what happened, and where. Below their first lines, errors on data show the data."""
-        lines = str(problem).splitlines()
-        if not isinstance(problem, self._dbapi.OperationalError):
-            del lines[1:]
-        text = " ".join(line.strip() for line in lines)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return f"{what} the database at {self._place}: {type(problem).__name__}: {text}."
-
-
-def encode(name: str, what: str = "name", limit: float = math.inf) -> bytes:
-    """Return a name as bytes, whatever it holds. Raises ValueError where they are too many."""
+def encode(name: str, limit: float = math.inf) -> bytes:
+    """Return a name as bytes, whatever it holds. Raises ValueError if there are too many."""
     encoded = name.encode("utf-8", "surrogatepass")
     if len(encoded) > limit:
-        raise ValueError(
-            f"The {what} {name[:30]!r}... has {len(encoded)} bytes as UTF-8, and may have {limit}."
-        )
+        have = f"has {len(encoded)} bytes as UTF-8, and may have {limit}"
+        raise ValueError(f"The name {name[:30]!r}... {have}.")
     return encoded
 
 
-def decode(name: bytes) -> str:
-    """Return the name that `encode` was given."""
-    return name.decode("utf-8", "surrogatepass")
+def decode(rows: Iterable[Any]) -> Iterator[str]:
+    """Return the names in some rows, without those that are not UTF-8: somebody planted them."""
+    for (name,) in rows:
+        with suppress(UnicodeDecodeError):
+            yield bytes(name).decode("utf-8", "surrogatepass")
 
 
-def codes_of(problem: BaseException) -> set[object]:
-    """Return the SQLSTATE and the number that a driver's error has."""
-    return {getattr(problem, "sqlstate", None), getattr(problem, "pgcode", None), *problem.args[:1]}
-
-
-def define_table(name: str) -> sa.Table:
-    """Describe the table. Its name may begin with that of a schema."""
-    schema, _, name = name.rpartition(".")
-    unlimited = sa.LargeBinary(), "postgresql", "cockroachdb", "sqlite"
-    long = mysql.LONGBLOB(), "mysql", "mariadb"
-    return sa.Table(
-        name,
-        sa.MetaData(),
-        sa.Column("namespace", sa.VARBINARY(NAMESPACE_BYTES).with_variant(*unlimited)),
-        sa.Column("key", sa.VARBINARY(KEY_BYTES).with_variant(*unlimited)),
-        sa.Column("value", sa.LargeBinary().with_variant(*long), nullable=False),
-        sa.PrimaryKeyConstraint("namespace", "key"),
-        schema=schema or None,
-        mysql_engine="InnoDB",
-        mariadb_engine="InnoDB",
+def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
+    """Return the statements, by name: :n is a namespace, :k a key and :v a value."""
+    table, key = (
+        ".".join(map(dialect.identifier_preparer.quote, name.split("."))) for name in [table, "key"]
     )
-
-
-def upsert_postgresql(table: sa.Table) -> Any:
-    """Insert or replace, as PostgreSQL says it."""
-    row = postgresql.insert(table)
-    return row.on_conflict_do_update(
-        index_elements=["namespace", "key"], set_={"value": row.excluded.value}
+    short, long, value = {"postgresql": ("BYTEA",) * 3, "sqlite": ("BLOB",) * 3}.get(
+        dialect.name, (f"VARBINARY({NAMESPACE_BYTES})", f"VARBINARY({KEY_BYTES})", "LONGBLOB")
     )
+    replace = "ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value"
+    if dialect.name in ("mysql", "mariadb"):
+        replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
+    row = f"namespace = :n AND {key} = :k"
+    keys = f"SELECT {key} FROM {table} WHERE namespace = :n"
+    sql = {
+        "create": f"CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,"
+        f" value {value} NOT NULL, PRIMARY KEY (namespace, {key}))",
+        "look": f"SELECT namespace, {key}, value FROM {table} WHERE 1 = 0",
+        "read": f"SELECT value FROM {table} WHERE {row}",
+        "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES (:n, :k, :v) {replace}",
+        "swap": f"UPDATE {table} SET value = :v WHERE {row} AND value = :old",
+        "remove": f"DELETE FROM {table} WHERE {row}",
+        "len": f"SELECT count(*) FROM {table} WHERE namespace = :n",
+        "first key": f"{keys} ORDER BY {key} LIMIT 1",
+        "next keys": f"{keys} AND {key} > :k ORDER BY {key} LIMIT 1000",
+        "namespaces": f"SELECT DISTINCT namespace FROM {table}",
+    }
+    return {name: sa.text(statement) for name, statement in sql.items()}
 
 
-def upsert_sqlite(table: sa.Table) -> Any:
-    """Insert or replace, as SQLite says it."""
-    row = sqlite.insert(table)
-    return row.on_conflict_do_update(
-        index_elements=["namespace", "key"], set_={"value": row.excluded.value}
-    )
-
-
-def upsert_mysql(table: sa.Table) -> Any:
-    """Insert or replace, as MySQL and MariaDB say it."""
-    row = mysql.insert(table)
-    return row.on_duplicate_key_update(value=row.inserted.value)
-
-
-# By SQLAlchemy's name of the dialect. For others `put` updates, and inserts where there is no row.
-UPSERTS: dict[str, Callable[[sa.Table], Any]] = {
-    "cockroachdb": upsert_postgresql,
-    "mariadb": upsert_mysql,
-    "mysql": upsert_mysql,
-    "postgresql": upsert_postgresql,
-    "sqlite": upsert_sqlite,
-}
-
-
-class WrongURL(Exception):
-    """The address of the database is of no use; this says why, and shows nothing of it."""
-
-
-def read_url(text: str) -> sa.URL:
-    """Read the address of the database. Raises WrongURL, or what SQLAlchemy raises."""
-    url = sa.make_url(text)
-    url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-    if url.get_backend_name() == "sqlite":
-        if url.database in (None, "", ":memory:") or "memory" in url.query.values():
-            raise WrongURL("an SQLite database in memory ends with the bot")
-    elif text.count("@") > 1:
-        # With the password cut in two, errors would show its end as the name of the host.
-        raise WrongURL("it has more than one @")
-    if url.get_dialect().is_async:
-        raise WrongURL("its driver is for asyncio, and Errbot uses threads")
-    return url
-
-
-def make_engine(config: {{ cookiecutter.__class }}Config, file: Path) -> sa.Engine:
-    """Make the pool of connections, but open none. The file is for SQLite, where there is no URL.
-
-    Raises ValueError where the URL is of no use. It does not show what SQLAlchemy says of it: where
-    the parts of an address are mixed up, the password may be any of them.
-    """
-    try:
-        given = config.url.get_secret_value() if config.url else None
-        url = read_url(given) if given else sa.URL.create("sqlite", database=str(file))
-        return create_engine(url, config)
-    except WrongURL as error:
-        problem = str(error)
-    except ImportError as error:
-        problem = f"its driver {error.name} is not installed"
-        if error.name in PACKAGES:
-            problem += f" (python -m pip install '{PACKAGES[error.name]}')"
-    except Exception as error:
-        problem = f"SQLAlchemy cannot read it ({type(error).__name__})"
-    raise ValueError(
-        "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:\n"
-        f"  url: {problem}. {type(config).model_fields['url'].description}"
-    )
-
-
-def create_engine(url: sa.URL, config: {{ cookiecutter.__class }}Config) -> sa.Engine:
-    """Make the pool of connections."""
-    # At DEBUG, a pool logs two lines for each operation.
-    logging.getLogger(f"sqlalchemy.pool.impl.QueuePool.{__name__}").setLevel(logging.WARNING)
+def create_engine(url: sa.URL, timeout: float) -> sa.Engine:
+    """Prepare to connect. Options that are secret leave the URL, which `repr(engine)` shows."""
+    secrets = {name: url.query[name] for name in url.query if "pass" in name}
     engine = sa.create_engine(
-        url,
-        connect_args=driver_options(url, config.timeout),
+        url.difference_update_query(secrets),
+        connect_args=driver_options(url, timeout) | secrets,
         isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
         hide_parameters=True,
-        pool_size=config.pool_size,
-        max_overflow=0,
-        pool_recycle=config.pool_recycle,
-        pool_timeout=config.timeout,
-        pool_use_lifo=True,
-        pool_reset_on_return=None,  # a ROLLBACK, without a transaction
-        pool_logging_name=__name__,
+        poolclass=sa.NullPool,
+        pool_reset_on_return=None,
     )
+    if engine.driver == "psycopg":
+        import psycopg
 
-    @sa.event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
-        if engine.driver == "psycopg":
-            bound_waiting(connection, config.timeout + 1)
-        elif engine.driver == "pysqlite":
-            connection.execute("PRAGMA journal_mode = WAL")
+        class Connection(psycopg.Connection[Any]):
+            """One that gives up in time. By itself, psycopg waits for ever."""
 
+            def wait(self, *arguments: Any, **options: Any) -> Any:
+                try:
+                    return super().wait(*arguments, **{"timeout": timeout + 1, **options})
+                except BaseException:
+                    if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                        self.pgconn.finish()  # Then it counts as broken.
+                    raise
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+            return Connection.connect(*arguments, **options)
+
+    elif engine.driver == "pysqlite":
+        sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA journal_mode = WAL"))
     return engine
 
 
 def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
-    """Return what makes a driver and its server give up in time. What the URL says goes first.
+    """Return what makes a driver give up in time. What the URL says goes first.
 
     A server gives up a second before the driver, and so can say why, and has undone it.
     """
-    whole = math.ceil(timeout)
-    options: dict[str, Any] = {}
-    driver = url.get_dialect().driver
-    if driver in ("psycopg", "psycopg2"):
-        options = {
-            "connect_timeout": math.ceil(timeout / max(1, len(hosts_of(url)))),
-            "tcp_user_timeout": math.ceil(timeout * 1000),
-            "keepalives_idle": 60,
-            # Until it has looked what is in a new table, PostgreSQL would rather read and sort all
-            # keys for each page of them than take them in order from the index.
-            "options": f"-c statement_timeout={math.ceil(timeout * 1000)} -c enable_sort=off",
-        }
-    elif driver in ("pymysql", "mysqldb"):
-        options = {
+    whole, hosts = math.ceil(timeout), url.query.get("host", "")
+    options: dict[str, dict[str, Any]] = {
+        "psycopg": {
+            "connect_timeout": math.ceil(timeout / (len(hosts) if type(hosts) is tuple else 1)),
+            "tcp_user_timeout": whole * 1000,
+            # On a new table, PostgreSQL would sort all keys for each page, and not use the index.
+            "options": f"-c statement_timeout={math.ceil(timeout * 1000)} -c enable_sort=off"
+            f" {url.query.get('options', '')}",
+        },
+        "pymysql": {
             "connect_timeout": whole,
             "read_timeout": whole + 1,
             "write_timeout": whole + 1,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {whole}",
             "binary_prefix": True,  # values are not in the charset of the connection
-        }
-    elif driver == "pysqlite":
-        options = {"timeout": timeout}
-    if "options" in options and "options" in url.query:
-        return options | {"options": f"{options['options']} {url.query['options']}"}
-    return {name: value for name, value in options.items() if name not in url.query}
-
-
-def bound_waiting(connection: Any, seconds: float) -> None:
-    """Let a connection of psycopg, which by itself would wait for ever, give up in time."""
-    wait = connection.wait
-
-    def bounded(waiting: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        deadline = monotonic() + seconds
-        try:
-            ready = yield next(waiting)
-            while True:
-                if not ready and monotonic() > deadline:
-                    connection.pgconn.finish()
-                    raise TimeoutError("the server does not answer")
-                ready = yield waiting.send(ready)
-        except StopIteration as end:
-            return end.value
-
-    connection.wait = lambda waiting, *rest, **more: wait(bounded(waiting), *rest, **more)
-
-
-def hosts_of(url: sa.URL) -> list[str]:
-    """Return the servers that a URL names, each with its port."""
-    named = url.query.get("host", ())
-    hosts = [url.host] if url.host else [named] if isinstance(named, str) else list(named)
-    port = url.port or PORTS.get(url.get_backend_name())
-    return [host if ":" in host or not port else f"{host}:{port}" for host in hosts]
-
-
-def place_of(url: sa.URL) -> str:
-    """Say where a database is: the servers, or the file."""
-    return " or ".join(hosts_of(url)) or str(url.database)
-
-
-def secrets_of(url: sa.URL) -> list[str]:
-    """Return what in a URL must not be shown."""
-    secrets = [url.password] if url.password else []
-    for name, value in url.query.items():
-        if "pass" in name or "key" in name:
-            secrets += [value] if isinstance(value, str) else value
-    return sorted(map(str, secrets), key=len, reverse=True)
+        },
+        "pysqlite": {"timeout": timeout},
+    }
+    given = options.get(url.get_dialect().driver, {})
+    return {name: given[name] for name in given if name not in url.query or name == "options"}

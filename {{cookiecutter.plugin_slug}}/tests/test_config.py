@@ -37,8 +37,12 @@ def with_secrets() -> dict[str, str]:
     config = dict.fromkeys(secret_keys(), SECRET)
     for key in config:
         default = Config.model_fields[key].default
-        if isinstance(default, SecretStr) and "://" in (url := default.get_secret_value()):
+        url = default.get_secret_value() if isinstance(default, SecretStr) else ""
+        example = re.search(r"`(\w+://)", str(Config.model_fields[key].description))
+        if "://" in url:
             config[key] = url.replace("://", f"://user:{SECRET}@", 1)
+        elif example:
+            config[key] = f"{example[1]}user:{SECRET}@127.0.0.1:1/database"
     return config
 
 
