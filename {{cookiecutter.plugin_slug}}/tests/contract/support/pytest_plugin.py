@@ -1,7 +1,7 @@
 """The contract's fixtures, and its option --errbot-config."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -46,6 +46,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if CONTRACT not in item.path.parents]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if CONTRACT in item.path.parents]
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def log_everything(item: pytest.Item) -> Generator[None, object, object]:
+    """Let `log_lines` see every record, whatever `log_level` of pytest's settings is.
+
+    With a `log_level`, pytest sets the level of the root logger anew for each phase of a test.
+    """
+    __tracebackhide__ = True
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    try:
+        return (yield)
+    finally:
+        root.setLevel(level)
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = log_everything
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,11 +114,8 @@ def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
 def log_lines() -> Iterator[list[str]]:
     """All that is logged during a test, at DEBUG. No value may ever stand in it."""
     recorder, root = Recorder(), logging.getLogger()
-    level = root.level
     root.addHandler(recorder)
-    root.setLevel(logging.DEBUG)
     yield recorder.lines
-    root.setLevel(level)
     root.removeHandler(recorder)
     told = [line for line in recorder.lines if MARK in line]
     assert not told, f"A value stands in the log: {told[0]}"
