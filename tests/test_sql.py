@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy
 from conftest import clean_environment, environment, pythons, run
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
@@ -139,24 +140,6 @@ def test_the_baked_tests_pass(
     assert "skipped" not in passed
 
 
-@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
-def test_a_server_without_upsert_is_served_as_well(
-    project: Path, tmp_path: Path, name: str, url: str
-) -> None:
-    copy = shutil.copytree(project, tmp_path / "project")
-    file = next(copy.glob("src/*/storage.py"))
-    code = file.read_text().replace("upsert = UPSERTS.get(self._dialect.name)", "upsert = None")
-    assert "upsert = None" in code
-    file.write_text(code)
-    tests = run(
-        *(sys.executable, "-m", "pytest", "-q", "tests/contract/test_threads.py"),
-        *("tests/contract/test_keys.py", "-k", "threads or look_alike or thousands or replaced"),
-        cwd=copy,
-        env={**clean_environment(), "STORAGE_TEST_URL": "" if name == "sqlite" else url},
-    )
-    assert " passed" in tests.splitlines()[-1]
-
-
 # Crashes
 
 WRITE = """
@@ -193,7 +176,7 @@ def test_a_killed_bot_has_lost_no_set_that_returned(
 ) -> None:
     file = next(project.glob("src/*/storage.py"))
     printed = run(sys.executable, "-c", WRITE, file, url, table, "50", cwd=project)
-    done = set(printed.splitlines())
+    done = {line for line in printed.splitlines() if re.fullmatch(r"\d+ \d+", line)}
     print(f"{name}: {len(done)} values set by 50 killed processes")
     assert len(done) > 50
     storage = connect(url, table=table).open("kill")
@@ -476,11 +459,10 @@ def test_no_value_is_shown_when_the_database_refuses_it(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     plugin = connect(url, table=table)
-    dialect = plugin._table._dialect.name
+    dialect = plugin._engine.dialect.name
     # A table that takes no value: whoever made it had another idea of it.
     refuse = {"sqlite": "1 = 0", "postgresql": "false", "mysql": "1 = 0", "mariadb": "1 = 0"}
-    plugin._table._engine.dispose()
-    with plugin._table._engine.connect() as connection:
+    with plugin._engine.connect() as connection:
         connection.exec_driver_sql(f"DROP TABLE {table}")
         large = "BLOB" if dialect != "postgresql" else "BYTEA"
         name_type = {"postgresql": "BYTEA", "sqlite": "BLOB"}.get(dialect, "VARBINARY(100)")
@@ -569,11 +551,10 @@ def test_the_rights_in_the_readme_are_enough_and_not_more(
     storage.set("key", 2)
     assert (storage.get("key"), storage.len(), list(storage.keys())) == (2, 1, ["key"])
     storage.remove("key")
-    table = plugin._table
     for statement in ["DROP TABLE errbot_storage", "CREATE TABLE t (a INT)", "SELECT * FROM other"]:
-        with pytest.raises(StoreException):
-            table._attempt(statement, {}, fetch=False)
-    with pytest.raises(StoreException, match="Let somebody who may create tables run CREATE TABLE"):
+        with plugin._engine.connect() as connection, pytest.raises(sqlalchemy.exc.DBAPIError):
+            connection.exec_driver_sql(statement)
+    with pytest.raises(StoreException, match="ask someone with CREATE rights to run CREATE TABLE"):
         connect(url, table="another")
 
 
@@ -706,7 +687,7 @@ def test_names_of_every_length_are_held_or_refused(
         with pytest.raises(KeyError):
             storage.remove(key)
     assert storage.len() == 1
-    with pytest.raises(ValueError, match="namespace .* may have 1000"):
+    with pytest.raises(ValueError, match="1001 bytes as UTF-8, and may have 1000"):
         plugin.open(longest[:1001])
 
 

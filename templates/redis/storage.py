@@ -147,7 +147,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
             raise ValueError(f"{heading}\n  sentinels, cluster, a unix:// url: take one of them.")
         if not self.config.signing_keys:
-            log.warning("Without signing_key, whoever can write to Redis can run code here.")
+            log.warning("No signing_key: whoever can write to Redis can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""

@@ -54,24 +54,20 @@ def read_url(text: str | sa.URL) -> sa.URL:
 
 def check_url(secret: SecretStr) -> SecretStr:
     """Refuse an address that cannot be used. Raises ValueError that shows nothing of it."""
-    text, problem = secret.get_secret_value(), ""
+    text, problem = secret.get_secret_value(), "It is no address of a server or file as below"
     try:
         url = read_url(text)
-        server, memory = url.get_backend_name() in DRIVERS, ("", ":memory:", "memory")
-        if server and text.count("@") > 1:
-            problem = "It has more than one @"  # Errors would show what follows the first as host.
-        elif not server and (url.get_backend_name() != "sqlite" or url.get_dialect().is_async):
-            problem = "It must be of PostgreSQL, MySQL, MariaDB or SQLite"
-        elif not server and {url.database or "", *url.query.values()} & {*memory}:
-            problem = "An in-memory database is lost when the bot stops"
-        create_engine(url, timeout=1)
+        in_memory = url.database in (None, "", ":memory:") or "memory" in url.query.values()
+        # With an @ in the password, errors would show its end as the name of the host.
+        server = url.drivername in DRIVERS.values() and text.count("@") < 2
+        if server or (url.drivername == "sqlite" and not in_memory):
+            create_engine(url, timeout=1)
+            return secret
     except ImportError as error:
         problem = f"Its driver {error.name} is not installed"
     except Exception as error:
-        problem = problem or f"SQLAlchemy cannot read it ({type(error).__name__})"
-    if problem:
-        raise ValueError(problem)
-    return secret
+        problem = f"SQLAlchemy cannot read it ({type(error).__name__})"
+    raise ValueError(problem)
 
 
 class {{ cookiecutter.__class }}Config(BaseModel):
@@ -164,14 +160,15 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         address = self.config.url.get_secret_value() if self.config.url else file
         self._engine = create_engine(read_url(address), self.config.timeout)
         del address
-        self._place = repr(self._engine.url)  # without the password
+        url = self._engine.url
+        self._place = repr(url.set(query={"host": url.query.get("host", ())})).rstrip("?")
         self._process = os.getpid()
         self._line: dict[int, ref[Turn]] = {}
         self._numbers = count()
         self._sql = statements(self.config.table, self._engine.dialect)
         self._create_if_missing()
         if not self.config.signing_keys and self._engine.dialect.name != "sqlite":
-            log.warning("Without signing_key, whoever can write to the table can run code here.")
+            log.warning("No signing_key: whoever can write to the table can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
@@ -188,25 +185,20 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             self._idle.pop().close()
 
     def _create_if_missing(self) -> None:
-        refusal = None
-        try:
+        with suppress(Refused):
             self.run("look")
             return
-        except Unreachable:
-            raise
-        except StoreException:
-            log.warning("Creating the table %s, which is not there.", self.config.table)
+        log.warning("Creating the table %s, which is not there.", self.config.table)
         try:
             self.run("create")
-        except StoreException as error:
-            refusal = error  # Another process may have been faster.
-        try:
-            self.run("look")
-        except StoreException as error:
+        except Refused as refusal:
+            with suppress(Refused):
+                self.run("look")  # Another process was faster.
+                return
             raise StoreException(
-                f"{refusal or error} If the table was there before, restore a backup; if not, ask"
-                f" someone with CREATE rights to run {self._sql['create']}; and GRANT SELECT,"
-                f" INSERT, UPDATE, DELETE ON {self.config.table} TO the bot's account."
+                f"{refusal} If there was a table before, restore a backup. If not, ask someone with"
+                f" CREATE rights to run {self._sql['create']}; and GRANT SELECT, INSERT, UPDATE,"
+                f" DELETE ON {self.config.table} TO the bot's account."
             ) from None
 
     def run(self, name: str, **values: bytes) -> tuple[list[Any], int]:
@@ -224,15 +216,17 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             while turn:
                 try:
                     return self._execute(self._take(), name, values)
-                except sa.exc.DBAPIError as error:
-                    problem, broken = error.orig or error, error.connection_invalidated
-                    sent = broken and error.statement is not None
+                except Exception as error:
+                    problem = getattr(error, "orig", None) or error
+                    connected = getattr(error, "statement", name) is not None
+                    broken = connected and getattr(error, "connection_invalidated", True)
+                if broken:
+                    self._idle.clear()  # The other connections are no better.
                 undone = {getattr(problem, "sqlstate", None), *problem.args[:1]} & UNDONE
-                if monotonic() > deadline or not (undone or (sent and may_repeat)):
-                    message = self._explain(problem, unknown=sent and name in WRITES)
-                    raise Unreachable(message) if broken else StoreException(message)
-                if sent:
-                    self._idle, may_repeat = [], False  # The other connections are no better.
+                if not (undone or (broken and may_repeat)) or monotonic() > deadline:
+                    message = self._explain(problem, broken and name in WRITES)
+                    raise Refused(message) if connected and not broken else StoreException(message)
+                may_repeat = may_repeat and not broken
         finally:
             del turn
         raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
@@ -295,8 +289,8 @@ class Turn:
     """A thread's place in the line for a connection: gone with the last use of it."""
 
 
-class Unreachable(StoreException):
-    """The server is not there, or the connection to it broke."""
+class Refused(StoreException):
+    """The server has answered that it does not run a statement."""
 
 
 def encode(name: str, limit: float = math.inf) -> bytes:
@@ -380,27 +374,24 @@ def create_engine(url: sa.URL, timeout: float) -> sa.Engine:
 
 
 def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
-    """Return what makes a driver give up in time. What the URL says goes first.
-
-    A server gives up a second before the driver, and so can say why, and has undone it.
-    """
-    whole, hosts = math.ceil(timeout), url.query.get("host", "")
-    options: dict[str, dict[str, Any]] = {
-        "psycopg": {
-            "connect_timeout": math.ceil(timeout / (len(hosts) if type(hosts) is tuple else 1)),
+    """Return what makes a driver give up in time, and its server a second earlier."""
+    whole = math.ceil(timeout)
+    options: dict[str, Any] = {"timeout": timeout}
+    if url.drivername == DRIVERS["postgresql"]:
+        options = {
+            "connect_timeout": whole,
             "tcp_user_timeout": whole * 1000,
             # On a new table, PostgreSQL would sort all keys for each page, and not use the index.
             "options": f"-c statement_timeout={math.ceil(timeout * 1000)} -c enable_sort=off"
             f" {url.query.get('options', '')}",
-        },
-        "pymysql": {
+        }
+    elif url.drivername != "sqlite":
+        options = {
             "connect_timeout": whole,
             "read_timeout": whole + 1,
             "write_timeout": whole + 1,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {whole}",
             "binary_prefix": True,  # values are not in the charset of the connection
-        },
-        "pysqlite": {"timeout": timeout},
-    }
-    given = options.get(url.get_dialect().driver, {})
-    return {name: given[name] for name in given if name not in url.query or name == "options"}
+        }
+    # What the URL says goes first.
+    return {name: options[name] for name in options if name not in {*url.query} - {"options"}}
