@@ -386,15 +386,16 @@ def test_a_connection_that_a_firewall_dropped_is_replaced(
 ) -> None:
     proxy = Proxy(server.port)
     storage = open_storage(url=f"redis://127.0.0.1:{proxy.port}", timeout=1.0)
-    for repeatable in [0, 1, 3, 4]:
-        storage.set("key", 1)
+    storage.set("key", 1)
+    for reading in [1, 3, 4]:
         proxy.drop()
         with within(1.5):
-            operations(storage)[repeatable]()
-    proxy.drop()
-    with within(1.5), pytest.raises(StoreException, match="may or may not have been done"):
-        storage.remove("key")
-    assert storage.get("key") == 1
+            operations(storage)[reading]()
+    for writing in [0, 2]:
+        proxy.drop()
+        with within(1.5), pytest.raises(StoreException, match="may or may not have been done"):
+            operations(storage)[writing]()
+        assert storage.get("key") == 1
     proxy.stop()
 
 
@@ -555,9 +556,9 @@ def test_a_wrong_url_is_refused_and_not_shown(
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        ({"sentinels": ["localhost"], "cluster": True}, "cluster"),
-        ({"url": "unix:///tmp/socket", "cluster": True}, "cluster"),
-        ({"url": "unix:///tmp/socket", "sentinels": ["localhost"]}, "sentinels"),
+        ({"sentinels": ["localhost"], "cluster": True}, "sentinels, cluster"),
+        ({"url": "unix:///tmp/socket", "cluster": True}, "sentinels, cluster"),
+        ({"url": "unix:///tmp/socket", "sentinels": ["localhost"]}, "sentinels, cluster"),
         ({"sentinels": ["localhost:port"]}, "sentinels"),
         ({"sentinels": [f"errbot:{SECRET}@localhost"]}, "sentinels"),
         ({"sentinels": "localhost"}, "sentinels"),
@@ -566,7 +567,7 @@ def test_a_wrong_url_is_refused_and_not_shown(
 def test_what_does_not_go_together_is_refused(
     project: Path, config: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"  {key}: ") as caught:
+    with pytest.raises(ValueError, match=f"  {key}[:,] ") as caught:
         load(project, **config)
     assert SECRET not in str(caught.value)
 
@@ -662,24 +663,18 @@ def use_all(plugin: StoragePluginBase) -> None:
     assert storage.len() == 300
     assert len(list(storage.keys())) == 300
     storage.remove("1")
-    list(plugin.open("large").keys())
 
 
 def test_the_acl_grants_nothing_else(server: Redis, project: Path) -> None:
     granted = [word for word in acl_of(project) if word.startswith("+")]
     assert "+hget" in granted
     url = f"redis://errbot:PASSWORD@127.0.0.1:{server.port}"
-    with redis.Redis(port=server.port) as client:
-        client.hset("errbot:large", mapping={str(number): b"N." for number in range(10_001)})
     for word in granted:
         server.cli("del", "errbot:namespace")
         server.cli(*acl_of(project))
         server.cli("acl", "setuser", "errbot", word.replace("+", "-"))
-        if word == "+info":  # README.md says that it may be left out
+        with pytest.raises(StoreException, match=word[1:].upper()):
             use_all(load(project, url=url))
-        else:
-            with pytest.raises(StoreException, match=word[1:].upper()):
-                use_all(load(project, url=url))
 
 
 def test_the_acl_for_a_cluster_grants_what_is_needed(
@@ -720,37 +715,15 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return found
 
 
-def test_a_server_that_loses_nothing_is_not_warned_of(
-    project: Path, everywhere: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_a_missing_signing_key_is_warned_of(
+    project: Path, server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load(project, **everywhere)
+    load(project, url=server.url, signing_key=SECRET)
     assert warnings(caplog) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "good"),
-    [("appendonly", "no", "yes"), ("maxmemory-policy", "allkeys-lru", "noeviction")],
-)
-def test_a_server_that_loses_data_is_warned_of_once(
-    server: Redis,
-    project: Path,
-    caplog: pytest.LogCaptureFixture,
-    setting: str,
-    value: str,
-    good: str,
-) -> None:
-    server.cli("config", "set", setting, value)
-    server.cli(*acl_of(project), "-info")
-    try:
-        plugin = load(project, url=server.url)
-        use_all(plugin)
-        (warning,) = warnings(caplog)
-        assert f"{setting} {value}" in warning
-        assert f"127.0.0.1:{server.port}" in warning
-        load(project, url=f"redis://errbot:PASSWORD@127.0.0.1:{server.port}")
-        assert warnings(caplog) == [], "An account that may not ask should get no warning."
-    finally:
-        server.cli("config", "set", setting, good)
+    load(project, url=server.url)
+    (warning,) = warnings(caplog)
+    assert "signing_key" in warning
+    assert "can run code" in warning
 
 
 # Connections

@@ -8,7 +8,6 @@ Errbot executes this file by its path, so it cannot import its neighbours.
 
 import hashlib
 import json
-import logging
 import pickle
 import re
 import sys
@@ -20,8 +19,6 @@ from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from itsdangerous import BadSignature, Signer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-
-log = logging.getLogger(__name__)
 
 Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -93,6 +90,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
+        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._signing_keys = config.signing_keys
         url = config.url.get_secret_value()
@@ -100,7 +98,6 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        log.debug("Opening the namespace %r.", namespace)
         rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: hand it on
         return {{ cookiecutter.__class }}Storage(rows, namespace, self._signing_keys)
 

@@ -35,11 +35,8 @@ SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 FIRST = 20  # keys to fetch at first: Errbot's `clear` asks for the first key again and again
 WRITES = {"HSET", "EVAL", "HDEL"}
-SWAP = """
-    if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-    return 1
-"""
+SWAP = """if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1"""
 
 
 def check_url(secret: SecretStr) -> SecretStr:
@@ -49,7 +46,7 @@ def check_url(secret: SecretStr) -> SecretStr:
         parts, options = urlsplit(text), parse_url(text)
         # A number sign, a slash or a question mark in a password would end the address there.
         misread = bool(parts.fragment) or "@" in parts.path + parts.query
-        if misread or not re.match(r"unix:.*/.|rediss?://[^/]*/?\d*(\?|$)", text):
+        if misread or not re.match(r"unix://.*/.|rediss?://[^/]*/?\d*(\?|$)", text):
             raise ValueError
         options.pop("connection_class", redis.Connection)(**options)
     except Exception as error:
@@ -134,10 +131,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     """Opens a namespace for each plugin of the bot, and has the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
-        """Read STORAGE_CONFIG. Raises ValueError if it is wrong.
-
-        If the server is away, operations fail until it is there.
-        """
+        """Read STORAGE_CONFIG. Raises ValueError if it is wrong; the server may be away."""
         self._idle: list[Any] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
@@ -151,7 +145,6 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        log.debug("Opening the namespace %r.", namespace)
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:

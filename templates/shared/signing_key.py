@@ -1,7 +1,5 @@
     signing_key: SigningKey | Annotated[list[SigningKey], Field(min_length=1)] = Field(
-        default=[],
-        description="Signs every value, so that nobody can plant one in the database. "
-        "To change it, give a list: the old keys first, the new one last.",
+        default=[], description="Signs every value. To change it, give a list, the new key last."
     )
 
     @property

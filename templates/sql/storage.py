@@ -172,7 +172,6 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        log.debug("Opening the namespace %r.", namespace)
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:

@@ -7,7 +7,6 @@ Errbot executes this file by its path, so it cannot import its neighbours.
 
 import hashlib
 import json
-import logging
 import os
 import pickle
 import re
@@ -24,16 +23,12 @@ from errbot.storage.base import StorageBase, StoragePluginBase
 from itsdangerous import BadSignature, Signer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-log = logging.getLogger(__name__)
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-# With its rowid: the index of the primary key then holds no values, and is all that `len` and `keys`
+# With its rowid: the index of the primary key then has no values, and is all that `len` and `keys`
 # read. Names are bound as bytes, because Python's sqlite3 binds no lone surrogate as text.
-CREATE = """CREATE TABLE IF NOT EXISTS errbot (
-    namespace TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (namespace, key)
-)"""
+CREATE = """CREATE TABLE IF NOT EXISTS errbot (namespace TEXT NOT NULL, key TEXT NOT NULL,
+    value BLOB NOT NULL, PRIMARY KEY (namespace, key))"""
 SPACE = "namespace = CAST(?1 AS TEXT)"
 ROW = f"{SPACE} AND key = CAST(?2 AS TEXT)"
 WRITE = """INSERT INTO errbot VALUES (CAST(?1 AS TEXT), CAST(?2 AS TEXT), ?3)
@@ -42,13 +37,11 @@ KEYS = f"SELECT CAST(key AS BLOB) FROM errbot WHERE {SPACE} AND key"
 FIRST_KEY = f"{KEYS} >= '' ORDER BY key LIMIT 1"
 NEXT_KEYS = f"{KEYS} > CAST(?2 AS TEXT) ORDER BY key LIMIT 1000"
 
-# What to do about an error of SQLite, by words in its message.
-ADVICE = {
+ADVICE = {  # what to do about an error of SQLite, by words in its message
     "lock": "Another process or thread held it for longer than timeout in STORAGE_CONFIG allows.",
     "unable to open|readonly": "The bot must be allowed to write to it and its folder must exist.",
-    "not a database|column": "Let path in STORAGE_CONFIG name another file, or restore this one.",
+    "not a database|column": "It is another program's: change path in STORAGE_CONFIG.",
     "malformed": "It is damaged: stop the bot, and restore the file from a backup.",
-    "full|disk I/O": "Check its disk: it may be full, and the system's log says more.",
 }
 
 
@@ -60,16 +53,14 @@ class {{ cookiecutter.__class }}Config(BaseModel):
     path: str = Field(
         default="errbot.sqlite3",
         pattern=r"^[^\x00]+$",
-        description="The database file, in `BOT_DATA_DIR` unless the path is absolute. "
-        "It is created if it is missing; its folder is not.",
+        description="The database file, in `BOT_DATA_DIR` unless the path is absolute.",
     )
-    timeout: Seconds = Field(
-        default=10.0, le=3600, description="Seconds to wait, at most 3600, while others write."
+    timeout: float = Field(
+        default=10.0, gt=0, le=3600, strict=True, description="Seconds to wait for other writers."
     )
     synchronous: Literal["normal", "full"] = Field(
         default="normal",
-        description="What a power failure can lose: with `normal`, the values set last; "
-        "with `full`, nothing, but each `set` waits for the disk.",
+        description="With `full`, a power failure loses nothing, but `set` waits for the disk.",
     )
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
@@ -139,7 +130,6 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        log.debug("Opening the namespace %r.", namespace)
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:
@@ -156,19 +146,27 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         if os.getpid() != self._process:  # A fork inherits no locks, and could damage the file.
             raise StoreException(f"Cannot use {self._path} in a forked process: spawn it instead.")
         values = [*(str.encode(name, "utf-8", "surrogatepass") for name in names), *data]
-        try:
-            connection = self._take()
+        deadline = time.monotonic() + self.config.timeout
+        while True:
             try:
-                cursor = connection.execute(statement, values)
-                result = cursor.fetchall(), cursor.rowcount
-            except BaseException:  # Ctrl-C, too: the connection may be in the middle of something.
-                connection.close()
-                raise
-            self._idle.append(connection)
-            return result
-        except sqlite3.Error as error:
-            advice = [ADVICE[words] for words in ADVICE if re.search(words, str(error))]
-            raise StoreException(" ".join([f"{self._path}: {error}.", *advice])) from error
+                return self._execute(self._take(), statement, values)
+            except sqlite3.Error as error:
+                problem = str(error)
+            if "lock" not in problem or time.monotonic() > deadline:
+                advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
+                raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
+            time.sleep(0.01)  # SQLite itself waits, but not while others create the file.
+
+    def _execute(self, connection: Any, statement: str, values: Any) -> tuple[list[Any], int]:
+        """Execute a statement. Only a connection that has done so well is used again."""
+        try:
+            cursor = connection.execute(statement, values)
+            result = cursor.fetchall(), cursor.rowcount
+        except BaseException:  # Ctrl-C, too: the statement may be under way.
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return result
 
     def _take(self) -> sqlite3.Connection:
         """Return an idle connection, or a new one."""
@@ -179,18 +177,8 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         connection = sqlite3.connect(
             self._path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False
         )
-        deadline = time.monotonic() + self.config.timeout
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                # SQLite does not wait by itself while another process opens the same new file.
-                if "lock" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        connection.execute(f"PRAGMA synchronous = {self.config.synchronous}")
-        connection.execute(CREATE)
+        settings = f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self.config.synchronous};"
+        connection.executescript(settings + CREATE)
         return connection
 
 
