@@ -8,15 +8,14 @@ Errbot executes this file by its path, so it cannot import its neighbours.
 import hashlib
 import json
 import logging
-import math
 import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
-from itertools import count
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 from typing import Annotated, Any
 from weakref import ref
@@ -35,18 +34,16 @@ SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 # Names are stored as bytes: collations take "a", "A" and "a " for one, and a text of PostgreSQL
 # holds no NUL. Both together fit into an index of PostgreSQL (2704 bytes) and of InnoDB (3072).
-NAMESPACE_BYTES = 1000
-KEY_BYTES = 1600
+NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 
 # The drivers that the extras install, by what a URL begins with.
 DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
 DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
-WRITES = {"write", "swap", "remove"}
 UNDONE = {"40001", "40P01", 1213}  # the server undid a statement that got in another one's way
 
 
-def read_url(text: str | sa.URL) -> sa.URL:
+def read_url(text: str) -> sa.URL:
     """Read the address of the database, and add the driver that it leaves out."""
     url = sa.make_url(text)
     return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
@@ -61,7 +58,7 @@ def check_url(secret: SecretStr) -> SecretStr:
         # With an @ in the password, errors would show its end as the name of the host.
         server = url.drivername in DRIVERS.values() and text.count("@") < 2
         if server or (url.drivername == "sqlite" and not in_memory):
-            create_engine(url, timeout=1)
+            create_engine(secret, timeout=1)
             return secret
     except ImportError as error:
         problem = f"Its driver {error.name} is not installed"
@@ -77,9 +74,8 @@ class {{ cookiecutter.__class }}Config(BaseModel):
 
     url: Annotated[Secret, AfterValidator(check_url)] | None = Field(
         default=None,
-        description="Address of the database, such as `postgresql://user:password@host/database`. "
-        "In a password, write @ as %40, : as %3A, / as %2F and % as %25. "
-        "Without an address, the data are in an SQLite file in BOT_DATA_DIR.",
+        description="Address, such as `postgresql://user:p%40ssword@host/database` (%40 is an @). "
+        "Without one, the data are in an SQLite file in BOT_DATA_DIR.",
     )
     table: str = Field(
         default="errbot_storage",
@@ -87,10 +83,7 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         description="Name of the table, or schema.table. It is created if it is missing.",
     )
     pool_size: int = Field(
-        default=20,
-        ge=1,
-        strict=True,
-        description="Number of connections at most. Threads wait in turn when all are in use.",
+        default=20, ge=1, strict=True, description="Connections at most; threads wait in turn."
     )
     pool_recycle: Seconds = Field(
         default=300.0, description="Seconds after which a connection is replaced by a new one."
@@ -153,21 +146,20 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         """Read STORAGE_CONFIG and connect. Raises ValueError or StoreException."""
         self._idle: list[sa.Connection] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
-        path = str(Path(bot_config.BOT_DATA_DIR, "errbot_storage.sqlite"))
-        file = sa.URL.create("sqlite", database=path)
+        file = str(Path(bot_config.BOT_DATA_DIR, "errbot_storage.sqlite"))
         del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
-        address = self.config.url.get_secret_value() if self.config.url else file
-        self._engine = create_engine(read_url(address), self.config.timeout)
-        del address
+        self._engine = create_engine(self.config.url, self.config.timeout, file)
         url = self._engine.url
         self._place = repr(url.set(query={"host": url.query.get("host", ())})).rstrip("?")
         self._process = os.getpid()
-        self._line: dict[int, ref[Turn]] = {}
-        self._numbers = count()
+        self._line: list[ref[Event]] = []
         self._sql = statements(self.config.table, self._engine.dialect)
+        if url.drivername == "sqlite" and "uri" not in url.query:
+            with suppress(OSError):  # A new file is for the bot's account alone: it has pickles.
+                Path(url.database or "").touch(mode=0o600, exist_ok=False)
         self._create_if_missing()
-        if not self.config.signing_keys and self._engine.dialect.name != "sqlite":
+        if not self.config.signing_keys and url.drivername != "sqlite":
             log.warning("No signing_key: whoever can write to the table can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
@@ -185,14 +177,14 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def _create_if_missing(self) -> None:
         with suppress(Refused):
-            self.run("look")
+            self.run("read", n=b"", k=b"")
             return
         log.warning("Creating the table %s, which is not there.", self.config.table)
         try:
             self.run("create")
         except Refused as refusal:
             with suppress(Refused):
-                self.run("look")  # Another process was faster.
+                self.run("read", n=b"", k=b"")  # Another process was faster.
                 return
             raise StoreException(
                 f"{refusal} If there was a table before, restore a backup. If not, ask someone with"
@@ -201,16 +193,14 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             ) from None
 
     def run(self, name: str, **values: bytes) -> tuple[list[Any], int]:
-        """Run a statement in autocommit. Returns its rows, and the number of rows it changed.
-
-        On a broken connection it is repeated once, but not after the timeout, and `remove` never:
-        it could miss what it had removed itself. Raises StoreException, which shows no secret.
-        """
-        if os.getpid() != self._process:
-            self._leave_to_the_parent()
+        """Run a statement in autocommit. Returns its rows, and the number of rows it changed."""
+        if os.getpid() != self._process:  # The parent goes on with the old connections.
+            if self._engine.dialect.name == "sqlite":  # A fork inherits no locks.
+                raise StoreException(f"Cannot use {self._place} in a forked process: spawn it.")
+            self._idle, self._line, self._process = [], [], os.getpid()
         deadline = monotonic() + self.config.timeout
         turn = self._wait_for_turn(deadline)
-        may_repeat = name != "remove"
+        may_repeat = name != "remove"  # because it could miss what it had removed itself
         try:
             while turn:
                 try:
@@ -218,26 +208,29 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 except Exception as error:
                     problem = getattr(error, "orig", None) or error
                     connected = getattr(error, "statement", name) is not None
-                    broken = connected and getattr(error, "connection_invalidated", True)
+                    state = getattr(problem, "sqlstate", "")  # None: psycopg has given up by itself
+                    lost = state is None or getattr(error, "connection_invalidated", True)
+                    broken = connected and lost
                 if broken:
                     self._idle.clear()  # The other connections are no better.
-                undone = {getattr(problem, "sqlstate", None), *problem.args[:1]} & UNDONE
-                if not (undone or (broken and may_repeat)) or monotonic() > deadline:
-                    message = self._explain(problem, broken and name in WRITES)
+                again = (broken and may_repeat) or {state, *problem.args[:1]} & UNDONE
+                if not again or monotonic() > deadline:
+                    message = self._explain(problem, broken and name in ("write", "swap", "remove"))
                     raise Refused(message) if connected and not broken else StoreException(message)
                 may_repeat = may_repeat and not broken
         finally:
             del turn
         raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
 
-    def _wait_for_turn(self, deadline: float) -> "Turn | None":
+    def _wait_for_turn(self, deadline: float) -> Event | None:
         """Wait until fewer than pool_size threads that came before have theirs."""
-        turn, number = Turn(), next(self._numbers)
-        self._line[number] = ref(turn)
+        turn = Event()  # It is in line as long as it exists, so an interrupt cannot leave it there.
+        self._line.append(mine := ref(turn))
         while monotonic() < deadline:
-            for other in [other for other, exists in list(self._line.items()) if not exists()]:
-                self._line.pop(other, None)
-            if number in list(self._line)[: self.config.pool_size]:
+            for gone in [other for other in list(self._line) if not other()]:
+                with suppress(ValueError):
+                    self._line.remove(gone)
+            if mine in self._line[: self.config.pool_size]:
                 return turn
             sleep(0.002)
         return None
@@ -265,39 +258,22 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         self._idle.append(connection)
         return answer
 
-    def _leave_to_the_parent(self) -> None:
-        """Start anew in a forked process: the parent goes on with the old connections."""
-        if self._engine.dialect.name == "sqlite":  # A fork inherits no locks.
-            raise StoreException(f"Cannot use {self._place} in a forked process: spawn it instead.")
-        self._idle, self._line, self._process = [], {}, os.getpid()
-
     def _explain(self, problem: BaseException, unknown: bool) -> str:
         """Say what happened, and where. Below their first lines, errors on data show the data."""
-        lines = str(problem).splitlines()
-        if not isinstance(problem, self._engine.dialect.loaded_dbapi.OperationalError):
-            del lines[1:]
-        text = " ".join(line.strip() for line in lines)
-        url = read_url(self.config.url.get_secret_value() if self.config.url else "sqlite://")
-        for secret in [url.password, url.query.get("password"), url.query.get("sslpassword")]:
-            text = text.replace(str(secret), "***") if secret else text
+        text = str(problem).split("\n")[0].replace(str(self._engine.url.password or "\0"), "***")
         end = " It may have been done, or not." if unknown else ""
         return f"{self._place}: {type(problem).__name__}: {text}.{end}"
-
-
-class Turn:
-    """A thread's place in the line for a connection: gone with the last use of it."""
 
 
 class Refused(StoreException):
     """The server has answered that it does not run a statement."""
 
 
-def encode(name: str, limit: float = math.inf) -> bytes:
+def encode(name: str, limit: int = 10**9) -> bytes:
     """Return a name as bytes, whatever it holds. Raises ValueError if there are too many."""
     encoded = name.encode("utf-8", "surrogatepass")
     if len(encoded) > limit:
-        have = f"has {len(encoded)} bytes as UTF-8, and may have {limit}"
-        raise ValueError(f"The name {name[:30]!r}... {have}.")
+        raise ValueError(f"{name[:30]!r} has {len(encoded)} bytes as UTF-8, and may have {limit}.")
     return encoded
 
 
@@ -310,21 +286,18 @@ def decode(rows: Iterable[Any]) -> Iterator[str]:
 
 def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
     """Return the statements, by name: :n is a namespace, :k a key and :v a value."""
-    table, key = (
-        ".".join(map(dialect.identifier_preparer.quote, name.split("."))) for name in [table, "key"]
-    )
-    short, long, value = {"postgresql": ("BYTEA",) * 3, "sqlite": ("BLOB",) * 3}.get(
-        dialect.name, (f"VARBINARY({NAMESPACE_BYTES})", f"VARBINARY({KEY_BYTES})", "LONGBLOB")
-    )
+    quote = dialect.identifier_preparer.quote
+    table, key = ".".join(map(quote, table.split("."))), quote("key")
+    short = long = value = "BYTEA" if dialect.name == "postgresql" else "BLOB"
     replace = "ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value"
     if dialect.name in ("mysql", "mariadb"):
+        short, long, value = f"VARBINARY({NAMESPACE_BYTES})", f"VARBINARY({KEY_BYTES})", "LONGBLOB"
         replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
     row = f"namespace = :n AND {key} = :k"
     keys = f"SELECT {key} FROM {table} WHERE namespace = :n"
     sql = {
         "create": f"CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,"
         f" value {value} NOT NULL, PRIMARY KEY (namespace, {key}))",
-        "look": f"SELECT namespace, {key}, value FROM {table} WHERE 1 = 0",
         "read": f"SELECT value FROM {table} WHERE {row}",
         "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES (:n, :k, :v) {replace}",
         "swap": f"UPDATE {table} SET value = :v WHERE {row} AND value = :old",
@@ -337,8 +310,11 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
     return {name: sa.text(statement) for name, statement in sql.items()}
 
 
-def create_engine(url: sa.URL, timeout: float) -> sa.Engine:
+def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> sa.Engine:
     """Prepare to connect. Options that are secret leave the URL, which `repr(engine)` shows."""
+    url = sa.URL.create("sqlite", database=file)
+    if address:
+        url = read_url(address.get_secret_value())
     secrets = {name: url.query[name] for name in url.query if "pass" in name}
     engine = sa.create_engine(
         url.difference_update_query(secrets),
@@ -347,41 +323,29 @@ def create_engine(url: sa.URL, timeout: float) -> sa.Engine:
         skip_autocommit_rollback=True,
         hide_parameters=True,
         poolclass=sa.NullPool,
-        pool_reset_on_return=None,
     )
     if engine.driver == "psycopg":
         import psycopg
 
-        class Connection(psycopg.Connection[Any]):
-            """One that gives up in time. By itself, psycopg waits for ever."""
-
+        class Connection(psycopg.Connection[Any]):  # By itself, psycopg waits for ever.
             def wait(self, *arguments: Any, **options: Any) -> Any:
-                try:
-                    return super().wait(*arguments, **{"timeout": timeout + 1, **options})
-                except BaseException:
-                    if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                        self.pgconn.finish()  # Then it counts as broken.
-                    raise
+                return super().wait(*arguments, **{"timeout": timeout + 1, **options})
 
-        @sa.event.listens_for(engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-            return Connection.connect(*arguments, **options)
-
+        sa.event.listen(engine, "do_connect", lambda _, __, a, o: Connection.connect(*a, **o))
     elif engine.driver == "pysqlite":
         sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA journal_mode = WAL"))
     return engine
 
 
 def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
-    """Return what makes a driver give up in time, and its server a second earlier."""
-    whole = math.ceil(timeout)
+    """Return what makes driver and server give up in time. What the URL says goes first."""
+    whole = int(timeout + 0.999)
     options: dict[str, Any] = {"timeout": timeout}
     if url.drivername == DRIVERS["postgresql"]:
         options = {
             "connect_timeout": whole,
-            "tcp_user_timeout": whole * 1000,
             # On a new table, PostgreSQL would sort all keys for each page, and not use the index.
-            "options": f"-c statement_timeout={math.ceil(timeout * 1000)} -c enable_sort=off"
+            "options": f"-c statement_timeout={int(timeout * 1000) + 1} -c enable_sort=off"
             f" {url.query.get('options', '')}",
         }
     elif url.drivername != "sqlite":
@@ -392,5 +356,4 @@ def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {whole}",
             "binary_prefix": True,  # values are not in the charset of the connection
         }
-    # What the URL says goes first.
     return {name: options[name] for name in options if name not in {*url.query} - {"options"}}
