@@ -18,7 +18,7 @@ from typing import Any
 from errbot.storage.shelf import ShelfStoragePlugin
 from support.speed_and_memory import KEYS, VALUE, WORK, Report, load_plugin, speed
 
-LIMITS = {"set": 0.7, "get": 0.7, "len": 0.9, "keys": 0.9}
+LIMITS = {"set": 0.7, "get": 0.7, "len": 0.9, "keys": 0.7}
 
 
 class Bare:

@@ -26,16 +26,19 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 # With its rowid: the index of the primary key then has no values, and is all that `len` and `keys`
-# read. Names are bound as bytes, because Python's sqlite3 binds no lone surrogate as text.
-CREATE = """CREATE TABLE IF NOT EXISTS errbot (namespace TEXT NOT NULL, key TEXT NOT NULL,
-    value BLOB NOT NULL, PRIMARY KEY (namespace, key))"""
-SPACE = "namespace = CAST(?1 AS TEXT)"
-ROW = f"{SPACE} AND key = CAST(?2 AS TEXT)"
-WRITE = """INSERT INTO errbot VALUES (CAST(?1 AS TEXT), CAST(?2 AS TEXT), ?3)
+# read. The columns have no types: a TEXT column would find "1" if it is asked for the number 1.
+CREATE = """CREATE TABLE IF NOT EXISTS errbot
+    (namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key))"""
+READ = "SELECT CAST(value AS BLOB) FROM errbot WHERE namespace = ?1 AND key = ?2"
+WRITE = """INSERT INTO errbot VALUES (?1, ?2, ?3)
     ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value"""
-KEYS = f"SELECT CAST(key AS BLOB) FROM errbot WHERE {SPACE} AND key"
-FIRST_KEY = f"{KEYS} >= '' ORDER BY key LIMIT 1"
-NEXT_KEYS = f"{KEYS} > CAST(?2 AS TEXT) ORDER BY key LIMIT 1000"
+SWAP = "UPDATE errbot SET value = ?4 WHERE namespace = ?1 AND key = ?2 AND value = ?3"
+REMOVE = "DELETE FROM errbot WHERE namespace = ?1 AND key = ?2"
+LEN = "SELECT count(*) FROM errbot WHERE namespace = ?1"
+KEYS = "SELECT CAST(key AS BLOB) FROM errbot WHERE namespace = ?1 AND typeof(key) = 'text'"
+FIRST_KEY = f"{KEYS} ORDER BY key LIMIT 1"
+NEXT_KEYS = f"{KEYS} AND key > CAST(?2 AS TEXT) ORDER BY key LIMIT 1000"
+NAMESPACES = "SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot WHERE typeof(namespace) = 'text'"
 
 ADVICE = {  # what to do about an error of SQLite, by words in its message
     "lock": "Another process or thread held it for longer than timeout in STORAGE_CONFIG allows.",
@@ -77,37 +80,34 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def read(self, key: str) -> bytes:
         """Return the bytes stored under a key. Raises KeyError if there are none."""
-        query = f"SELECT CAST(value AS BLOB) FROM errbot WHERE {ROW}"
-        for (data,) in self._run(query, [self._namespace, key])[0]:
+        for (data,) in self._run(READ, self._namespace, key)[0]:
             return bytes(data)
         raise KeyError(key)
 
     def write(self, key: str, data: bytes) -> None:
         """Store bytes under a key, in one step. They are in the database on return."""
-        self._run(WRITE, [self._namespace, key], data)
+        self._run(WRITE, self._namespace, key, data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
         """Replace bytes only if they are still the old ones, in one step. Says if it did."""
-        statement = f"UPDATE errbot SET value = ?4 WHERE {ROW} AND value = ?3"
-        return self._run(statement, [self._namespace, key], old, new)[1] > 0
+        return self._run(SWAP, self._namespace, key, old, new)[1] > 0
 
     def remove(self, key: str) -> None:
         """Remove a key. Raises KeyError if it is not there."""
-        if not self._run(f"DELETE FROM errbot WHERE {ROW}", [self._namespace, key])[1]:
+        if not self._run(REMOVE, self._namespace, key)[1]:
             raise KeyError(key)
 
     def len(self) -> int:
         """Return the number of keys."""
-        query = f"SELECT count(*) FROM errbot WHERE {SPACE}"
-        return int(self._run(query, [self._namespace])[0][0][0])
+        return int(self._run(LEN, self._namespace)[0][0][0])
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, which may be added and removed meanwhile."""
         # The first key comes alone: Errbot's `clear` asks for the first key again and again.
-        page, _ = self._run(FIRST_KEY, [self._namespace])
+        page, _ = self._run(FIRST_KEY, self._namespace)
         while page:
             yield from decode(page)
-            page, _ = self._run(NEXT_KEYS, [self._namespace], page[-1][0])
+            page, _ = self._run(NEXT_KEYS, self._namespace, page[-1][0])
 
     def close(self) -> None:
         """Do nothing: every operation is done on return, and connections are the plugin's."""
@@ -126,7 +126,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._path = Path(folder, self.config.path)
         self._process = os.getpid()
-        self.run(FIRST_KEY, [""])  # so that an unusable file is reported at once
+        self.run(LEN, "")  # so that an unusable file is reported at once
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
@@ -134,45 +134,40 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces that hold a key."""
-        return list(decode(self.run("SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot", [])[0]))
+        return list(decode(self.run(NAMESPACES)[0]))
 
     def __del__(self) -> None:
         """Close the connections. Errbot drops its storage plugin, but never closes it."""
         while self._idle and os.getpid() == self._process:
             self._idle.pop().close()
 
-    def run(self, statement: str, names: list[str], *data: bytes) -> tuple[list[Any], int]:
+    def run(self, statement: str, *values: str | bytes) -> tuple[list[Any], int]:
         """Run a statement and commit it. Returns its rows, and the number of rows it changed."""
         if os.getpid() != self._process:  # A fork inherits no locks, and could damage the file.
             raise StoreException(f"Cannot use {self._path} in a forked process: spawn it instead.")
-        values = [*(str.encode(name, "utf-8", "surrogatepass") for name in names), *data]
         deadline = time.monotonic() + self.config.timeout
         while True:
+            connection = None
             try:
-                return self._execute(self._take(), statement, values)
+                connection = self._idle.pop() if self._idle else self._connect()
+                cursor = connection.execute(statement, values)
+                result = cursor.fetchall(), cursor.rowcount
+                self._idle.append(connection)  # Only one that has done well is used again.
+                return result
+            except IndexError:
+                continue  # Another thread took the last idle one.
             except sqlite3.Error as error:
                 problem = str(error)
+            if connection:
+                connection.close()
             if "lock" not in problem or time.monotonic() > deadline:
                 advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
                 raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
             time.sleep(0.01)  # SQLite itself waits, but not while others create the file.
 
-    def _execute(self, connection: Any, statement: str, values: Any) -> tuple[list[Any], int]:
-        """Execute a statement. Only a connection that has done so well is used again."""
-        try:
-            cursor = connection.execute(statement, values)
-            result = cursor.fetchall(), cursor.rowcount
-        except BaseException:  # Ctrl-C, too: the statement may be under way.
-            connection.close()
-            raise
-        self._idle.append(connection)
-        return result
-
-    def _take(self) -> sqlite3.Connection:
-        """Return an idle connection, or a new one."""
-        with suppress(IndexError):
-            return self._idle.pop()
-        with suppress(OSError):  # A new file is for the bot's account alone: values are pickles.
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file. A new one is for the bot's account alone, because values are pickles."""
+        with suppress(OSError):  # SQLite says below why it cannot be created.
             self._path.touch(mode=0o600, exist_ok=False)
         connection = sqlite3.connect(
             self._path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False
@@ -185,5 +180,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 def decode(rows: Iterable[tuple[bytes]]) -> Iterator[str]:
     """Return the names in some rows, without those that are not UTF-8: somebody planted them."""
     for (name,) in rows:
-        with suppress(UnicodeDecodeError):
-            yield name.decode("utf-8", "surrogatepass")
+        try:
+            yield name.decode()
+        except UnicodeDecodeError:
+            continue
