@@ -20,7 +20,7 @@ sys.path.append(str(TEMPLATE / "tests"))
 
 from servers.redis import Redis  # noqa: E402
 
-LIMITS = {"set": 0.9, "get": 0.9, "len": 0.9, "keys": 0.9}
+LIMITS = {"set": 0.85, "get": 0.85, "len": 0.85, "keys": 0.85}
 
 
 class Bare:

@@ -21,7 +21,7 @@ sys.path.append(str(TEMPLATE / "tests"))
 from servers.mariadb import MariaDB  # noqa: E402
 from servers.postgresql import PostgreSQL  # noqa: E402
 
-LIMITS = {"set": 0.8, "get": 0.6}
+LIMITS = {"set": 0.7, "get": 0.5}
 VALUE = pickle.dumps(None, protocol=5).hex()
 
 

@@ -207,16 +207,15 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                     return self._execute(self._take(), name, values)
                 except Exception as error:
                     problem = getattr(error, "orig", None) or error
-                    connected = getattr(error, "statement", name) is not None
+                    sent = getattr(error, "statement", name) is not None
                     state = getattr(problem, "sqlstate", "")  # None: psycopg has given up by itself
-                    lost = state is None or getattr(error, "connection_invalidated", True)
-                    broken = connected and lost
+                    broken = sent and (state is None or getattr(error, "connection_invalidated", 1))
                 if broken:
                     self._idle.clear()  # The other connections are no better.
                 again = (broken and may_repeat) or {state, *problem.args[:1]} & UNDONE
                 if not again or monotonic() > deadline:
                     message = self._explain(problem, broken and name in ("write", "swap", "remove"))
-                    raise Refused(message) if connected and not broken else StoreException(message)
+                    raise Refused(message) if sent and not broken else StoreException(message)
                 may_repeat = may_repeat and not broken
         finally:
             del turn
@@ -249,8 +248,8 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:
         """Execute a statement. Only a connection that has done so well is used again."""
         try:
-            result = connection.execute(self._sql[name], values)
-            answer = list(result) if result.returns_rows else [], result.rowcount
+            result: Any = connection.exec_driver_sql(self._sql[name], values)
+            answer = result.cursor.fetchall() if result.returns_rows else [], result.rowcount
         except BaseException:  # Ctrl-C, too: the answer may still be on its way.
             with suppress(Exception):
                 connection.close()
@@ -284,8 +283,10 @@ def decode(rows: Iterable[Any]) -> Iterator[str]:
             yield bytes(name).decode("utf-8", "surrogatepass")
 
 
-def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
-    """Return the statements, by name: :n is a namespace, :k a key and :v a value."""
+def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
+    """Return the statements, by name, in which n is a namespace, k a key and v a value."""
+    mark = ":{}" if dialect.name == "sqlite" else "%({})s"
+    n, k, v, old = map(mark.format, ["n", "k", "v", "old"])
     quote = dialect.identifier_preparer.quote
     table, key = ".".join(map(quote, table.split("."))), quote("key")
     short = long = value = "BYTEA" if dialect.name == "postgresql" else "BLOB"
@@ -293,21 +294,20 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
     if dialect.name in ("mysql", "mariadb"):
         short, long, value = f"VARBINARY({NAMESPACE_BYTES})", f"VARBINARY({KEY_BYTES})", "LONGBLOB"
         replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
-    row = f"namespace = :n AND {key} = :k"
-    keys = f"SELECT {key} FROM {table} WHERE namespace = :n"
-    sql = {
+    row = f"namespace = {n} AND {key} = {k}"
+    keys = f"SELECT {key} FROM {table} WHERE namespace = {n}"
+    return {
         "create": f"CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,"
         f" value {value} NOT NULL, PRIMARY KEY (namespace, {key}))",
         "read": f"SELECT value FROM {table} WHERE {row}",
-        "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES (:n, :k, :v) {replace}",
-        "swap": f"UPDATE {table} SET value = :v WHERE {row} AND value = :old",
+        "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES ({n}, {k}, {v}) {replace}",
+        "swap": f"UPDATE {table} SET value = {v} WHERE {row} AND value = {old}",
         "remove": f"DELETE FROM {table} WHERE {row}",
-        "len": f"SELECT count(*) FROM {table} WHERE namespace = :n",
+        "len": f"SELECT count(*) FROM {table} WHERE namespace = {n}",
         "first key": f"{keys} ORDER BY {key} LIMIT 1",
-        "next keys": f"{keys} AND {key} > :k ORDER BY {key} LIMIT 1000",
+        "next keys": f"{keys} AND {key} > {k} ORDER BY {key} LIMIT 1000",
         "namespaces": f"SELECT DISTINCT namespace FROM {table}",
     }
-    return {name: sa.text(statement) for name, statement in sql.items()}
 
 
 def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> sa.Engine:
