@@ -375,6 +375,13 @@ def create_engine(url: sa.URL, timeout: float) -> sa.Engine:
             return Connection.connect(*arguments, **options)
 
     elif engine.driver == "pysqlite":
+
+        @sa.event.listens_for(engine, "do_connect")
+        def create(_dialect: Any, _record: Any, arguments: Any, _options: Any) -> None:
+            if not arguments[0].startswith("file:"):  # A new file is for the bot's account alone.
+                with suppress(OSError):
+                    Path(arguments[0]).touch(mode=0o600, exist_ok=False)
+
         sa.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA journal_mode = WAL"))
     return engine
 
