@@ -93,6 +93,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
+        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._signing_keys = config.signing_keys
         url = config.url.get_secret_value()
