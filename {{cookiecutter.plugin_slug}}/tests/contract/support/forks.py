@@ -14,6 +14,7 @@ from errbot.storage.base import StorageBase
 from contract.support.sample_values import MARK
 
 BEFORE = [f"before {number}" for number in range(5)]
+ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
 WAIT = 20
 """Seconds after which a child counts as one that waits for ever."""
 SECONDS = 1
@@ -109,9 +110,9 @@ def outlive_children(storage: StorageBase) -> None:
                 print(problem)
 
     for use_it in [lambda: None, use]:
-        for end in ["sys.exit", "os._exit"]:
+        for end, function in ENDS.items():
             prepare(storage)
-            await_end(fork(use_it, sys.exit if end == "sys.exit" else os._exit))
+            await_end(fork(use_it, function))
             try:
                 for key in BEFORE:
                     storage.remove(key)
