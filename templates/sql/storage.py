@@ -327,19 +327,22 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, sa.TextClause]:
     if dialect.name in ("mysql", "mariadb"):
         replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
     row = f"namespace = :n AND {key} = :k"
-    keys = f"SELECT {key} FROM {table} WHERE namespace = :n"
+    data, blobs = "value", "1 = 1"
+    if dialect.name == "sqlite":  # Its columns hold whatever somebody plants in them.
+        data, blobs = "CAST(value AS BLOB)", f"typeof(namespace) || typeof({key}) = 'blobblob'"
+    keys = f"SELECT {key} FROM {table} WHERE namespace = :n AND {blobs}"
     sql = {
         "create": f"CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,"
         f" value {value} NOT NULL, PRIMARY KEY (namespace, {key}))",
         "look": f"SELECT namespace, {key}, value FROM {table} WHERE 1 = 0",
-        "read": f"SELECT value FROM {table} WHERE {row}",
+        "read": f"SELECT {data} FROM {table} WHERE {row}",
         "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES (:n, :k, :v) {replace}",
         "swap": f"UPDATE {table} SET value = :v WHERE {row} AND value = :old",
         "remove": f"DELETE FROM {table} WHERE {row}",
         "len": f"SELECT count(*) FROM {table} WHERE namespace = :n",
         "first key": f"{keys} ORDER BY {key} LIMIT 1",
         "next keys": f"{keys} AND {key} > :k ORDER BY {key} LIMIT 1000",
-        "namespaces": f"SELECT DISTINCT namespace FROM {table}",
+        "namespaces": f"SELECT DISTINCT namespace FROM {table} WHERE {blobs}",
     }
     return {name: sa.text(statement) for name, statement in sql.items()}
 
