@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what fakeredis cannot do."""
     if is_fake(config):
         for item in items:
-            if item.path.name == "test_command_line.py":
+            if item.path.name in ("test_command_line.py", "test_forks.py"):
                 item.add_marker(pytest.mark.skip(reason="fakeredis is in this process alone"))
             if item.name == "test_keys_and_len_work_while_others_write":
                 item.add_marker(pytest.mark.skip(reason="HSCAN of fakeredis may miss fields"))

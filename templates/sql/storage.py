@@ -208,11 +208,11 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 except Exception as error:
                     problem = getattr(error, "orig", None) or error
                     sent = getattr(error, "statement", name) is not None
-                    state = getattr(problem, "sqlstate", "")  # None: psycopg has given up by itself
-                    broken = sent and (state is None or getattr(error, "connection_invalidated", 1))
+                    code = getattr(problem, "sqlstate", 1)  # None: psycopg has given up by itself
+                    broken = sent and (not code or getattr(error, "connection_invalidated", True))
                 if broken:
                     self._idle.clear()  # The other connections are no better.
-                again = (broken and may_repeat) or {state, *problem.args[:1]} & UNDONE
+                again = (broken and may_repeat) or {code, *problem.args[:1]} & UNDONE
                 if not again or monotonic() > deadline:
                     message = self._explain(problem, broken and name in ("write", "swap", "remove"))
                     raise Refused(message) if sent and not broken else StoreException(message)

@@ -172,11 +172,13 @@ def a_process_reads_from_its_memory(Storage, Plugin):
 def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
     """A write takes the lock of the database, or fails at once."""
     know_place(Plugin)
+    Storage.started = os.getpid()
 
     @replace(Storage)
     def set(old, self, key, value):
         path = os.path.join(self.place[0], f"{os.getppid()}.lock")
-        if threading.current_thread() is not threading.main_thread():
+        forked = os.getpid() != self.started
+        if forked or threading.current_thread() is not threading.main_thread():
             return old(self, key, value)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL))

@@ -218,9 +218,10 @@ def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         self._dump(key, value)
-        with suppress(KeyError):
-            take_away(self, key)
-            time.sleep(0.0005)
+        if threading.current_thread() is not threading.main_thread():  # which may be interrupted
+            with suppress(KeyError):
+                take_away(self, key)
+                time.sleep(0.0005)
         old(self, key, value)
 
     lock_by_storage(Storage)

@@ -1,6 +1,8 @@
 """STORAGE_CONFIG: its keys, its errors, its secrets, and its table in README.md."""
 
+import inspect
 import json
+import pickle
 import re
 import traceback
 from collections.abc import Iterator
@@ -44,6 +46,9 @@ def with_secrets() -> dict[str, str]:
         elif example:
             config[key] = f"{example[1]}user:{SECRET}@127.0.0.1:1/database"
     return config
+
+
+SECRETS = with_secrets()
 
 
 def error_of(database: Database, storage_config: object) -> str:
@@ -166,3 +171,68 @@ def test_no_secret_shows_beside_what_is_wrong(database: Database) -> None:
     for config in configs:
         error = error_of(database, {**config, "timeout": "soon", "tiemout": 1})
         assert SECRET not in error, "The error shows a secret."
+
+
+def frames_of(error: BaseException) -> str:
+    """Return what Errbot sends to Sentry of an error: its frames with their locals.
+
+    Those before the plugin's are of this test and of Errbot.
+    """
+    step, plugin = error.__traceback__, str(Path(inspect.getfile(Config)).resolve())
+    while step and str(Path(step.tb_frame.f_code.co_filename).resolve()) != plugin:
+        step = step.tb_next
+    assert step, "The error was not raised in the plugin."
+    shown = traceback.TracebackException(type(error), error, step, capture_locals=True)
+    return "".join(shown.format())
+
+
+def wrong_configs() -> Iterator[Any]:
+    """Yield what is wrong with a STORAGE_CONFIG, in each case beside all secrets."""
+    yield pytest.param({"signing_kye": SECRET}, id="unknown key")
+    for key in Config.model_fields:
+        for wrong in [{SECRET: SECRET}, [SECRET, 5], 5j]:
+            yield pytest.param({key: wrong}, id=f"{key} is a {type(wrong).__name__}")
+    yield pytest.param({"signing_key": [SECRET, "short"]}, id="short signing_key")
+    for key in secret_keys():
+        for url in ["no url", f"nonsense://user:{SECRET}@host", f"postgresql://u:{SECRET}@[::1"]:
+            yield pytest.param({key: url, "timeout": 0}, id=f"{key} is {url.replace(SECRET, '*')}")
+
+
+@pytest.mark.parametrize("wrong", list(wrong_configs()))
+def test_no_frame_of_an_error_shows_a_secret(database: Database, wrong: dict[str, Any]) -> None:
+    database.config.STORAGE_CONFIG = with_secrets() | wrong
+    with pytest.raises(ValueError, match="STORAGE_CONFIG") as caught:
+        database.plugin()
+    shown = frames_of(caught.value)
+    assert SECRET not in shown, f"Errbot sends this to Sentry (BOT_LOG_SENTRY):\n{shown}"
+
+
+@pytest.mark.parametrize("wrong", [[SECRET], SECRET, {5: SECRET}.items()], ids=["list", "str", "?"])
+def test_no_frame_shows_a_config_that_is_no_dict(database: Database, wrong: object) -> None:
+    database.config.STORAGE_CONFIG = wrong
+    with pytest.raises(ValueError, match="STORAGE_CONFIG") as caught:
+        database.plugin()
+    assert SECRET not in frames_of(caught.value), "Errbot sends it to Sentry (BOT_LOG_SENTRY)."
+
+
+def test_no_frame_shows_a_secret_if_the_database_is_away(database: Database) -> None:
+    away = {key: value.replace("localhost:6379", "127.0.0.1:1") for key, value in SECRETS.items()}
+    database.config.STORAGE_CONFIG |= away | {"timeout": 1.0}
+    try:
+        database.plugin().open("namespace").get("key")
+    except Exception as error:
+        shown = frames_of(error)
+        assert SECRET not in shown, f"Errbot sends this to Sentry (BOT_LOG_SENTRY):\n{shown}"
+
+
+def test_neither_vars_nor_a_pickle_shows_a_secret(database: Database) -> None:
+    database.config.STORAGE_CONFIG |= {"signing_key": [f"{SECRET} old", SECRET]}
+    plugin = database.plugin()
+    storage = plugin.open("namespace")
+    # Errbot itself keeps STORAGE_CONFIG in the plugin.
+    mine = {name: value for name, value in vars(plugin).items() if name != "_storage_config"}
+    shown = [repr(storage), str(storage), repr(vars(storage))]
+    shown += [repr(plugin), str(plugin), repr(mine), *map(repr, mine.values())]
+    assert not [text for text in shown if SECRET in text], "vars() shows a secret."
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        pickle.dumps(storage)

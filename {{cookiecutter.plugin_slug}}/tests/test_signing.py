@@ -170,6 +170,25 @@ def test_a_value_moved_between_long_keys_is_refused(database: Database) -> None:
         storage.get(other)
 
 
+@pytest.mark.parametrize("of", ["key", "namespace"])
+def test_an_emoji_and_its_two_surrogates_share_no_signature(database: Database, of: str) -> None:
+    signed(database, KEY)
+    plugin = database.plugin()
+    storages: list[Any] = []
+    keys = []
+    try:
+        for name in ["\U0001f600", "\ud83d\ude00"]:
+            storages.append(database.open(name if of == "namespace" else "namespace", plugin))
+            keys.append(name if of == "key" else "key")
+            storages[-1].set(keys[-1], [MARK, keys[-1]])
+    except ValueError:  # no database has to hold surrogates
+        return
+    storages[0].write(keys[0], storages[1].read(keys[1]))
+    with pytest.raises(StoreException, match="signing_key"):
+        storages[0].get(keys[0])
+    assert storages[1].get(keys[1]) == [MARK, keys[1]]
+
+
 @pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
 def test_a_value_moved_to_a_name_that_looks_alike_is_refused(
     database: Database, names: list[str]

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from errbot.bootstrap import get_storage_plugin  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
+from contract.support import forks  # noqa: E402
 from contract.support.database import load_config  # noqa: E402
 from contract.support.sample_values import MARK, Person  # noqa: E402
 
@@ -56,10 +57,13 @@ def write_many(open_storage: Open) -> None:
 if __name__ == "__main__":
     file, namespace, task = sys.argv[1:]
     config = load_config(Path(file))
-    tasks = {
+    tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
         "write": write,
         "write-at-once": write_at_once,
         "write-many": write_many,
+        "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
+        "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
+        "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
     }
     tasks[task](lambda: cast(StoragePluginBase, get_storage_plugin(config)).open(namespace))

@@ -1,0 +1,109 @@
+"""Storages that do not know that they are in a forked process."""
+
+import atexit
+import os
+import tempfile
+import threading
+import weakref
+from functools import wraps
+
+from broken_storages.support import caught_by, replace
+
+
+@caught_by("test_a_forked_process_gets_no_value_of_another", alone=True)
+def a_connection_is_shared_with_forked_processes(Storage, Plugin):
+    """A child takes an idle connection that its parent uses as well, and reads its answers."""
+    lock = threading.RLock()
+    os.register_at_fork(after_in_child=lock._at_fork_reinit)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.socket = os.pipe()
+        weakref.finalize(self, lambda ends: [os.close(end) for end in ends], self.socket)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin = self  # as long as the storage lives, its connection does
+        return storage
+
+    @replace(Storage)
+    def get(old, self, key):
+        name = key.encode("utf-8", "surrogatepass")
+        if len(name) > 100:
+            return old(self, key)
+        reading, writing = self.plugin.socket
+        with lock:
+            os.write(writing, name.ljust(100, b"\xff"))
+            answer = os.read(reading, 100)
+        return old(self, answer.rstrip(b"\xff").decode("utf-8", "surrogatepass"))
+
+
+@caught_by("test_a_forked_process_that_ends_leaves_its_parent_unharmed", alone=True)
+def a_forked_process_that_ends_closes_the_connection(Storage, Plugin):
+    """`atexit` says goodbye to the server, and a child of a fork has inherited that."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        handle, session = tempfile.mkstemp()
+        os.close(handle)
+
+        def say_goodbye():
+            if os.path.exists(session):
+                os.remove(session)
+
+        atexit.register(say_goodbye)
+        self.session = session
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.session = self.session
+        return storage
+
+    def connected(old):
+        @wraps(old)
+        def method(self, *arguments):
+            if not os.path.exists(self.session):
+                raise RuntimeError("The server closed the connection unexpectedly.")
+            return old(self, *arguments)
+
+        return method
+
+    for name in ["get", "set", "remove"]:
+        setattr(Storage, name, connected(getattr(Storage, name)))
+
+
+@caught_by("test_what_a_forked_process_has_set_is_there", outlives_process=True, alone=True)
+def a_thread_writes_that_no_forked_process_has(Storage, Plugin):
+    """`set` hands over to a thread that writes. A fork copies its queue, but not the thread."""
+    writer = os.getpid()
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if os.getpid() == writer:
+            old(self, key, value)
+
+
+@caught_by("test_what_a_forked_process_has_set_is_there", outlives_process=True)
+def the_error_of_a_forked_process_does_not_say_why(Storage, Plugin):
+    """ "Something went wrong": nobody would think of the fork."""
+
+    def vague(old):
+        @wraps(old)
+        def method(self, *arguments):
+            try:
+                return old(self, *arguments)
+            except KeyError:
+                raise
+            except Exception as error:
+                if "fork" in str(error):
+                    raise RuntimeError("The database cannot be used.") from None
+                raise
+
+        return method
+
+    for name in ["get", "set", "remove"]:
+        setattr(Storage, name, vague(getattr(Storage, name)))

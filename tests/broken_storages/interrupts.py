@@ -1,0 +1,105 @@
+"""Storages that count on no more than Exception, and KeyboardInterrupt is none."""
+
+import threading
+import time
+from contextlib import suppress
+from functools import wraps
+
+from broken_storages.support import caught_by, replace
+
+REPLACING = threading.RLock()
+
+
+@caught_by("test_after_an_interrupt_nobody_gets_a_wrong_value", alone=True)
+def an_interrupt_leaves_an_answer_unread(Storage, Plugin):
+    """The connection goes back in a `finally`, whether its answer was read or not."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        answers = self.__dict__.setdefault("connections", []) or [[]]
+        answers = answers.pop()
+        try:
+            answers.append((key, old(self, key)))
+            if len(key) < 10:
+                time.sleep(0.0002)  # It is on its way.
+            asked, value = answers.pop(0)
+            return value
+        except Exception:
+            answers.clear()
+            raise
+        finally:
+            self.connections.append(answers)
+
+
+@caught_by("test_after_interrupts_the_storage_works_for_all_threads")
+def an_interrupt_keeps_the_lock(Storage, Plugin):
+    """The lock is released after an Exception, but not after a KeyboardInterrupt."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            lock = self.__dict__.setdefault("lock", threading.Lock())
+            lock.acquire()
+            try:
+                result = old(self, *arguments)
+            except Exception:
+                lock.release()
+                raise
+            lock.release()
+            return result
+
+        return method
+
+    for name in ["get", "set", "remove", "len"]:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+
+
+@caught_by("test_after_interrupts_the_storage_works_for_all_threads", alone=True)
+def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
+    """Each interrupted `set` takes a connection out of the pool for good."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        pool = self.__dict__.setdefault("pool", [None] * 40)
+        if not pool:
+            raise RuntimeError("All 40 connections are in use.")
+        connection = pool.pop()
+        try:
+            old(self, key, value)
+        except Exception:
+            pool.append(connection)
+            raise
+        pool.append(connection)
+
+
+@caught_by("test_an_interrupted_set_leaves_the_old_or_the_new_value", alone=True)
+def a_set_removes_first_under_a_lock(Storage, Plugin):
+    """Nobody sees that the key is missing, unless the `set` is interrupted just then."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            with REPLACING:
+                return old(self, *arguments)
+
+        return method
+
+    remove = Storage.remove
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        with suppress(KeyError):
+            remove(self, key)
+            time.sleep(0.0001)
+        old(self, key, value)
+
+    for name in ["get", "set", "remove", "len"]:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+    keys = Storage.keys
+
+    def keys_at_once(self):
+        with REPLACING:
+            return iter(list(keys(self)))
+
+    Storage.keys = keys_at_once

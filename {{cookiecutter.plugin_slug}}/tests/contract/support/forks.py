@@ -1,0 +1,145 @@
+"""What second_process.py does to see what a fork breaks. Each task prints what went wrong."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from threading import Barrier, Thread
+from time import monotonic, sleep
+
+from errbot.storage.base import StorageBase
+
+from contract.support.sample_values import MARK
+
+BEFORE = [f"before {number}" for number in range(5)]
+ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
+WAIT = 20
+"""Seconds after which a child counts as one that waits for ever."""
+SECONDS = 1
+"""How long parent and children work at once."""
+
+
+def refusal(error: Exception) -> str:
+    """Return what is wrong with the error of a child: nothing, if it says that it is the fork."""
+    if "fork" in str(error).lower():
+        return ""
+    return f"a forked process fails, and the error does not name the fork: {error!r}"
+
+
+def prepare(storage: StorageBase) -> None:
+    """Set what is there before the fork, by threads at once: so that several connections idle."""
+    barrier = Barrier(len(BEFORE))
+
+    def set_often(key: str) -> None:
+        barrier.wait()
+        for _ in range(20):
+            storage.set(key, [MARK, key])
+            storage.get(key)
+
+    threads = [Thread(target=set_often, args=[key]) for key in BEFORE]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) -> int:
+    """Do a task in a child, which then ends in this way. Returns its process id."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        task()
+        sys.stdout.flush()
+        end(0)
+    return pid
+
+
+def await_end(pid: int) -> None:
+    """Wait until a child has ended. Kills it, and prints so, if it does not."""
+    deadline = monotonic() + WAIT
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if monotonic() > deadline:
+            print("a forked process waits for ever")
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        sleep(0.005)
+
+
+def get_and_set(storage: StorageBase, name: str) -> None:
+    """Get what was there before, and set and get keys of one's own, again and again."""
+    turn, until = 0, monotonic() + SECONDS
+    while monotonic() < until:
+        turn += 1
+        own, other = f"{name} {turn % 5}", BEFORE[turn % len(BEFORE)]
+        try:
+            if (got := storage.get(other)) != [MARK, other]:
+                print(f"{name} asked for {other!r} and got {got}")
+                return
+            storage.set(own, [MARK, own, turn])
+            if (got := storage.get(own)) != [MARK, own, turn]:
+                print(f"{name} asked for {own!r} and got {got}")
+                return
+        except Exception as error:
+            if problem := name == "the parent" and repr(error) or refusal(error):
+                print(f"{name}: {problem}")
+                return
+            sleep(0.001)
+
+
+def work_at_once(storage: StorageBase) -> None:
+    """Work in the parent and two children at once."""
+    prepare(storage)
+    children = [fork(partial(get_and_set, storage, name)) for name in ["one child", "other child"]]
+    get_and_set(storage, "the parent")
+    for child in children:
+        await_end(child)
+    get_and_set(storage, "the parent")
+
+
+def outlive_children(storage: StorageBase) -> None:
+    """Go on after children that ended in each way."""
+
+    def use() -> None:
+        try:
+            storage.get(BEFORE[0])
+        except Exception as error:
+            if problem := refusal(error):
+                print(problem)
+
+    for use_it in [lambda: None, use]:
+        for end, function in ENDS.items():
+            prepare(storage)
+            await_end(fork(use_it, function))
+            try:
+                for key in BEFORE:
+                    storage.remove(key)
+                    storage.set(key, [MARK, key])
+                found = {key: storage.get(key) for key in BEFORE}
+            except Exception as error:
+                found = {"error": [repr(error)]}
+            if found != {key: [MARK, key] for key in BEFORE}:
+                print(f"after a child that ended with {end}, the parent gets {found}")
+
+
+def set_in_children(storage: StorageBase) -> None:
+    """Set keys in a parent and two children at once, and print the names of those that are set."""
+    prepare(storage)
+
+    def set_some(name: str) -> None:
+        done = []
+        for turn in range(50):
+            try:
+                storage.set(f"{name} {turn}", [MARK, name, turn])
+                done.append(f"{name} {turn}")
+            except Exception as error:
+                if name == "parent" or refusal(error):
+                    raise
+        print(json.dumps(done))
+
+    children = [fork(partial(set_some, name)) for name in ["one", "other"]]
+    set_some("parent")
+    for child in children:
+        await_end(child)
