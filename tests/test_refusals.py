@@ -1,10 +1,15 @@
 """Answers that cannot become a working plugin, and honest ones that must."""
 
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TEMPLATE, UV, Bake, run
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.generate import generate_context
+from cookiecutter.prompt import prompt_for_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +35,11 @@ BAD_NAMES += [
     "{{Acme",
     "Acme-",
     "A" * 41,
+    "A" * 300,
     "😀",
+    "ⵣ",  # a letter without one in ASCII
+    "数" * 40,  # more than 40 letters in ASCII
+    "Acme\ud800",
 ]
 ERRBOTS_NAMES = ["Shelf", "Memory", "Text", "Test", "Null", "XMPP", "IRC", "Telegram", "Slack"]
 ERRBOTS_NAMES += ["SlackV3", "Discord", "Mattermost", "shelf", "TEXT", "slackv3"]
@@ -59,12 +68,16 @@ BAD_SLUGS += [
     "errbot",
     "a" * 61,
 ]
-BAD_SLUGS += ["acme!", "ac'me", 'ac"me', "acme\n", "pydantic", "contract"]
+BAD_SLUGS += ["acme!", "ac'me", 'ac"me', "acme\n", "pydantic", "contract", "a" * 300]
+BAD_SLUGS += ["acme\ud800", "acme\udc80", "a\0b"]
 BAD = {
     "plugin_name": [*BAD_NAMES, *ERRBOTS_NAMES],
     "plugin_slug": BAD_SLUGS,
-    "description": ["", "  ", "two\nlines", "a\rb", "a\x00b", "a\x1bb", "a\u2028b", "a\x85b"],
-    "author_name": ["", "two\nlines", "a\x07b"],
+    "description": [
+        *("", "  ", "two\nlines", "a\rb", "a\x00b", "a\x1bb", "a\u2028b", "a\x85b", "a\x7fb"),
+        *("a\u202ab", "a\u202eb", "a\u2066b", "a\u2069b", "a\ud800b", "\udcff"),
+    ],
+    "author_name": ["", "two\nlines", "a\x07b", "\u202etxet", "a\udfff"],
     "author_email": [
         "",
         "nobody",
@@ -72,6 +85,13 @@ BAD = {
         "a@b@c",
         "<a@example.com>",
         "a@example.com\n",
+        "a..b@example.com",
+        ".a@example.com",
+        "a@example..com",
+        "a@-example.com",
+        "a@example.com\x7f",
+        "ä@example.com",
+        "a\ud800@example.com",
     ],
     "repository_url": [
         "",
@@ -80,6 +100,19 @@ BAD = {
         "https://a b",
         'https://a"b',
         "ftp://a",
+        "https://",
+        "https:///a",
+        "https://a\x00b",
+        "https://a\x7fb",
+        "https://a\x85b",
+        "https://a\u202eb",
+        "https://a\u200bb",
+        "https://a\ud800",
+        "https://[",
+        "https://a..b",
+        "https://a:b@c",
+        "https://ä.example.com",
+        "https://a\n",
     ],
 }
 EXAMPLES = {
@@ -107,6 +140,51 @@ def test_a_bad_answer_is_refused_and_nothing_is_left(
     assert {path.name for path in tmp_path.iterdir()} == {"typed1"}, "It wrote beside its folder."
 
 
+@pytest.mark.parametrize("answer", EXAMPLES)
+def test_two_halves_of_one_character_are_refused(
+    bake_typed: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str
+) -> None:
+    """JSON joins them, so that the hook sees a character that no file can be given."""
+    with pytest.raises(Exception, match=r"Hook script failed|plugin_slug|surrogates"):
+        bake_typed(**{answer: "\ud840\udc00"})
+    assert f"{answer} holds half a character" in capfd.readouterr().err or answer == "plugin_slug"
+    assert list((tmp_path / "typed1").iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [None, True, 3], ids=ascii)
+@pytest.mark.parametrize("answer", EXAMPLES)
+def test_what_is_no_text_is_refused(
+    bake_typed: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: Any
+) -> None:
+    with pytest.raises(FailedHookException):
+        bake_typed(**{answer: given})
+    assert f"{answer} must be a text." in capfd.readouterr().err
+    assert list((tmp_path / "typed1").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "ⵣ", "Ac/me", "Acme\n", "数" * 30, "数" * 60, "A" * 300])
+def test_a_bad_name_is_to_blame_for_what_is_made_of_it(
+    bake: Bake, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is Cookiecutter's affair
+        bake(plugin_name=name)
+    told = capfd.readouterr().err + str(caught.value)
+    assert "plugin_name" in told
+    for answer in ["plugin_slug", "description", "repository_url"]:
+        assert f"  {answer} " not in told, "An answer that nobody gave is blamed."
+        assert f"{answer}: " not in told, "An answer that nobody gave is blamed."
+
+
+def test_a_bad_slug_is_to_blame_for_the_address_made_of_it(
+    bake: Bake, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FailedHookException):
+        bake(plugin_slug="ac me")
+    told = capfd.readouterr().err
+    assert "  plugin_slug " in told
+    assert "  repository_url " not in told
+
+
 def test_all_bad_answers_are_named_at_once_above_the_traceback(tmp_path: Path) -> None:
     command = [str(UV.with_name("cookiecutter")), str(TEMPLATE), "--no-input", "--default-config"]
     answers = ["plugin_name=Shelf", "author_email=nobody", "repository_url=nowhere"]
@@ -123,6 +201,22 @@ def test_all_bad_answers_are_named_at_once_above_the_traceback(tmp_path: Path) -
     for answer in ["plugin_name", "author_email", "repository_url"]:
         assert done.stdout.index(f"  {answer} ") > told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_is_printed_on_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+    command = [str(UV.with_name("cookiecutter")), str(TEMPLATE), "--no-input", "--default-config"]
+    for variables in [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii:strict"}]:
+        for answer in ["plugin_name=数据库!", "author_name=a\udcff", "description=a\u202eб"]:
+            done = subprocess.run(
+                [*command, "-o", str(tmp_path), os.fsencode(answer)],
+                stderr=subprocess.PIPE,
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONCOERCECLOCALE": "0", **variables},
+            )
+            assert done.returncode == 1
+            assert b"Nothing was baked" in done.stderr
+            assert b"UnicodeEncodeError" not in done.stderr
+            assert list(tmp_path.iterdir()) == []
 
 
 HONEST_NAMES = [
@@ -158,6 +252,21 @@ def test_an_honest_name_bakes_a_plugin_that_errbot_loads(
     check_errbot_loads(bake(plugin_name=name), name)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8080/x",
+        "https://git.example.com/~me/x.git?a=b&c=%C3%BC#d",
+        "https://me@git.example.com/a/b/",
+        "https://[::1]/x",
+        "https://xn--bcher-kva.example",
+    ],
+)
+def test_an_honest_address_stands_in_the_metadata(bake: Bake, url: str) -> None:
+    pyproject = (bake(repository_url=url) / "pyproject.toml").read_text()
+    assert f'\nRepository = "{url}"\n' in pyproject
+
+
 @pytest.mark.parametrize("slug", ["x", "acme", "Acme.Storage_1", "errbot_storage_acme", "a" * 60])
 def test_an_honest_slug_bakes_a_plugin_that_errbot_loads(bake: Bake, slug: str) -> None:
     project = bake(plugin_slug=slug)
@@ -187,9 +296,6 @@ names = st.from_regex(r"[A-Za-z][A-Za-z0-9 _-]{0,38}[A-Za-z0-9]", fullmatch=True
 
 @given(name=names)
 def test_every_name_of_letters_digits_and_separators_gives_a_class(name: str) -> None:
-    from cookiecutter.generate import generate_context
-    from cookiecutter.prompt import prompt_for_config
-
     context = generate_context(
         str(TEMPLATE / "cookiecutter.json"), extra_context={"plugin_name": name}
     )
