@@ -6,6 +6,7 @@ import keyword
 import os
 import re
 import sys
+import unicodedata
 
 # Cookiecutter renders this file before Python runs it. No answer can end the string and run as
 # code: in JSON, three quotes never stand in a row.
@@ -23,13 +24,33 @@ ERRBOTS_NAMES = """
     Memory Null RocketChat Shelf Skype Slack SlackEvents SlackRTM SlackSDK SlackV3 Telegram Test
     Text Tox Webapp XMPP Zulip
 """
-# A package of these names would hide what the plugin, its tests or Errbot import.
-TAKEN_PACKAGES = "contract errbot fakeredis hypothesis itsdangerous pydantic redis"
+# A package of these names would hide what the plugin, its tests or Errbot import or try to import,
+# a module that some versions of Python have, or a module of the tests. The .gitignore of the
+# project would hide build and dist.
+TAKEN_PACKAGES = """
+    annotated_types ansi ast_serialize async_timeout attr attrs backports beautifulsoup4 blinker
+    brotli brotlicffi bs4 cdifflib certifi cffi chardet charset_normalizer click colorama colorlog
+    cryptography daemonize deepmerge dissolve dulwich errbot exceptiongroup fakeredis flask greenlet
+    hatchling hiredis hyperscan hypothesis idna importlib_metadata iniconfig itsdangerous jinja2
+    legacy_cgi librt markdown markupsafe merge3 mypy mypy_extensions mypyc opentelemetry org
+    packaging pathspec pip pluggy psycopg psycopg_binary psycopg_c psycopg_pool py pycparser
+    pydantic pydantic_core pygments pygments_markdown_lexer pymysql pyopenssl pytest re2 redis
+    requests ruff setuptools simplejson socks sortedcontainers soupsieve sqlalchemy tomli tomlkit
+    trove_classifiers typing_extensions typing_inspection tzdata urllib3 waitress webob webtest
+    werkzeug wheel xxhash
+
+    aifc annotationlib asynchat asyncore audioop binhex cgi cgitb chunk compression crypt distutils
+    imghdr imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau
+    telnetlib tomllib uu xdrlib
+
+    conftest contract build dist
+"""
 
 
 def problem_with_name(name: str) -> str:
     """Say what is wrong with a name of letters, digits, spaces, - and _."""
-    clash = [taken for taken in ERRBOTS_NAMES.split() if taken.casefold() == name.casefold()]
+    normal = unicodedata.normalize("NFKC", name).casefold()
+    clash = [taken for taken in ERRBOTS_NAMES.split() if taken.casefold() == normal]
     if len(name) > 40:
         return f"has {len(name)} characters, and may have 40"
     if clash:
@@ -46,14 +67,14 @@ def problem_with_slug(slug: str) -> str:
     taken = PACKAGE in {*TAKEN_PACKAGES.split(), *sys.stdlib_module_names}
     if len(slug) > 60:
         return f"has {len(slug)} characters, and may have 60"
-    if taken or keyword.iskeyword(PACKAGE):
+    if taken or PACKAGE.startswith("test_") or keyword.iskeyword(PACKAGE):
         return f"would make a Python package called {PACKAGE!r}, which is taken"
     if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", slug, re.IGNORECASE):
         return "is the name of a device on Windows"
     return ""
 
 
-# What each answer must be, and an example.
+# What each answer must be, and an example. Hangul's fillers are letters that show nothing.
 TEXT = (
     r"(?=.*\S)[^\0-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffe\uffff]+",
     "must be one line of text, without control characters or bidirectional overrides",
@@ -64,7 +85,7 @@ HOST = rf"{LABEL}(\.{LABEL})*"
 IN_A_PATH = r"[a-zA-Z0-9_.~:/?#@!$&'()*+,;=%-]"
 RULES = {
     "plugin_name": (
-        r"[^\W\d_]([\w -]*\w)?",
+        r"(?!.*[\u115f\u1160\u3164\uffa0])[^\W\d_]([\w -]*\w)?",
         "must start with a letter and hold only letters, digits, spaces, - and _",
         "Acme",
     ),

@@ -1,17 +1,25 @@
 """Answers that cannot become a working plugin, and honest ones that must."""
 
+import contextlib
 import os
+import re
 import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEMPLATE, UV, Bake, run
+from conftest import CONTRACT, TEMPLATE, UV, Bake, run
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
+from cookiecutter.utils import create_env_with_context
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 BAD_NAMES = [
     "",
@@ -39,10 +47,12 @@ BAD_NAMES += [
     "😀",
     "ⵣ",  # a letter without one in ASCII
     "数" * 40,  # more than 40 letters in ASCII
+    "Acme\u3164",
     "Acme\ud800",
 ]
 ERRBOTS_NAMES = ["Shelf", "Memory", "Text", "Test", "Null", "XMPP", "IRC", "Telegram", "Slack"]
 ERRBOTS_NAMES += ["SlackV3", "Discord", "Mattermost", "shelf", "TEXT", "slackv3"]
+ERRBOTS_NAMES += ["Ｓｈｅｌｆ", "ＭＥＭＯＲＹ", "ſhelf", "ⅹmpp", "ᴵrc", "Sl\u00aack"]
 BAD_SLUGS = [
     "-acme",
     "acme-",
@@ -69,7 +79,7 @@ BAD_SLUGS += [
     "a" * 61,
 ]
 BAD_SLUGS += ["acme!", "ac'me", 'ac"me', "acme\n", "pydantic", "contract", "a" * 300]
-BAD_SLUGS += ["acme\ud800", "acme\udc80", "a\0b"]
+BAD_SLUGS += ["acme\ud800", "acme\udc80", "a\0b", "pytest", "PyMySQL", "typing.extensions", "build"]
 BAD = {
     "plugin_name": [*BAD_NAMES, *ERRBOTS_NAMES],
     "plugin_slug": BAD_SLUGS,
@@ -217,6 +227,58 @@ def test_a_refusal_is_printed_on_a_terminal_that_knows_ascii_only(tmp_path: Path
             assert b"Nothing was baked" in done.stderr
             assert b"UnicodeEncodeError" not in done.stderr
             assert list(tmp_path.iterdir()) == []
+
+
+def run_pre_gen(**answers: str) -> str | None:
+    """Run the hook as Cookiecutter would, in this process, and return why it ended the bake."""
+    context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=answers)
+    rendered = {"cookiecutter": prompt_for_config(context, no_input=True)}
+    hook = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
+    code = create_env_with_context(rendered).from_string(hook).render(**rendered)
+    try:
+        exec(compile(code, "pre_gen_project.py", "exec"), {"__name__": "__main__"})
+    except SystemExit as stopped:
+        return str(stopped.code)
+    return None
+
+
+def taken_packages() -> Iterator[str]:
+    """Give what the projects and their tests install and import, by each name that it has."""
+    seen: dict[str, set[str]] = {}
+    todo = [
+        *("errbot", "pydantic", "itsdangerous", "sqlalchemy", "psycopg[binary]", "pymysql[rsa]"),
+        *("redis", "fakeredis", "hatchling", "hypothesis", "pytest", "mypy", "ruff", "pip"),
+    ]
+    for requirement in map(Requirement, todo):
+        name, extras = canonicalize_name(requirement.name), {"", *requirement.extras}
+        if extras <= seen.setdefault(name, set()):
+            continue
+        seen[name] |= extras
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            for line in metadata.requires(name) or []:
+                marker = Requirement(line).marker
+                if "extra" not in str(marker) or any(
+                    marker is not None and marker.evaluate({"extra": extra}) for extra in extras
+                ):
+                    todo.append(line.split(";")[0])
+    yield from seen
+    for module, distributions in metadata.packages_distributions().items():
+        if seen.keys() & set(map(canonicalize_name, distributions)):
+            yield module
+    yield from sys.stdlib_module_names
+    yield from (path.stem for path in CONTRACT.parent.iterdir())
+
+
+def test_no_package_hides_what_the_plugin_or_its_tests_import() -> None:
+    taken = {name for name in taken_packages() if re.fullmatch("[a-z][a-z0-9_-]*", name)}
+    assert {"jinja2", "webtest", "pluggy", "bs4", "test_config", "typing-extensions"} <= taken
+    missing = [name for name in sorted(taken) if not run_pre_gen(plugin_slug=name)]
+    assert missing == [], "Add them to TAKEN_PACKAGES in hooks/pre_gen_project.py."
+
+
+@pytest.mark.parametrize("slug", ["distutils", "tomllib", "cgi", "compression"])
+def test_no_package_hides_a_module_that_only_some_versions_of_python_have(slug: str) -> None:
+    assert run_pre_gen(plugin_slug=slug)
 
 
 HONEST_NAMES = [
