@@ -12,6 +12,14 @@ import unicodedata
 # code: in JSON, three quotes never stand in a row.
 ANSWERS = json.loads(r"""{{ cookiecutter|tojson }}""")
 
+OLD = sys.version_info < (3, 10)
+if not OLD and "__prompts__" in ANSWERS:  # Cookiecutter 2.1 and older take them for an answer.
+    from importlib.metadata import version
+
+    OLD = [int(part) for part in version("cookiecutter").split(".")[:2]] < [2, 2]
+if OLD:
+    sys.exit("Nothing was baked: this needs Python 3.10 or newer and Cookiecutter 2.2.3 or newer.")
+
 # Two lone surrogates side by side come out of JSON as one character: only their number tells.
 LENGTHS = "{{ cookiecutter|dictsort(true)|map('last')|map('string')|map('length')|join(' ') }}"
 LENGTH = dict(zip(ANSWERS, LENGTHS.split(), strict=True))

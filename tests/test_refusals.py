@@ -1,5 +1,6 @@
 """Answers that cannot become a working plugin, and honest ones that must."""
 
+import ast
 import contextlib
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONTRACT, TEMPLATE, UV, Bake, run
+from conftest import CONTRACT, TEMPLATE, UV, Bake, environment, run
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
@@ -279,6 +280,27 @@ def test_no_package_hides_what_the_plugin_or_its_tests_import() -> None:
 @pytest.mark.parametrize("slug", ["distutils", "tomllib", "cgi", "compression"])
 def test_no_package_hides_a_module_that_only_some_versions_of_python_have(slug: str) -> None:
     assert run_pre_gen(plugin_slug=slug)
+
+
+NEEDS = "needs Python 3.10 or newer and Cookiecutter 2.2.3 or newer"
+
+
+@pytest.mark.parametrize("version", ["1.7.3", "2.1.1"])
+def test_an_old_cookiecutter_is_refused_in_one_sentence(tmp_path: Path, version: str) -> None:
+    python = environment(tmp_path / "old", sys.executable, f"cookiecutter=={version}")
+    (tmp_path / "output").mkdir()
+    command = [python, "-m", "cookiecutter", TEMPLATE, "--no-input", "--default-config"]
+    with pytest.raises(AssertionError, match=f"Nothing was baked: [^:]*{NEEDS}"):
+        run(*command, "-o", tmp_path / "output", cwd=tmp_path)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_an_old_python_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
+    ast.parse(hook, feature_version=(3, 7))
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.delattr(sys, "stdlib_module_names")
+    assert NEEDS in str(run_pre_gen())
 
 
 HONEST_NAMES = [
