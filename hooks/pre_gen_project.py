@@ -48,8 +48,8 @@ TAKEN_PACKAGES = """
     werkzeug wheel xxhash
 
     aifc annotationlib asynchat asyncore audioop binhex cgi cgitb chunk compression crypt distutils
-    imghdr imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau
-    telnetlib tomllib uu xdrlib
+    imghdr imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes profiling smtpd sndhdr spwd
+    sunau telnetlib tomllib uu xdrlib
 
     conftest contract build dist
 """

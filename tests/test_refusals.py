@@ -277,7 +277,7 @@ def test_no_package_hides_what_the_plugin_or_its_tests_import() -> None:
     assert missing == [], "Add them to TAKEN_PACKAGES in hooks/pre_gen_project.py."
 
 
-@pytest.mark.parametrize("slug", ["distutils", "tomllib", "cgi", "compression"])
+@pytest.mark.parametrize("slug", ["distutils", "tomllib", "cgi", "compression", "profiling"])
 def test_no_package_hides_a_module_that_only_some_versions_of_python_have(slug: str) -> None:
     assert run_pre_gen(plugin_slug=slug)
 
