@@ -1,19 +1,19 @@
 """Remove the CI files that were not chosen, and say what comes next."""
 
+import json
 import os
 
-CI = "{{ cookiecutter.ci }}"
-DATABASE = "{{ cookiecutter.database }}"
-SLUG = "{{ cookiecutter.plugin_slug }}"
+ANSWERS = json.loads(r"""{{ cookiecutter|tojson }}""")
+SLUG = ANSWERS["plugin_slug"]
 
 # Rendering can leave out a file, but not a folder.
-if CI != "github":
+if ANSWERS["ci"] != "github":
     os.remove(".github/workflows/test.yml")
     os.removedirs(".github/workflows")
-if CI != "gitlab":
+if ANSWERS["ci"] != "gitlab":
     os.remove(".gitlab-ci.yml")
 
-if DATABASE == "dict":
+if ANSWERS["database"] == "dict":
     then = "Then put your database into storage.py: README.md says how."
 else:
     then = "README.md says what the config.py of a bot needs to use it."

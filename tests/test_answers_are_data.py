@@ -47,6 +47,7 @@ HOSTILE = [
     "~",
     "&anchor *alias !tag |",
     "x" * 400,
+    "\u05e9\u05dc\u05d5\u05dd\u200f! C++\u200e",
 ]
 
 
@@ -93,7 +94,10 @@ def test_a_hostile_text_is_kept_to_the_letter(bake_typed: Bake, text: str) -> No
 
 one_line = st.characters(
     exclude_categories=["Cs", "Zl", "Zp"],
-    exclude_characters=[*map(chr, [*range(0x20), *range(0x7F, 0xA0), 0xFFFE, 0xFFFF])],
+    exclude_characters=[
+        *map(chr, [*range(0x20), *range(0x7F, 0xA0), 0xFFFE, 0xFFFF]),
+        *map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]),  # they reorder what follows
+    ],
 )
 texts = st.one_of(
     st.text(one_line, min_size=1, max_size=40),

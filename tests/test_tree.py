@@ -1,11 +1,17 @@
 """What a bake holds, seen as a stranger sees it."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import DATABASES, TEMPLATE, Bake, files, run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietary"]
 
@@ -61,6 +67,17 @@ def test_github_ci_has_least_permissions_and_keeps_no_credentials(default_projec
         assert checkout["with"]["persist-credentials"] is False
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
     assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_dependency_group_holds_the_tools_and_not_the_project(
+    bake: Bake, database: str
+) -> None:
+    """`pip install --group dev` would take a stranger's package of the project's name."""
+    pyproject = tomllib.loads((bake(database=database) / "pyproject.toml").read_text())
+    test, dev = (pyproject["project"]["optional-dependencies"][key] for key in ("test", "dev"))
+    assert dev[0] == "errbot-storage-acme[test]"
+    assert sorted(pyproject["dependency-groups"]["dev"]) == sorted([*test, *dev[1:]])
 
 
 @pytest.mark.parametrize("licence", LICENCES)
