@@ -21,7 +21,7 @@ TAKEN = {name.casefold(): name for name in STORAGES | CHAT_BACKENDS}
 
 # A package of these names would hide what the plugin, its tests or Errbot import.
 HIDDEN = {*sys.stdlib_module_names, "contract", "errbot", "hypothesis", "itsdangerous", "pydantic"}
-HIDDEN |= {"fakeredis", "redis"}
+HIDDEN |= {"click", "fakeredis", "redis"}
 WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 NOT_IN_ONE_LINE = re.compile(r"[\0-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
