@@ -287,11 +287,13 @@ def test_move_compares_what_was_really_stored(
 ) -> None:
     from {{ cookiecutter.__package }} import moving
 
-    def spoil(new: Any, row: tuple[str, bytes]) -> None:
-        pickled = pickle.dumps("other") if row[0] == "person" else row[1]
-        new.write(row[0], new.signer(row[0]).sign(pickled))
+    write_all = moving.write_all
 
-    monkeypatch.setattr(moving, "write_one", spoil)
+    def spoil(old: Any, new: Any, keys: Any, result: moving.Result) -> None:
+        write_all(old, new, keys, result)
+        new.write("person", new.signer("person").sign(pickle.dumps("other")))
+
+    monkeypatch.setattr(moving, "write_all", spoil)
     printed = bot.run("move", shelf, status=1)
     assert "core, person: not equal" in printed
     assert "NOT all equal, only 115" in printed

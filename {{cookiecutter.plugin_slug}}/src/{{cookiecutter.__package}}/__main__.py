@@ -94,7 +94,7 @@ def finish(document: dict[str, Any], lines: Iterable[str], good: bool = True) ->
         sys.exit(1)
 
 
-def watch(label: str, items: Iterable[str], length: int) -> AbstractContextManager[Any]:
+def watch(label: str, items: Iterable[Any], length: int) -> AbstractContextManager[Any]:
     """Show how far a long work is, if somebody sits at a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(items)
