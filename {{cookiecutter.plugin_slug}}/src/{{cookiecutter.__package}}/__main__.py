@@ -124,11 +124,8 @@ def many(number: int, thing: str) -> str:
 def read_all(plugin: Any, namespace: str) -> Iterator[tuple[Any, str, bytes]]:
     """Yield the open storage, the key and the bytes of each value of a namespace."""
     with closing(plugin.open(namespace)) as storage, ExitStack() as stack:
-        for key in stack.enter_context(watch(shown(namespace), storage.keys(), storage.len())):
-            try:
-                data = storage.read(key)
-            except KeyError:  # removed meanwhile
-                continue
+        items = watch(shown(namespace), values.items(storage), storage.len())
+        for key, data in stack.enter_context(items):
             yield storage, key, data
 
 

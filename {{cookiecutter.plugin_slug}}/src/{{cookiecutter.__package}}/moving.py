@@ -1,7 +1,7 @@
 """Copies namespaces of another storage, as bytes, and compares them afterwards."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -131,13 +131,24 @@ def only_whole(rows: list[Row], result: Result) -> list[Row]:
 
 
 def write_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
-    """Write what is not here yet."""
+    """Write what is not here yet: one portion while the next one is read."""
     is_empty = new.len() == 0
-    for portion in portions(old, keys, result):
-        rows = only_whole(portion, result)
-        missing = rows if is_empty else unequal(new, rows)
-        if missing and not write_many(new, missing):
-            in_threads(new, write_one, missing, result)
+    with ThreadPoolExecutor(1) as background:
+        written: Future[None] | None = None
+        for portion in portions(old, keys, result):
+            rows = only_whole(portion, result)
+            if written:
+                written.result()
+            written = background.submit(write_rows, new, rows, is_empty, result)
+        if written:
+            written.result()
+
+
+def write_rows(new: Any, rows: list[Row], is_empty: bool, result: Result) -> None:
+    """Write what is not here yet of some rows."""
+    missing = rows if is_empty else unequal(new, rows)
+    if missing and not write_many(new, missing):
+        in_threads(new, write_one, missing, result)
 
 
 def write_many(new: Any, rows: list[Row]) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import copy
 from pickletools import genops
 from typing import Any, NamedTuple
@@ -25,6 +26,16 @@ class Value(NamedTuple):
     """Which key of signing_key signed it, counted from 1; 0 if none did."""
     pickled: bytes
     """The pickle without its signature; of a value that is refused, all bytes."""
+
+
+def items(storage: Any) -> Iterator[tuple[str, bytes]]:
+    """Iterate over the keys and bytes of a namespace: several at once, if the storage can."""
+    if hasattr(storage, "items"):
+        yield from storage.items()
+        return
+    for key in storage.keys():
+        with suppress(KeyError):  # removed meanwhile
+            yield key, storage.read(key)
 
 
 def examine(storage: Any, key: str, data: bytes) -> Value:
