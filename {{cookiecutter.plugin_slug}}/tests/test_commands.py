@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from contract.support.sample_values import MARK, Level, Person, Settings
 from contract.support.tricky_names import ALIKE
 from errbot.storage.shelf import ShelfStoragePlugin
 
+from {{ cookiecutter.__package }} import moving, values
 from {{ cookiecutter.__package }}.__main__ import main
-from {{ cookiecutter.__package }}.values import BROKEN, describe, is_whole
 
 OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
@@ -126,8 +127,8 @@ def shelf(tmp_path: Path) -> Path:
 
 def values_of(namespace: str) -> dict[str, Any]:
     """Return what a plugin of the old bot has stored."""
-    values = {"person": Person(MARK), "settings": Settings(a=1), "level": Level.HIGH, "größe": 1}
-    return values | {f"key {number}": [namespace, number] for number in range(20)}
+    found = {"person": Person(MARK), "settings": Settings(a=1), "level": Level.HIGH, "größe": 1}
+    return found | {f"key {number}": [namespace, number] for number in range(20)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -187,8 +188,8 @@ def test_check_tells_what_is_bad(bot: Bot) -> None:
     assert {entry["key"]: entry["why"].split(":")[0] for entry in printed["bad"]} == {
         "unsigned": "unsigned, and STORAGE_CONFIG has a signing_key",
         "refused": "refused",
-        "cut": BROKEN,
-        "signed, no pickle": BROKEN,
+        "cut": values.BROKEN,
+        "signed, no pickle": values.BROKEN,
     }
     text = bot.run("check", status=1)
     assert "one, unsigned: unsigned" in text
@@ -273,7 +274,7 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
     storage.close()
     (shelf.parent.parent / "shelf" / "Torn.db").write_bytes(b"no database at all")
     printed = bot.run("move", shelf, status=1)
-    assert f"core, cut: {BROKEN}" in printed
+    assert f"core, cut: {values.BROKEN}" in printed
     assert "its key is not UTF-8" in printed
     assert "Torn: Torn.db cannot be read" in printed
     assert "NOT all equal" in printed.splitlines()[-1]
@@ -285,8 +286,6 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
 def test_move_compares_what_was_really_stored(
     bot: Bot, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from {{ cookiecutter.__package }} import moving
-
     write_all = moving.write_all
 
     def spoil(old: Any, new: Any, keys: Any, result: moving.Result) -> None:
@@ -302,9 +301,9 @@ def test_move_compares_what_was_really_stored(
 def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
     (tmp_path / "other.plug").write_text("[Core]\nName = Other\nModule = other\n")
     (tmp_path / "other.py").write_text(OTHER)
-    values = [Person(MARK), {"a": (1, 2)}]
+    objects = [Person(MARK), {"a": (1, 2)}]
     config = tmp_path / "old.py"
-    rows = {f"key {number}": pickle.dumps(value) for number, value in enumerate(values)}
+    rows = {f"key {number}": pickle.dumps(value) for number, value in enumerate(objects)}
     rows["gone"] = rows["key 0"].replace(b"contract.", b"kontrakt.")
     given = {"STORAGE": "Other", "STORAGE_CONFIG": rows, "BACKEND": "Text"}
     given |= {"BOT_EXTRA_STORAGE_PLUGINS_DIR": str(tmp_path), "BOT_DATA_DIR": str(tmp_path)}
@@ -313,7 +312,7 @@ def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
     assert "text_backend, gone: No module named 'kontrakt'" in printed
     assert "NOT all equal, only 2" in printed
     storage = bot.open("text_backend")
-    assert [storage.get(f"key {number}") for number in range(2)] == values
+    assert [storage.get(f"key {number}") for number in range(2)] == objects
 
 
 def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None:
@@ -405,8 +404,6 @@ def test_resign_needs_a_signing_key(bot: Bot) -> None:
 def test_resign_does_not_set_back_what_a_bot_sets_meanwhile(
     bot: Bot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from {{ cookiecutter.__package }} import values
-
     bot.keys(OLD)
     bot.open("one").set("key", "before")
     bot.keys(OLD, NEW)
@@ -468,7 +465,7 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_values_are_described(value: object, text: str | None, protocol: int) -> None:
     expected = repr(value).replace("set()", "set([])").replace("frozenset([])", "frozenset([])")
-    described = describe(pickle.dumps(value, protocol), 1_000)
+    described = values.describe(pickle.dumps(value, protocol), 1_000)
     assert described == (text or expected)
 
 
@@ -476,31 +473,29 @@ def test_a_bomb_does_not_go_off() -> None:
     laughs: list[Any] = [[]]
     for _ in range(60):
         laughs = [laughs, laughs]
-    assert len(describe(pickle.dumps(laughs), 1_000)) <= 1_003
+    assert len(values.describe(pickle.dumps(laughs), 1_000)) <= 1_003
     deep = b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b"."
-    assert "..." in describe(deep, 1_000)
+    assert "..." in values.describe(deep, 1_000)
     itself: list[Any] = []
     itself.append(itself)
-    assert describe(pickle.dumps(itself), 100) == "[...]"
+    assert values.describe(pickle.dumps(itself), 100) == "[...]"
     for bytes_ in [b"\x80\x04r\xff\xff\xff\xff.", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", b"."]:
-        with pytest.raises(ValueError, match=BROKEN):
-            describe(bytes_, 100)
-    assert describe(b"\x80\x04Pname\n.", 100) == "persistent id('name')"
-    assert describe(b"\x80\x02\x82\x01.", 100) == "extension(1)"
+        with pytest.raises(ValueError, match=values.BROKEN):
+            values.describe(bytes_, 100)
+    assert values.describe(b"\x80\x04Pname\n.", 100) == "persistent id('name')"
+    assert values.describe(b"\x80\x02\x82\x01.", 100) == "extension(1)"
 
 
 def test_only_one_whole_pickle_is_whole() -> None:
     whole = pickle.dumps([MARK, 5])
-    assert is_whole(whole)
+    assert values.is_whole(whole)
     for bad in [b"", b".", whole[:-1], whole + b".", whole + whole, b"no pickle", whole[1:]]:
-        assert not is_whole(bad), bad
+        assert not values.is_whole(bad), bad
 
 
 @pytest.mark.usefixtures("other_processes")
 @pytest.mark.parametrize("as_file", [False, True], ids=["python -m", "as a file"])
 def test_it_runs_as_a_program(bot: Bot, as_file: bool, tmp_path: Path) -> None:
-    import subprocess
-
     bot.open("one").set("key", MARK)
     source = Path(__file__).parent.parent / "src"
     package = "{{ cookiecutter.__package }}"

@@ -1,4 +1,4 @@
-"""Looks after what a bot has stored: `python -m {{ cookiecutter.__package }} --help`.
+"""Looks after what a bot has stored: list, check, move, resign, show and delete.
 
 It works on bytes: it loads no plugin of the bot, and unpickles nothing.
 """

@@ -273,7 +273,7 @@ def open_dbm(file: Path, kind: str | None) -> Iterator[tuple[Any, Any]]:
     Yields what gives all keys, and what gives the value of one.
     """
     if not kind:
-        raise ValueError("it has no format that Python's dbm knows")
+        raise ValueError("no format that this Python knows; take the Python that wrote it")
     if kind != "dbm.sqlite3":
         with closing(importlib.import_module(kind).open(os.fspath(file), "r")) as database:
             yield database.keys, database.__getitem__
