@@ -38,6 +38,8 @@ class OtherStorage(StorageBase):
 
 class OtherPlugin(StoragePluginBase):
     def open(self, namespace):
+        if namespace == "repomgr":
+            raise RuntimeError("a-secret")
         return OtherStorage(self._storage_config if namespace == "text_backend" else {})
 """
 EXECUTED: list[str] = []
@@ -310,6 +312,8 @@ def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
     printed = bot.run("move", config, status=1)
     assert "text_backend, gone: No module named 'kontrakt'" in printed
+    assert "repomgr: cannot be opened: RuntimeError" in printed
+    assert "a-secret" not in printed
     assert "NOT all equal, only 2" in printed
     storage = bot.open("text_backend")
     assert [storage.get(f"key {number}") for number in range(2)] == objects

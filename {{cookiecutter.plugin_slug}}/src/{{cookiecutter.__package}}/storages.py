@@ -193,8 +193,13 @@ class Other:
     @contextmanager
     def open(self, namespace: str) -> Iterator["OtherNamespace"]:
         """Open a namespace for reading."""
-        with closing(self._plugin.open(namespace)) as storage:
-            yield OtherNamespace(storage)
+        with ExitStack() as stack:
+            try:
+                storage = stack.enter_context(closing(self._plugin.open(namespace)))
+                opened = OtherNamespace(storage)
+            except Exception as error:  # The message could hold a secret.
+                raise Unreadable(f"cannot be opened: {type(error).__name__}") from None
+            yield opened
 
 
 class OtherNamespace:
@@ -202,11 +207,15 @@ class OtherNamespace:
 
     def __init__(self, storage: Any) -> None:
         self._storage = storage
-        self.len = storage.len
+        self._keys = list(storage.keys())
+
+    def len(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys."""
-        return iter(list(self._storage.keys()))
+        return iter(self._keys)
 
     def read(self, key: str) -> bytes:
         """Return a value, pickled again. Raises Unreadable, or KeyError if there is none."""
