@@ -3,6 +3,7 @@
 `make demo` runs this file twice: here, and as `demo.py talk` in the environment of the bot.
 """
 
+import importlib
 import logging
 import os
 import shutil
@@ -91,6 +92,24 @@ def talk() -> None:
         print(f"  {type(error).__name__}: {error}")
     else:
         sys.exit("The changed value was not refused.")
+    say("What the bot's administrator sees of it")
+    show_commands(config)
+
+
+def show_commands(config: dict[str, Any]) -> None:
+    """Run two commands of the plugin, in this process: the stand-in for a database is in it."""
+    from click.testing import CliRunner
+
+    file = DEMO / "data" / "config.py"
+    file.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
+    package = importlib.import_module("errbot_storage_acme.__main__")
+    for command in ["list", "check"]:
+        print(f"  $ python -m errbot_storage_acme {command}")
+        done = CliRunner().invoke(package.main, ["-c", str(file), command])
+        for line in done.output.splitlines():
+            print(f"  {line}")
+    if "Notes, notes: refused" not in done.output:
+        sys.exit("`check` did not find the changed value.")
 
 
 if __name__ == "__main__":

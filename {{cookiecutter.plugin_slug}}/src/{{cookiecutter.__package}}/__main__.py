@@ -1,0 +1,429 @@
+"""Looks after what a bot has stored: list, check, move, resign, show and delete.
+
+It works on bytes: it loads no plugin of the bot, and unpickles nothing.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:  # Run as a file: Python must look for the package in its parent folder.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import click
+from errbot.storage import StoreException
+
+from {{ cookiecutter.__package }} import moving, storages, values
+
+LINE = 100
+"""Characters of a value that `show` prints if it shows a whole namespace."""
+WHOLE = 10_000_000
+"""Characters of a value that `show` prints if it is asked for this one."""
+
+
+class Commands(click.Group):
+    """The commands. An error of a storage ends them with its message, and not with a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(context)
+        except (StoreException, ValueError) as error:
+            raise storages.CannotRun(str(error)) from None
+
+
+def note(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keep what an option says that may stand before a command's name or behind it."""
+    if value:
+        context.meta[str(option.name)] = value
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command has."""
+    for option in [
+        click.option(
+            *("-c", "--config"),
+            type=click.Path(path_type=Path),
+            callback=note,
+            expose_value=False,
+            help="The bot's config.py.  [default: ./config.py]",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            callback=note,
+            expose_value=False,
+            help="Print one JSON document, for scripts.",
+        ),
+    ]:
+        command = option(command)
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@settings
+def main() -> None:
+    """Look after what a bot keeps in {{ cookiecutter.plugin_name }}.
+
+    The storage is the one that the bot's config.py names. Values stay bytes: no plugin of the bot
+    is loaded, nothing is unpickled, and no value is printed, except by `show`.
+
+    Exit status: 0 if all is well, 1 if something is not (a bad value, one that is not equal, a key
+    that is not there), 2 if the command could not do its work.
+    """
+    for stream in [sys.stdout, sys.stderr]:  # A console may not have every character of a key.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def storage_plugin() -> Any:
+    """Start the storage plugin of the bot's config.py."""
+    return storages.open_here(click.get_current_context().meta.get("config", Path("config.py")))
+
+
+def finish(document: dict[str, Any], lines: Iterable[str], good: bool = True) -> None:
+    """Print a command's result, as JSON if that was asked for, and end with status 0 or 1."""
+    if click.get_current_context().meta.get("json"):
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for line in lines:
+            click.echo(line)
+    if not good:
+        sys.exit(1)
+
+
+def watch(label: str, items: Iterable[Any], length: int) -> AbstractContextManager[Any]:
+    """Show how far a long work is, if somebody sits at a terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext(items)
+    return click.progressbar(items, length=length, label=label, file=sys.stderr)
+
+
+def table(heading: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
+    """Lay out rows in columns: the first one to the left, numbers to the right."""
+    lines = [heading, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+
+
+def shown(name: str) -> str:
+    """Return a name as it can stand in a line: quoted, if it is empty or holds odd characters."""
+    plain = name.isprintable() and name == name.strip() and name
+    return name if plain else ascii(name) if not name.isprintable() else repr(name)
+
+
+def many(number: int, thing: str) -> str:
+    """Return a number of things."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def read_all(plugin: Any, namespace: str) -> Iterator[tuple[Any, str, bytes]]:
+    """Yield the open storage, the key and the bytes of each value of a namespace."""
+    with closing(plugin.open(namespace)) as storage, ExitStack() as stack:
+        items = watch(shown(namespace), values.items(storage), storage.len())
+        for key, data in stack.enter_context(items):
+            yield storage, key, data
+
+
+@main.command("list")
+@settings
+def list_() -> None:
+    """List the namespaces: how many keys they have, and how many bytes."""
+    plugin = storage_plugin()
+    found = []
+    for namespace in sorted(plugin.namespaces()):
+        sizes = [len(data) for _, _, data in read_all(plugin, namespace)]
+        found.append(
+            {
+                "namespace": namespace,
+                "keys": len(sizes),
+                "bytes": sum(sizes),
+                "largest": max(sizes, default=0),
+            }
+        )
+    keys, size = (sum(entry[name] for entry in found) for name in ["keys", "bytes"])
+    rows = [[shown(entry["namespace"]), *list(entry.values())[1:]] for entry in found]
+    lines = [*table(["namespace", "keys", "bytes", "largest"], rows)] if rows else []
+    lines.append(f"{many(len(found), 'namespace')}, {many(keys, 'key')}, {many(size, 'byte')}")
+    finish({"namespaces": found, "keys": keys, "bytes": size}, lines)
+
+
+@main.command()
+@settings
+def check() -> None:
+    """Read every value, and say who signed it and whether it is whole.
+
+    Status 1 if a bot would refuse one of them. Tells, too, which keys of signing_key are still
+    needed: an old one may go as soon as it signs nothing any more.
+    """
+    plugin = storage_plugin()
+    found, bad = [], []
+    number_of_keys = 0
+    signed: dict[int, int] = {}
+    for namespace in sorted(plugin.namespaces()):
+        counts = dict.fromkeys(COLUMNS, 0)
+        for storage, key, data in read_all(plugin, namespace):
+            value = values.examine(storage, key, data)
+            number_of_keys = len(storage._signing_keys)
+            signed[value.number] = signed.get(value.number, 0) + 1
+            counts[column_of(value, number_of_keys)] += 1
+            if not values.is_sound(storage, value):
+                why = values.explain(storage, value)
+                bad.append({"namespace": namespace, "key": key, "why": why})
+        found.append({"namespace": namespace, "keys": sum(counts.values()), **counts})
+    total = {name: sum(entry[name] for entry in found) for name in ["keys", *COLUMNS]}
+    keys = [
+        {"number": number, "values": signed.get(number, 0), "newest": number == number_of_keys}
+        for number in range(1, number_of_keys + 1)
+    ]
+    document = {"namespaces": found, "total": total, "bad": bad, "signing_keys": keys}
+    finish({**document, "good": not bad}, check_lines(found, total, bad, keys), not bad)
+
+
+COLUMNS = ["newest", "older", values.UNSIGNED, values.REFUSED, "broken"]
+
+
+def column_of(value: values.Value, number_of_keys: int) -> str:
+    """Return the column of check's table in which a value counts."""
+    if value.state == values.BROKEN:
+        return "broken"
+    return value.state or ("newest" if value.number == number_of_keys else "older")
+
+
+def check_lines(
+    found: list[Any], total: dict[str, int], bad: list[Any], keys: list[Any]
+) -> Iterator[str]:
+    """Yield what `check` says."""
+    rows = [[shown(entry["namespace"]), *list(entry.values())[1:]] for entry in found]
+    rows.append(["total", *total.values()])
+    yield from table(["namespace", "keys", *COLUMNS], rows)
+    for entry in bad:
+        yield f"{shown(entry['namespace'])}, {shown(entry['key'])}: {entry['why']}"
+    for key in keys:
+        yield f"key {key['number']} of {len(keys)} of signing_key: {use_of(key)}"
+    if not keys:
+        yield "STORAGE_CONFIG has no signing_key: values are not signed."
+    yield f"{many(len(bad), 'bad value')}" if bad else f"{many(total['keys'], 'value')}: all good"
+
+
+def use_of(key: dict[str, Any]) -> str:
+    """Say whether a signing key is still needed."""
+    if key["newest"]:
+        return f"the newest, has signed {many(key['values'], 'value')}"
+    if key["values"]:
+        return f"still needed for {many(key['values'], 'value')}, until `resign` has signed them"
+    return "no value needs it: it may go, when no backup needs it either"
+
+
+@main.command()
+@settings
+@click.argument("old_config", type=click.Path(path_type=Path))
+@click.option("--only", metavar="NS", multiple=True, help="Only this namespace. May be repeated.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--replace", is_flag=True, help="Replace what these namespaces hold here.")
+def move(old_config: Path, only: tuple[str, ...], dry_run: bool, replace: bool) -> None:
+    """Copy everything from the storage of OLD_CONFIG to this one.
+
+    OLD_CONFIG is the config.py with the old STORAGE: Errbot's Shelf, another storage plugin made
+    like this one, or any other. Stop the bot first. The old storage stays as it is. Afterwards
+    every value is compared, byte by byte. What cannot be read is left out, and told at the end:
+    then the status is 1.
+
+    After an interruption, run the same command again: what is here and equal is kept, the rest is
+    copied. Nothing is written if a namespace holds something else here, unless with --replace.
+
+    Shelf and storages made like this one are copied as bytes. Any other one unpickles each value to
+    give it, so the classes of the values must be importable; name namespaces that it does not show
+    with --only.
+    """
+    target, source = storage_plugin(), storages.open_source(old_config)
+    names = chosen(source, only)
+    results = [moving.find_conflicts(source, target, name) for name in names]
+    results = [result for result in results if result.keys]
+    blocked = not replace and any(result.conflicts for result in results)
+    if dry_run:
+        for result in results:
+            if not result.problems:
+                moving.try_out(source, target, result, watch)
+    elif not blocked:
+        names = [result.namespace for result in results]
+        results = [moving.copy(source, target, name, replace, watch) for name in names]
+    done = dry_run or all(result.is_good for result in results)
+    good = done and not blocked and not any(result.problems for result in results)
+    document = {"namespaces": [result.to_json() for result in results], "good": good}
+    finish(document, move_lines(results, dry_run, blocked, replace), good)
+
+
+def chosen(source: Any, only: tuple[str, ...]) -> list[str]:
+    """Return the namespaces to move."""
+    names = source.namespaces()
+    unknown = [name for name in only if name not in names]
+    if unknown and not isinstance(source, storages.Other):
+        known = ", ".join(shown(name) for name in names) or "none"
+        raise storages.CannotRun(f"The old storage has no {shown(unknown[0])}. It has: {known}.")
+    return list(dict.fromkeys(only)) if only else list(names)
+
+
+def move_lines(
+    results: list[moving.Result], dry_run: bool, blocked: bool, replace: bool
+) -> Iterator[str]:
+    """Yield what `move` says."""
+    rows = [[shown(one.namespace), one.keys, one.bytes, one.equal] for one in results]
+    if rows and not blocked:
+        yield from table(["namespace", "keys", "bytes", "equal"], rows)
+    for one in results:
+        yield from problem_lines(one)
+        if one.conflicts:
+            number = many(len(one.conflicts), "key")
+            some = ", ".join([*map(shown, one.conflicts[:5]), *["..."][: len(one.conflicts) - 5]])
+            end = "--replace replaces them" if not replace else "they will be replaced"
+            yield f"{shown(one.namespace)}: {number} with other values here ({some}): {end}"
+    keys, equal = sum(one.keys for one in results), sum(one.equal for one in results)
+    start = f"{many(len(results), 'namespace')}, {many(keys, 'key')}"
+    if dry_run:
+        yield f"{start}: {equal} are here already, nothing was written"
+    elif blocked:
+        yield f"{start}: nothing was written"
+    else:
+        is_good = all(one.is_good for one in results)
+        yield f"{start}: " + ("all equal" if is_good else f"NOT all equal, only {equal}")
+
+
+def problem_lines(result: moving.Result) -> Iterator[str]:
+    """Yield what went wrong in a namespace."""
+    for key, why in result.problems:
+        place = [result.namespace] if key is None else [result.namespace, key]
+        yield f"{', '.join(map(shown, place))}: {why}"
+
+
+@main.command()
+@settings
+@click.option(
+    "--accept-unsigned",
+    is_flag=True,
+    help="Sign values without a signature, too. This blesses whatever is there: whoever could write"
+    " to the database may have planted it.",
+)
+def resign(accept_unsigned: bool) -> None:
+    """Sign every value with the newest key of signing_key.
+
+    The bot may run meanwhile, if its config.py has the same keys: what it sets is not set back.
+    Afterwards `check` says which keys may go. A value that is refused stays as it is: status 1.
+    """
+    plugin = storage_plugin()
+    counts = {"signed": 0, "already signed": 0}
+    bad = []
+    for namespace in sorted(plugin.namespaces()):
+        for storage, key, _ in read_all(plugin, namespace):
+            if not storage._signing_keys:
+                raise storages.CannotRun("STORAGE_CONFIG has no signing_key to sign with.")
+            done, why = resign_one(storage, key, accept_unsigned)
+            if why:
+                bad.append({"namespace": namespace, "key": key, "why": why})
+            else:
+                counts["signed" if done else "already signed"] += 1
+    lines = [f"{shown(entry['namespace'])}, {shown(entry['key'])}: {entry['why']}" for entry in bad]
+    lines.append(
+        f"{many(counts['signed'], 'value')} signed with the newest key,"
+        f" {counts['already signed']} already were, {len(bad)} left as they are"
+    )
+    document = {"signed": counts["signed"], "already_signed": counts["already signed"]}
+    finish({**document, "bad": bad, "good": not bad}, lines, not bad)
+
+
+def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str]:
+    """Sign a value. Says if it was changed, or why it was not."""
+    while True:
+        try:
+            data = storage.read(key)
+        except KeyError:  # removed meanwhile
+            return False, ""
+        value = values.examine(storage, key, data)
+        if value.state and not (accept_unsigned and value.state == values.UNSIGNED):
+            return False, values.explain(storage, value)
+        if value.number == len(storage._signing_keys):
+            return False, ""
+        # A bot may have changed it meanwhile: then it is looked at again.
+        if storage.swap(key, data, values.sign(storage, key, value.pickled)):
+            return True, ""
+
+
+@main.command()
+@settings
+@click.argument("namespace", metavar="NS")
+@click.argument("key", required=False)
+def show(namespace: str, key: str | None) -> None:
+    """Show a value as text, or the beginning of every value of a namespace.
+
+    No class is loaded: what a plugin stored of its own is shown by its class's name and content. A
+    value that a bot would refuse can be shown, too.
+    """
+    plugin = storage_plugin()
+    with closing(plugin.open(namespace)) as storage:
+        keys = [key] if key is not None else sorted(storage.keys())
+        found = []
+        for name in keys:
+            try:
+                data = storage.read(name)
+            except KeyError:
+                missing(namespace, name)
+            value = values.examine(storage, name, data)
+            state = "" if values.is_sound(storage, value) else values.explain(storage, value)
+            text = value_text(value.pickled, LINE if key is None else WHOLE)
+            found.append({"key": name, "value": text, "bytes": len(data), "bad": state})
+    if not found:
+        missing(namespace)
+    lines = [text_line(entry, key is None) for entry in found]
+    finish({"namespace": namespace, "values": found}, lines)
+
+
+def value_text(pickled: bytes, limit: int) -> str:
+    """Return a pickle as text, or, if it is none, the bytes."""
+    try:
+        return values.describe(pickled, limit)
+    except ValueError:
+        return repr(pickled[:limit])
+
+
+def text_line(entry: dict[str, Any], with_key: bool) -> str:
+    """Return the line that shows a value."""
+    start = f"{shown(entry['key'])}: " if with_key else ""
+    return f"{start}{entry['value']}" + (f"  ({entry['bad']})" if entry["bad"] else "")
+
+
+def missing(namespace: str, key: str | None = None) -> NoReturn:
+    """End with status 1: there is no such key."""
+    what = "no key" if key is None else f"no key {shown(key)}"
+    raise click.ClickException(f"There is {what} in the namespace {shown(namespace)}.")
+
+
+@main.command()
+@settings
+@click.argument("namespace", metavar="NS")
+@click.argument("key", required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(namespace: str, key: str | None, yes: bool) -> None:
+    """Remove a key, or every key of a namespace, without reading the values."""
+    plugin = storage_plugin()
+    with closing(plugin.open(namespace)) as storage:
+        keys = [key] if key is not None else list(storage.keys())
+        if not keys:
+            missing(namespace)
+        what = many(len(keys), "key") if key is None else f"the key {shown(key)}"
+        if not yes:
+            click.confirm(f"Delete {what} of {shown(namespace)}?", abort=True, err=True)
+        for name in keys:
+            try:
+                storage.remove(name)
+            except KeyError:
+                if key is not None:
+                    missing(namespace, key)
+    finish({"namespace": namespace, "deleted": keys}, [f"Deleted {what} of {shown(namespace)}."])
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m {{ cookiecutter.__package }}")

@@ -1,0 +1,256 @@
+"""Copies namespaces of another storage, as bytes, and compares them afterwards."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from errbot.storage import StoreException
+
+from {{ cookiecutter.__package }} import storages, values
+
+THREADS = 8
+ROWS = 400
+BYTES = 8_000_000
+"""How much is copied at once: so many values, or so many bytes of them."""
+
+POOL = ThreadPoolExecutor(THREADS)
+
+Row = tuple[str, bytes]
+Watch = Callable[[str, Iterable[Any], int], Any]
+"""Makes a context manager that gives the keys on, and shows how far they are."""
+
+
+@dataclass
+class Result:
+    """What became of a namespace."""
+
+    namespace: str
+    keys: int = 0
+    bytes: int = 0
+    equal: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    """Keys that hold something else here."""
+    problems: list[tuple[str | None, str]] = field(default_factory=list)
+    """What went wrong, by key; None stands for the whole namespace."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all values of the namespace are here, equal, and nothing else is."""
+        return self.equal == self.keys and not self.problems and not self.conflicts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        problems = [{"key": key, "why": why} for key, why in self.problems]
+        return {**asdict(self), "problems": problems, "good": self.is_good}
+
+
+def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
+    """Look for what a copy would replace: keys that hold something else here."""
+    result = Result(namespace)
+    try:
+        with source.open(namespace) as old, closing(target.open(namespace)) as new:
+            result.keys = old.len()
+            result.conflicts = [key for key in new.keys() if not is_equal(old, new, key)]
+    except storages.Unreadable as error:
+        result.keys = 1
+        result.problems.append((None, str(error)))
+    return result
+
+
+def try_out(source: Any, target: Any, result: Result, watch: Watch) -> None:
+    """Read everything that would be copied, and count what is here already."""
+    namespace = result.namespace
+    with source.open(namespace) as old, closing(target.open(namespace)) as new:
+        is_empty = new.len() == 0
+        with watch(f"Reading {namespace}", old.keys(), old.len()) as keys:
+            for portion in portions(old, keys, result):
+                rows = only_whole(portion, result)
+                result.bytes += sum(len(pickled) for _, pickled in rows)
+                result.equal += 0 if is_empty else len(rows) - len(unequal(new, rows))
+
+
+def is_equal(old: Any, new: Any, key: str) -> bool:
+    """Say whether a key of this storage holds what it holds in the other one."""
+    try:
+        return not unequal(new, [(key, old.read(key))])
+    except (KeyError, storages.Unreadable):
+        return False
+
+
+def copy(source: Any, target: Any, namespace: str, replace: bool, watch: Watch) -> Result:
+    """Copy a namespace of another storage to this one, and compare them.
+
+    What is here already and equal is not written again, so an interrupted copy can be completed.
+    """
+    result = Result(namespace)
+    try:
+        with source.open(namespace) as old, closing(target.open(namespace)) as new:
+            with watch(f"Copying {namespace}", old.keys(), old.len()) as keys:
+                write_all(old, new, keys, result)
+            if replace:
+                remove_others(old, new)
+            if not all_equal(old, new, result, watch):
+                with watch(f"Comparing {namespace}", old.keys(), old.len()) as keys:
+                    compare_all(old, new, keys, result)
+    except storages.Unreadable as error:
+        result.keys = 1
+        result.problems.append((None, str(error)))
+    return result
+
+
+def portions(old: Any, keys: Iterable[str], result: Result) -> Iterator[list[Row]]:
+    """Yield what is to be copied, a bounded number of bytes at a time. Notes what is bad, once."""
+    rows: list[Row] = []
+    bad = {key for key, _ in result.problems}
+    for key in keys:
+        if key in bad:
+            continue
+        try:
+            rows.append((key, old.read(key)))
+        except KeyError:  # removed meanwhile
+            continue
+        except (storages.Unreadable, StoreException) as error:
+            old.len()  # If the whole storage is away, this stops the move.
+            result.problems.append((key, str(error)))
+        if len(rows) == ROWS or sum(len(pickled) for _, pickled in rows[-1:]) > BYTES / ROWS:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def only_whole(rows: list[Row], result: Result) -> list[Row]:
+    """Return the rows that are pickles, and note the others as bad."""
+    whole = [row for row in rows if values.is_whole(row[1])]
+    bad = {key for key, _ in rows}.difference(key for key, _ in whole)
+    result.problems += [(key, values.BROKEN) for key in sorted(bad)]
+    return whole
+
+
+def write_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
+    """Write what is not here yet: one portion while the next one is read."""
+    is_empty = new.len() == 0
+    with ThreadPoolExecutor(1) as background:
+        written: Future[None] | None = None
+        for portion in portions(old, keys, result):
+            rows = only_whole(portion, result)
+            if written:
+                written.result()
+            written = background.submit(write_rows, new, rows, is_empty, result)
+        if written:
+            written.result()
+
+
+def write_rows(new: Any, rows: list[Row], is_empty: bool, result: Result) -> None:
+    """Write what is not here yet of some rows."""
+    missing = rows if is_empty else unequal(new, rows)
+    if missing and not write_many(new, missing):
+        in_threads(new, write_one, missing, result)
+
+
+def write_many(new: Any, rows: list[Row]) -> bool:
+    """Write values at once, if the storage can. Says if it has."""
+    if not hasattr(new, "write_many"):
+        return False
+    try:
+        new.write_many({key: values.sign(new, key, pickled) for key, pickled in rows})
+    except (ValueError, StoreException):  # One by one, they tell which one it is.
+        return False
+    return True
+
+
+def write_one(new: Any, row: Row) -> None:
+    """Write one value."""
+    key, pickled = row
+    new.write(key, values.sign(new, key, pickled))
+
+
+def remove_others(old: Any, new: Any) -> None:
+    """Remove the keys of this storage that the other one has not."""
+    for key in new.keys():
+        try:
+            old.read(key)
+        except KeyError:
+            new.remove(key)
+        except storages.Unreadable:
+            pass  # What is here may be all that is left of it.
+
+
+def all_equal(old: Any, new: Any, result: Result, watch: Watch) -> bool:
+    """Compare everything in the order in which this storage gives keys and bytes together.
+
+    That is faster, if the storage can do it. If anything is not equal, `compare_all` says what.
+    """
+    if result.problems or not hasattr(new, "items"):
+        return False
+    count = size = 0
+    with watch(f"Comparing {result.namespace}", new.items(), new.len()) as items:
+        for key, data in items:
+            try:
+                pickled = old.read(key)
+            except (KeyError, storages.Unreadable):
+                return False
+            if not holds(new, (key, pickled), data):
+                return False
+            count += 1
+            size += len(pickled)
+    result.keys, result.equal, result.bytes = old.len(), count, size
+    return count == result.keys
+
+
+def compare_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
+    """Read everything again, there and here, and count what is equal, byte by byte."""
+    result.equal = result.bytes = 0
+    for rows in portions(old, keys, result):
+        different = [key for key, _ in unequal(new, rows)]
+        result.problems += [(key, "not equal") for key in different]
+        result.equal += len(rows) - len(different)
+        result.bytes += sum(len(pickled) for _, pickled in rows)
+    result.keys = result.equal + len(result.problems)
+    if (more := new.len() - result.equal) > len(result.problems):
+        result.problems.append((None, f"{more} keys are here that the other storage has not"))
+
+
+def unequal(new: Any, rows: list[Row]) -> list[Row]:
+    """Return the rows that this storage does not hold, signed as a bot demands it."""
+    failed = Result("")
+    in_threads(new, check_one, rows, failed)
+    keys = {key for key, _ in failed.problems}
+    return [row for row in rows if row[0] in keys]
+
+
+def check_one(new: Any, row: Row) -> None:
+    """Raise KeyError or ValueError if this storage does not hold a row."""
+    if not holds(new, row, new.read(row[0])):
+        raise ValueError("not equal")
+
+
+def holds(new: Any, row: Row, data: bytes) -> bool:
+    """Say whether some bytes of this storage are those of a row, signed as a bot demands it."""
+    key, pickled = row
+    if data == values.sign(new, key, pickled):
+        return True
+    return data.rpartition(b".")[0] == pickled and values.signed_by(new, key, data) > 0
+
+
+def in_threads(new: Any, task: Callable[[Any, Row], None], rows: list[Row], result: Result) -> None:
+    """Do a task for each row, several at once. Notes what is bad."""
+    shares = [rows[first::THREADS] for first in range(min(THREADS, len(rows)))]
+    failed = [bad for share in POOL.map(partial(do, new, task), shares) for bad in share]
+    if any(isinstance(error, StoreException) for _, error in failed):
+        new.len()  # If the whole storage is away, this stops the move.
+    result.problems += [(key, str(error)) for key, error in failed]
+
+
+def do(new: Any, task: Callable[[Any, Row], None], rows: list[Row]) -> list[tuple[str, Exception]]:
+    """Do a task for some rows, and return what failed."""
+    failed: list[tuple[str, Exception]] = []
+    for row in rows:
+        try:
+            task(new, row)
+        except (KeyError, ValueError, StoreException) as error:
+            failed.append((row[0], error))
+    return failed

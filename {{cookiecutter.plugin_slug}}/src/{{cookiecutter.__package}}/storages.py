@@ -1,0 +1,337 @@
+"""The storages that config.py files name, and the values in them as bytes."""
+
+import dbm
+import importlib.util
+import os
+import pickle
+import re
+import shutil
+import sqlite3
+import sys
+import traceback
+from collections.abc import Iterator
+from configparser import Error as ConfigParserError
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+from errbot.bootstrap import CORE_STORAGE, get_storage_plugin
+from errbot.plugin_info import PluginInfo
+
+from {{ cookiecutter.__package }} import values
+
+SECRET = re.compile("pass|secret|key|token|url|uri|dsn|auth|cred", re.IGNORECASE)
+
+
+class CannotRun(click.ClickException):
+    """A command that could not do its work at all. Its message holds no secret."""
+
+    exit_code = 2
+
+
+class Unreadable(Exception):
+    """A value, or a whole namespace, that cannot be moved. Its message holds no value."""
+
+
+def load_config(path: Path) -> Any:
+    """Execute a config.py as Errbot does, and return it. What it prints goes to stderr."""
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise CannotRun(f"There is no Python file {path}. -c names the config.py of the bot.")
+    config = importlib.util.module_from_spec(spec)
+    before, paths = dict(sys.modules), list(sys.path)
+    sys.modules[name] = config
+    sys.path[:0] = [str(path.resolve().parent), os.getcwd()]
+    try:
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(config)
+    except (Exception, SystemExit) as error:
+        raise CannotRun(f"{path} cannot be executed: {reason_of(error, path)}") from None
+    finally:
+        sys.path[:] = paths
+        forget_neighbours(before, path.resolve().parent)
+    return config
+
+
+def forget_neighbours(before: dict[str, Any], folder: Path) -> None:
+    """Forget what a config.py imported from its folder: another one may have its like."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if module is not before.get(name) and file and folder == Path(file).parent:
+            del sys.modules[name]
+    sys.modules.update(before)
+
+
+def reason_of(error: BaseException, path: Path) -> str:
+    """Say why a config.py cannot be executed, without what could be a secret of it."""
+    kind = type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{kind} in line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
+    where = f"{kind} in line {lines[-1]}" if lines else kind
+    if isinstance(error, KeyError):
+        return f"{where}: there is no {error}. If it is an environment variable, set it."
+    if isinstance(error, ImportError):
+        return f"{where}: no module named {error.name!r}"
+    return where
+
+
+def load_plugin(config: Any, path: Path) -> Any:
+    """Start the storage plugin that a config.py names, as Errbot does."""
+    name = getattr(config, "STORAGE", "Shelf")
+    try:
+        return get_storage_plugin(config)
+    except Exception as error:
+        given = getattr(config, "STORAGE_CONFIG", None)
+        text = without_secrets(f"{type(error).__name__}: {error}", given)
+        raise CannotRun(f"The storage {name!r} of {path} does not start: {text}") from None
+
+
+def without_secrets(text: str, storage_config: object, secret: bool = False) -> str:
+    """Return a text without what a STORAGE_CONFIG holds under names of secrets."""
+    if isinstance(storage_config, dict):
+        for key, value in storage_config.items():
+            text = without_secrets(text, value, secret or bool(SECRET.search(str(key))))
+    elif isinstance(storage_config, list | tuple):
+        for value in storage_config:
+            text = without_secrets(text, value, secret)
+    elif isinstance(storage_config, str) and storage_config:
+        with suppress(ValueError):
+            if password := urlsplit(storage_config).password:
+                text = text.replace(password, "***")
+        text = text.replace(storage_config, "***") if secret else text
+    return text
+
+
+def open_here(path: Path) -> Any:
+    """Start the storage plugin of a bot's own config.py. Its storages must offer their bytes."""
+    config = load_config(path)
+    plugin = load_plugin(config, path)
+    if not hasattr(plugin, "namespaces"):
+        name = getattr(config, "STORAGE", "Shelf")
+        raise CannotRun(
+            f'{path} names the storage {name!r}. Let it name this one, with STORAGE = "'
+            '{{ cookiecutter.plugin_name }}", and `move` the data of the other one here.'
+        )
+    return plugin
+
+
+def open_source(path: Path) -> "Shelf | Bake | Other":
+    """Find the storage of an old config.py, and how to read it."""
+    config = load_config(path)
+    if getattr(config, "STORAGE", "Shelf") == "Shelf":
+        return Shelf(config, path)
+    plugin = load_plugin(config, path)
+    return Bake(plugin) if hasattr(plugin, "namespaces") else Other(plugin, config)
+
+
+class Bake:
+    """A storage plugin of the same make: its bytes are read, and their signatures checked."""
+
+    def __init__(self, plugin: Any) -> None:
+        self._plugin = plugin
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces that hold a key."""
+        return list(self._plugin.namespaces())
+
+    @contextmanager
+    def open(self, namespace: str) -> Iterator["BakeNamespace"]:
+        """Open a namespace for reading."""
+        with closing(self._plugin.open(namespace)) as storage:
+            yield BakeNamespace(storage)
+
+
+class BakeNamespace:
+    """A namespace of a storage plugin of the same make."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+        self.keys = storage.keys
+        self.len = storage.len
+
+    def read(self, key: str) -> bytes:
+        """Return a value without its signature. Raises Unreadable, or KeyError if there is none."""
+        data: bytes = self._storage.read(key)
+        if values.signed_by(self._storage, key, data):
+            return data[: data.rindex(b".")]
+        if self._storage._signing_keys or values.SIGNATURE.search(data):
+            value = values.examine(self._storage, key, data)
+            raise Unreadable(values.explain(self._storage, value))
+        return data
+
+
+class Other:
+    """Any other storage plugin. It unpickles each value to give it, and does not list namespaces.
+
+    So these are guessed: Errbot's own, and the names of all plugins that the bot may load.
+    """
+
+    def __init__(self, plugin: Any, config: Any) -> None:
+        self._plugin = plugin
+        self._config = config
+
+    def namespaces(self) -> list[str]:
+        """Return the names that a bot's namespaces may have."""
+        backend = str(getattr(self._config, "BACKEND", "")).lower()
+        names = {"core", "repomgr", f"{backend}_backend"}
+        extra = getattr(self._config, "BOT_EXTRA_PLUGIN_DIR", None) or []
+        extra = [extra] if isinstance(extra, str | Path) else extra
+        own = Path(CORE_STORAGE).with_name("core_plugins")
+        for folder in [own, Path(self._config.BOT_DATA_DIR, "plugins"), *map(Path, extra)]:
+            for file in folder.rglob("*.plug"):
+                with suppress(OSError, ValueError, ConfigParserError):
+                    names.add(PluginInfo.load(file).name)
+        return sorted(names)
+
+    @contextmanager
+    def open(self, namespace: str) -> Iterator["OtherNamespace"]:
+        """Open a namespace for reading."""
+        with ExitStack() as stack:
+            try:
+                storage = stack.enter_context(closing(self._plugin.open(namespace)))
+                opened = OtherNamespace(storage)
+            except Exception as error:  # The message could hold a secret.
+                raise Unreadable(f"cannot be opened: {type(error).__name__}") from None
+            yield opened
+
+
+class OtherNamespace:
+    """A namespace of any other storage plugin."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+        self._keys = list(storage.keys())
+
+    def len(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys."""
+        return iter(self._keys)
+
+    def read(self, key: str) -> bytes:
+        """Return a value, pickled again. Raises Unreadable, or KeyError if there is none."""
+        try:
+            return pickle.dumps(self._storage.get(key), protocol=5)
+        except KeyError:
+            raise
+        except Exception as error:  # The message could hold a value.
+            found = re.search(r"No module named '[\w.]+'|Can't get attribute '[\w.]+'", str(error))
+            raise Unreadable(found[0] if found else type(error).__name__) from None
+
+
+class Shelf:
+    """Errbot's default storage: a file, or two or three, for each namespace."""
+
+    def __init__(self, config: Any, path: Path) -> None:
+        given = getattr(config, "STORAGE_CONFIG", None) or {}
+        folder = given.get("basedir") or getattr(config, "BOT_DATA_DIR", None)
+        if not folder or not Path(folder).is_dir():
+            raise CannotRun(f"{path} names no BOT_DATA_DIR that is there: {str(folder)!r}.")
+        self._folder = Path(folder)
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces, by the names of their files."""
+        names = set()
+        for file in self._folder.iterdir():
+            for ending in [r"\.db", r"\.db\.(?:dat|dir|pag|db)"]:
+                if found := re.fullmatch(rf"(.*){ending}", file.name, re.DOTALL):
+                    names.add(found[1])
+        return sorted(name for name in names if self._format(name) is not None)
+
+    def _format(self, namespace: str) -> str | None:
+        """Return the module that wrote a file, "" if it is unknown, None if there is no file."""
+        file = self._folder / f"{namespace}.db"
+        if file.is_file():
+            start = file.open("rb").read(16)
+            if not start or start == b"SQLite format 3\0":
+                return "dbm.sqlite3"
+        found = dbm.whichdb(file)
+        if found == "" and namespace.endswith(".db"):  # what dbm.ndbm of macOS calls its file
+            return None if dbm.whichdb(file.with_suffix("")) == "dbm.ndbm" else found
+        return found
+
+    @contextmanager
+    def open(self, namespace: str) -> Iterator["ShelfNamespace"]:
+        """Open a namespace for reading. Raises Unreadable."""
+        file, kind = self._folder / f"{namespace}.db", self._format(namespace)
+        with ExitStack() as stack:
+            try:
+                keys, get = stack.enter_context(open_dbm(file, kind))
+                opened = ShelfNamespace(keys(), get)
+            except ImportError:
+                raise Unreadable(f"{file.name}: this Python has no {kind}") from None
+            except Exception as error:  # It may be anything: Python's dbm checks little.
+                reason = f"{type(error).__name__}: {error}"
+                raise Unreadable(f"{file.name} cannot be read: {reason}") from None
+            yield opened
+
+
+@contextmanager
+def open_dbm(file: Path, kind: str | None) -> Iterator[tuple[Any, Any]]:
+    """Open a file of a Shelf for reading, and leave it as it is.
+
+    Yields what gives all keys, and what gives the value of one.
+    """
+    if not kind:
+        raise ValueError("no format that this Python knows; take the Python that wrote it")
+    if kind != "dbm.sqlite3":
+        with closing(importlib.import_module(kind).open(os.fspath(file), "r")) as database:
+            yield database.keys, database.__getitem__
+        return
+    # Python 3.13's format, in any Python. Merely to read it, SQLite may write files beside it, and
+    # what was set last may be in such a file: so a copy is read.
+    with TemporaryDirectory() as folder:
+        for ending in ["", "-wal", "-journal"]:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{file}{ending}", Path(folder, f"copy{ending}"))
+        with closing(sqlite3.connect(Path(folder, "copy"))) as connection:
+            yield partial(sqlite_keys, connection), partial(sqlite_value, connection)
+
+
+def sqlite_keys(connection: sqlite3.Connection) -> list[bytes]:
+    """Return all keys of an SQLite file of `dbm`; none of one that is something else."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'Dict'").fetchall():
+        return []
+    return [key for (key,) in connection.execute("SELECT CAST(key AS BLOB) FROM Dict")]
+
+
+def sqlite_value(connection: sqlite3.Connection, key: bytes) -> bytes:
+    """Return a value of an SQLite file of `dbm`. Raises KeyError if there is none."""
+    query = "SELECT CAST(value AS BLOB) FROM Dict WHERE key = CAST(? AS BLOB)"
+    for (value,) in connection.execute(query, [key]):
+        return bytes(value)
+    raise KeyError(key)
+
+
+class ShelfNamespace:
+    """A namespace of a Shelf."""
+
+    def __init__(self, keys: list[bytes], get: Any) -> None:
+        self._keys = [bytes(key).decode("utf-8", "surrogateescape") for key in keys]
+        self._get = get
+
+    def len(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys."""
+        return iter(self._keys)
+
+    def read(self, key: str) -> bytes:
+        """Return a stored value. Raises Unreadable, or KeyError if there is none."""
+        if re.search("[\udc80-\udcff]", key):
+            raise Unreadable("its key is not UTF-8")
+        try:
+            return bytes(self._get(key.encode()))
+        except (OSError, sqlite3.Error) as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,319 @@
+"""What a stored value is, found out without loading it: nothing that is stored ever runs here."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import copy
+from pickletools import genops
+from typing import Any, NamedTuple
+
+SIGNATURE = re.compile(rb"\.[A-Za-z0-9_-]{43}\Z")
+"""What a signed value ends with. A pickle never does: its last byte is a full stop."""
+
+UNSIGNED = "unsigned"
+REFUSED = "refused"
+BROKEN = "no whole pickle"
+DEPTH = 40
+"""Levels of nesting that are written out."""
+
+
+class Value(NamedTuple):
+    """What is known of some stored bytes."""
+
+    state: str
+    """UNSIGNED, REFUSED, BROKEN, or "" for what is signed and sound."""
+    number: int
+    """Which key of signing_key signed it, counted from 1; 0 if none did."""
+    pickled: bytes
+    """The pickle without its signature; of a value that is refused, all bytes."""
+
+
+def items(storage: Any) -> Iterator[tuple[str, bytes]]:
+    """Iterate over the keys and bytes of a namespace: several at once, if the storage can."""
+    if hasattr(storage, "items"):
+        yield from storage.items()
+        return
+    for key in storage.keys():
+        with suppress(KeyError):  # removed meanwhile
+            yield key, storage.read(key)
+
+
+def examine(storage: Any, key: str, data: bytes) -> Value:
+    """Say who signed some stored bytes, and whether they are one pickle."""
+    if number := signed_by(storage, key, data):
+        pickled = data[: data.rindex(b".")]
+        return Value("" if is_whole(pickled) else BROKEN, number, pickled)
+    if SIGNATURE.search(data):
+        return Value(REFUSED, 0, data)
+    return Value(UNSIGNED if is_whole(data) else BROKEN, 0, data)
+
+
+def signed_by(storage: Any, key: str, data: bytes) -> int:
+    """Return the number of the signing key that signed some bytes, or 0."""
+    if not storage._signing_keys:
+        return 0
+    signer = storage.signer(key)
+    for number in range(len(signer.secret_keys), 0, -1):
+        one = copy(signer)
+        one.secret_keys = signer.secret_keys[number - 1 : number]
+        if one.validate(data):
+            return number
+    return 0
+
+
+def is_sound(storage: Any, value: Value) -> bool:
+    """Say whether a bot with this signing_key, or with none, would load the value."""
+    return value.state == ("" if storage._signing_keys else UNSIGNED)
+
+
+def explain(storage: Any, value: Value) -> str:
+    """Say why a bot would not load a value."""
+    if value.state == UNSIGNED:
+        return "unsigned, and STORAGE_CONFIG has a signing_key"
+    if value.state == REFUSED and not storage._signing_keys:
+        return "refused: signed, and STORAGE_CONFIG has no signing_key"
+    if value.state == REFUSED:
+        return "refused: changed, moved here, or signed with a key that STORAGE_CONFIG has not"
+    return value.state
+
+
+def sign(storage: Any, key: str, pickled: bytes) -> bytes:
+    """Return what is to be stored for a pickle: with a signature, if there is a signing key."""
+    return bytes(storage.signer(key).sign(pickled)) if storage._signing_keys else pickled
+
+
+def is_whole(data: bytes) -> bool:
+    """Say whether some bytes are one pickle up to the last of them."""
+    end = 0
+    try:
+        for _, _, position in genops(data):
+            end = position or 0
+    except Exception:  # It may be anything: these bytes are not ours.
+        return False
+    return 0 < end == len(data) - 1
+
+
+def describe(data: bytes, limit: int) -> str:
+    """Return a pickle as text of at most that many characters, without making what it holds.
+
+    Whatever follows the pickle, such as a signature, is left out. Raises ValueError if it is none.
+    """
+    try:
+        value = Reader().read(data)
+    except Exception as error:  # It may be anything: these bytes are not ours.
+        raise ValueError(BROKEN) from error
+    pieces, left = [], limit
+    for piece in write(value, ()):
+        pieces.append(piece[:left])
+        left -= len(piece)
+        if left < 0:
+            return "".join([*pieces, "..."])
+    return "".join(pieces)
+
+
+class Node:
+    """A container or an object that a pickle would make: written down, and not made."""
+
+    def __init__(self, kind: str, parts: list[Any], pairs: list[Any] | None = None) -> None:
+        self.kind = kind
+        self.parts = parts
+        self.pairs = pairs or []
+        self.state: Any = None
+
+
+class Reader:
+    """Follows a pickle's instructions as `pickle` does, and writes down what they would make."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def read(self, data: bytes) -> Any:
+        """Follow all instructions, and return what stands for the value."""
+        for instruction, argument, _ in genops(data):
+            name = instruction.name
+            if not (self.remember(name, argument) or self.collect(name) or self.call(name)):
+                self.push(name, argument)
+        return self.stack.pop()
+
+    def since_mark(self) -> list[Any]:
+        """Take what was put on the stack since the last mark."""
+        found: list[Any] = []
+        while (thing := self.stack.pop()) is not Reader:
+            found.append(thing)
+        return found[::-1]
+
+    def remember(self, name: str, argument: Any) -> bool:
+        """Follow an instruction that moves things about. Says if it was one."""
+        match name:
+            case "PROTO" | "FRAME" | "STOP" | "READONLY_BUFFER":
+                pass
+            case "MARK":
+                self.stack.append(Reader)
+            case "POP":
+                self.stack.pop()
+            case "POP_MARK":
+                self.since_mark()
+            case "DUP":
+                self.stack.append(self.stack[-1])
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case _:
+                return False
+        return True
+
+    def collect(self, name: str) -> bool:
+        """Follow an instruction that fills a container. Says if it was one."""
+        match name:
+            case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET" | "EMPTY_DICT":
+                self.stack.append(Node(name[6:], []))
+            case "LIST" | "TUPLE" | "FROZENSET":
+                self.stack.append(Node(name, self.since_mark()))
+            case "DICT":
+                self.stack.append(Node(name, [], pairs(self.since_mark())))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                parts = [self.stack.pop() for _ in range(int(name[-1]))]
+                self.stack.append(Node("TUPLE", parts[::-1]))
+            case "APPEND":
+                part = self.stack.pop()
+                self.stack[-1].parts.append(part)
+            case "APPENDS" | "ADDITEMS":
+                parts = self.since_mark()
+                self.stack[-1].parts.extend(parts)
+            case "SETITEM":
+                value, key = self.stack.pop(), self.stack.pop()
+                self.stack[-1].pairs.append((key, value))
+            case "SETITEMS":
+                parts = self.since_mark()
+                self.stack[-1].pairs.extend(pairs(parts))
+            case _:
+                return False
+        return True
+
+    def call(self, name: str) -> bool:
+        """Follow an instruction that would call something. Says if it was one."""
+        match name:
+            case "REDUCE" | "NEWOBJ":
+                given, called = self.stack.pop(), self.stack.pop()
+                self.stack.append(made(called, given.parts))
+            case "NEWOBJ_EX":
+                named, given, called = self.stack.pop(), self.stack.pop(), self.stack.pop()
+                self.stack.append(made(called, [*given.parts, named]))
+            case "OBJ":
+                called, *parts = self.since_mark()
+                self.stack.append(made(called, parts))
+            case "BUILD":
+                state = self.stack.pop()
+                self.stack[-1].state = state
+            case "STACK_GLOBAL":
+                attribute, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(Node(f"{module}.{attribute}", []))
+            case "BINPERSID":
+                self.stack.append(Node("persistent id()", [self.stack.pop()]))
+            case _:
+                return False
+        return True
+
+    def push(self, name: str, argument: Any) -> None:
+        """Put what an instruction holds itself on the stack."""
+        match name:
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True}.get(name, False))
+            case "GLOBAL":
+                self.stack.append(Node(argument.replace(" ", "."), []))
+            case "INST":
+                called = Node(argument.replace(" ", "."), [])
+                self.stack.append(made(called, self.since_mark()))
+            case "PERSID" | "EXT1" | "EXT2" | "EXT4":
+                kind = "persistent id()" if name == "PERSID" else "extension()"
+                self.stack.append(Node(kind, [argument]))
+            case "NEXT_BUFFER":
+                self.stack.append(Node("buffer()", []))
+            case _:
+                self.stack.append(argument)  # a text, a number, or bytes
+
+
+def pairs(parts: list[Any]) -> list[Any]:
+    """Return keys and values, which came in turn, as pairs."""
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def made(called: Any, parts: list[Any]) -> Any:
+    """Return what stands for an object of the class that is called, or for what a call gives."""
+    name = called.kind
+    if name == "_codecs.encode" and parts[1:] == ["latin1"]:  # bytes, in old pickles
+        return parts[0].encode("latin1")
+    if name in ("copyreg._reconstructor", "copy_reg._reconstructor"):
+        called, *parts = parts[0], *parts[2:]
+        parts = [part for part in parts if part is not None]
+    return Node(f"{called.kind}()", parts)
+
+
+BRACKETS = {"LIST": "[]", "TUPLE": "()", "SET": ("set([", "])"), "DICT": "{}"}
+BRACKETS |= {"FROZENSET": ("frozenset([", "])")}
+
+
+def write(value: Any, above: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the text of a value, piece by piece: all of it may be longer than memory."""
+    if not isinstance(value, Node):
+        large = type(value) is int and value.bit_length() > 10_000
+        yield hex(value) if large else repr(value)
+    elif value in above or len(above) > DEPTH:
+        yield "..."
+    elif value.kind in BRACKETS:
+        opening, closing = BRACKETS[value.kind]
+        yield opening
+        yield from write_parts(value, (*above, value))
+        yield f",{closing}" if value.kind == "TUPLE" and len(value.parts) == 1 else closing
+    elif not value.kind.endswith("()"):
+        yield value.kind
+    elif (moment := date_text(value)) is not None:
+        yield moment
+    else:
+        yield value.kind[:-1]
+        yield from write_parts(value, (*above, value))
+        yield ")"
+
+
+def write_parts(value: Node, above: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the parts of a container, or of an object: its arguments, items and attributes."""
+    comma = ""
+    for part in value.parts:
+        yield comma
+        yield from write(part, above)
+        comma = ", "
+    for key, part in value.pairs:
+        yield comma
+        yield from write(key, above)
+        yield ": "
+        yield from write(part, above)
+        comma = ", "
+    state = value.state
+    if isinstance(state, Node) and state.kind == "DICT" and state not in above:
+        for name, part in state.pairs:
+            yield comma
+            yield from [name] if isinstance(name, str) else write(name, above)
+            yield "="
+            yield from write(part, (*above, state))
+            comma = ", "
+    elif state is not None:
+        yield f"{comma}state="
+        yield from write(state, above)
+
+
+def date_text(value: Node) -> str | None:
+    """Return a date or a time as Python writes it; None if it is something else."""
+    data = value.parts[0] if value.parts else None
+    kind = value.kind[:-2]
+    sizes = {"datetime.datetime": 10, "datetime.date": 4, "datetime.time": 6}
+    if not isinstance(data, bytes) or len(data) != sizes.get(kind):
+        return None
+    numbers = [data[0] * 256 + data[1], *data[2:4]] if kind != "datetime.time" else []
+    if kind != "datetime.date":
+        numbers += [*data[-6:-3], int.from_bytes(data[-3:], "big")]
+    zone = ["".join(write(part, ())) for part in value.parts[1:2]]
+    return f"{kind}({', '.join([*map(str, numbers), *zone])})"

@@ -1,0 +1,125 @@
+"""The level of bytes: `read`, `write`, `swap` and `namespaces`, on which the commands work."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from contract.support.database import Database
+from contract.support.tricky_names import ALIKE, HARD
+
+ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
+
+
+@pytest.fixture
+def stored(database: Database) -> Any:
+    """One open and empty namespace."""
+    return database.open()
+
+
+def listed(database: Database) -> list[str]:
+    """Return the namespaces that the plugin lists."""
+    plugin: Any = database.plugin()
+    return sorted(plugin.namespaces())
+
+
+@pytest.mark.parametrize("data", [*ODD, b"x" * 1_000_000], ids=lambda data: repr(data[:8]))
+def test_bytes_come_back_as_they_were(stored: Any, data: bytes) -> None:
+    stored.write("key", b"before")
+    stored.write("key", data)
+    assert stored.read("key") == data
+    assert type(stored.read("key")) is bytes
+
+
+def test_bytes_of_a_missing_key_are_a_key_error(stored: Any) -> None:
+    with pytest.raises(KeyError):
+        stored.read("key")
+    assert stored.len() == 0
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_bytes_are_kept_under_their_key_and_no_other(stored: Any, names: list[str]) -> None:
+    for name in names:
+        stored.write(name, name.encode())
+    assert sorted(stored.keys()) == sorted(names)
+    assert [stored.read(name) for name in names] == [name.encode() for name in names]
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_every_namespace_that_holds_a_key_is_listed_once(
+    database: Database, names: list[str]
+) -> None:
+    for name in names:
+        storage: Any = database.open(name)
+        storage.write("", b"")
+    assert listed(database) == sorted(names)
+
+
+def test_a_hard_name_of_a_namespace_is_listed_or_was_refused(database: Database) -> None:
+    held = []
+    for name in HARD:
+        try:
+            database.open(name).set("key", 1)
+        except ValueError:
+            continue
+        held.append(name)
+    assert listed(database) == sorted(held)
+
+
+def test_a_namespace_without_keys_is_not_listed(database: Database) -> None:
+    database.open("only open")
+    database.open("emptied").set("key", 1)
+    assert listed(database) == ["emptied"]
+    database.open("emptied").remove("key")
+    assert listed(database) == [], "A namespace that was emptied is still listed."
+
+
+def test_what_is_stored_is_seen_by_a_plugin_that_has_been_there(database: Database) -> None:
+    plugin: Any = database.plugin()
+    assert list(plugin.namespaces()) == []
+    database.open("late").set("key", 1)
+    assert list(plugin.namespaces()) == ["late"]
+
+
+@pytest.mark.parametrize("data", ODD, ids=repr)
+def test_a_swap_replaces_what_it_expects(stored: Any, data: bytes) -> None:
+    stored.write("key", data)
+    assert stored.swap("key", data, b"new" + data) is True
+    assert stored.read("key") == b"new" + data
+    assert stored.swap("key", b"new" + data, data) is True
+    assert stored.read("key") == data
+
+
+@pytest.mark.parametrize("other", [b"", b"Old", b"old ", b"old\0", b"ol", b"new"], ids=repr)
+def test_a_swap_leaves_what_it_does_not_expect(stored: Any, other: bytes) -> None:
+    stored.write("key", b"old")
+    assert stored.swap("key", other, b"new") is False
+    assert stored.read("key") == b"old"
+
+
+def test_a_swap_of_a_missing_key_stores_nothing(stored: Any) -> None:
+    stored.write("other", b"old")
+    for old in [b"", b"old"]:
+        assert stored.swap("key", old, b"new") is False
+    assert list(stored.keys()) == ["other"]
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_a_swap_changes_its_own_key_alone(stored: Any, names: list[str]) -> None:
+    for name in names:
+        stored.write(name, b"old")
+    assert stored.swap(names[0], b"old", b"new") is True
+    assert [stored.read(name) for name in names] == [b"new", *[b"old"] * (len(names) - 1)]
+
+
+def test_threads_that_swap_lose_nothing(stored: Any) -> None:
+    stored.write("key", b"0")
+
+    def count(_: int) -> None:
+        done = False
+        while not done:
+            old = stored.read("key")
+            done = stored.swap("key", old, b"%d" % (int(old) + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(200)))
+    assert stored.read("key") == b"200", "A swap is not one step: `resign` would set values back."

@@ -1,0 +1,511 @@
+"""The commands for the bot's administrator, on this project's database."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from contract.support.database import Database
+from contract.support.sample_values import MARK, Level, Person, Settings
+from contract.support.tricky_names import ALIKE
+from errbot.storage.shelf import ShelfStoragePlugin
+
+from {{ cookiecutter.__package }} import moving, values
+from {{ cookiecutter.__package }}.__main__ import main
+
+OLD = "old-signing-key-of-the-bot"
+NEW = "new-signing-key-of-the-bot"
+OTHER = """
+import pickle
+from errbot.storage.base import StorageBase, StoragePluginBase
+
+class OtherStorage(StorageBase):
+    def __init__(self, rows):
+        self.rows = rows
+    def get(self, key):
+        return pickle.loads(self.rows[key])
+    def keys(self):
+        return self.rows.keys()
+    def len(self):
+        return len(self.rows)
+    def close(self):
+        pass
+
+class OtherPlugin(StoragePluginBase):
+    def open(self, namespace):
+        if namespace == "repomgr":
+            raise RuntimeError("a-secret")
+        return OtherStorage(self._storage_config if namespace == "text_backend" else {})
+"""
+EXECUTED: list[str] = []
+
+
+def run_code(*_: object) -> None:
+    """Note that an attacker's code ran."""
+    EXECUTED.append("code ran")
+
+
+class Evil:
+    """What an attacker would store: unpickling it runs code."""
+
+    def __reduce__(self) -> Any:
+        return run_code, ()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs() -> Any:
+    EXECUTED.clear()
+    yield
+    assert EXECUTED == [], "A command ran what was stored."
+
+
+class Bot:
+    """A bot's storage and its administrator."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.keys(NEW)
+
+    def keys(self, *keys: str) -> None:
+        """Write these signing keys into config.py, or none."""
+        config = self.database.config
+        config.STORAGE_CONFIG = dict(config.STORAGE_CONFIG)
+        config.STORAGE_CONFIG.pop("signing_key", None)
+        if keys:
+            config.STORAGE_CONFIG["signing_key"] = list(keys)
+        lines = (f"{name} = {value!r}\n" for name, value in vars(config).items())
+        self.database.config_file.write_text("".join(lines), encoding="utf-8")
+
+    def open(self, name: str) -> Any:
+        """Open a namespace with the signing keys of config.py."""
+        return self.database.open(name, self.database.plugin())
+
+    def invoke(self, *arguments: object, status: int, given: str = "") -> Result:
+        """Run a command. It must end with this status."""
+        words = ["-c", str(self.database.config_file), *map(str, arguments)]
+        done = CliRunner().invoke(main, words, input=given)
+        assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
+        assert OLD not in done.output, "A command shows a signing key."
+        assert NEW not in done.output, "A command shows a signing key."
+        return done
+
+    def run(self, *arguments: object, status: int = 0, given: str = "") -> str:
+        """Run a command, and return all that it printed. It must end with this status."""
+        return self.invoke(*arguments, status=status, given=given).output
+
+    def json(self, *arguments: object, status: int = 0) -> Any:
+        """Run a command with --json, and return what it printed."""
+        return json.loads(self.invoke("--json", *arguments, status=status).stdout)
+
+
+@pytest.fixture
+def bot(database: Database) -> Bot:
+    """A bot's storage, whose values are signed."""
+    return Bot(database)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """The config.py of a bot with Errbot's Shelf, in the format that this Python writes."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    plugin = ShelfStoragePlugin(SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=str(folder)))
+    for namespace in ["core", "test_backend", "Inactive's ñ%", "a", "a.db"]:
+        storage = plugin.open(namespace)
+        for key, value in values_of(namespace).items():
+            storage.set(key, value)
+        storage.close()
+    plugin.open("Nothing").close()
+    config = tmp_path / "old" / "config.py"
+    config.parent.mkdir()
+    config.write_text(f"print('noise', flush=True)\nBOT_DATA_DIR = {str(folder)!r}\n")
+    return config
+
+
+def values_of(namespace: str) -> dict[str, Any]:
+    """Return what a plugin of the old bot has stored."""
+    found = {"person": Person(MARK), "settings": Settings(a=1), "level": Level.HIGH, "größe": 1}
+    return found | {f"key {number}": [namespace, number] for number in range(20)}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_list_counts_keys_and_bytes(bot: Bot) -> None:
+    assert "0 namespaces, 0 keys" in bot.run("list")
+    bot.open("one").write("a", b"x" * 10)
+    bot.open("one").write("b", b"x" * 30)
+    bot.open("two\n").write("a", b"x")
+    printed = bot.json("list")
+    assert printed["namespaces"] == [
+        {"namespace": "one", "keys": 2, "bytes": 40, "largest": 30},
+        {"namespace": "two\n", "keys": 1, "bytes": 1, "largest": 1},
+    ]
+    assert (printed["keys"], printed["bytes"]) == (3, 41)
+    assert bot.run("list").splitlines()[-1] == "2 namespaces, 3 keys, 41 bytes"
+    assert "'two\\n'" in bot.run("list"), "A name can end a line, or do worse to a terminal."
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_names_are_told_apart(bot: Bot, names: list[str]) -> None:
+    for name in names:
+        bot.open(name).set(name, MARK)
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == sorted(names)
+    assert bot.json("check")["total"]["newest"] == len(names)
+    for name in names[1:]:
+        bot.run("delete", "--yes", "--", name, name)
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == [names[0]]
+
+
+def test_check_is_good_when_all_is_signed_by_the_newest_key(bot: Bot) -> None:
+    bot.open("one").set("key", MARK)
+    printed = bot.run("check")
+    assert MARK not in printed
+    assert printed.splitlines()[-1] == "1 value: all good"
+
+
+def test_check_tells_what_is_bad(bot: Bot) -> None:
+    bot.keys(OLD)
+    bot.open("one").set("older", MARK)
+    bot.open("one").set("moved", MARK)
+    bot.keys(OLD, NEW)
+    storage = bot.open("one")
+    storage.set("newest", MARK)
+    storage.write("unsigned", pickle.dumps(Evil()))
+    storage.write("refused", storage.read("moved"))
+    storage.remove("moved")
+    storage.write("cut", pickle.dumps(MARK)[:-1])
+    storage.write("signed, no pickle", storage.signer("signed, no pickle").sign(b"no pickle"))
+    printed = bot.json("check", status=1)
+    assert printed["total"] == {
+        **{"keys": 6, "newest": 1, "older": 1, "unsigned": 1, "refused": 1, "broken": 2}
+    }
+    assert {entry["key"]: entry["why"].split(":")[0] for entry in printed["bad"]} == {
+        "unsigned": "unsigned, and STORAGE_CONFIG has a signing_key",
+        "refused": "refused",
+        "cut": values.BROKEN,
+        "signed, no pickle": values.BROKEN,
+    }
+    text = bot.run("check", status=1)
+    assert "one, unsigned: unsigned" in text
+    assert MARK not in text
+
+
+def test_check_says_when_an_old_key_may_go(bot: Bot) -> None:
+    bot.keys(OLD)
+    bot.open("one").set("key", MARK)
+    bot.keys(OLD, NEW)
+    assert "key 1 of 2 of signing_key: still needed for 1 value" in bot.run("check")
+    bot.run("resign")
+    assert "key 1 of 2 of signing_key: no value needs it: it may go" in bot.run("check")
+    bot.keys(NEW)
+    assert bot.open("one").get("key") == MARK
+
+
+def test_check_without_signing_keys(bot: Bot) -> None:
+    bot.open("one").set("signed", MARK)
+    bot.keys()
+    bot.open("one").set("key", MARK)
+    printed = bot.json("check", status=1)
+    assert (printed["total"]["unsigned"], printed["total"]["refused"]) == (1, 1)
+    assert [entry["key"] for entry in printed["bad"]] == ["signed"]
+
+
+@pytest.mark.parametrize("keys", [(), (NEW,), (OLD, NEW)], ids=["unsigned", "signed", "two keys"])
+def test_move_brings_everything_from_a_shelf(bot: Bot, shelf: Path, keys: tuple[str, ...]) -> None:
+    bot.keys(*keys)
+    folder = shelf.parent.parent / "shelf"
+    before = contents(folder)
+    assert "nothing was written" in bot.run("move", "--dry-run", shelf)
+    assert bot.json("list")["keys"] == 0, "A dry run wrote something."
+    printed = bot.run("move", shelf)
+    assert printed.splitlines()[-1] == "5 namespaces, 120 keys: all equal"
+    assert MARK not in printed
+    for namespace in ["core", "test_backend", "Inactive's ñ%", "a", "a.db"]:
+        storage = bot.open(namespace)
+        assert {key: storage.get(key) for key in storage.keys()} == values_of(namespace)
+    assert contents(folder) == before, "The old storage was changed."
+    bot.run("check")
+
+
+def test_move_can_be_run_again_and_completes_what_is_there(bot: Bot, shelf: Path) -> None:
+    bot.run("move", shelf)
+    storage = bot.open("core")
+    for number in range(7):
+        storage.remove(f"key {number}")
+    for key in list(bot.open("a").keys()):
+        bot.open("a").remove(key)
+    assert bot.run("move", shelf).splitlines()[-1] == "5 namespaces, 120 keys: all equal"
+    assert storage.get("key 3") == ["core", 3]
+
+
+def test_move_refuses_to_replace_other_values(bot: Bot, shelf: Path) -> None:
+    bot.open("core").set("person", "newer")
+    bot.open("core").set("only here", MARK)
+    printed = bot.run("move", shelf, status=1)
+    assert "core: 2 keys with other values here" in printed
+    assert "--replace" in printed
+    assert bot.json("list")["keys"] == 2, "Something was written."
+    assert "nothing was written" in bot.run("move", "--only", "core", shelf, status=1)
+    bot.run("move", "--only", "a", "--only", "a.db", shelf)
+    assert [one["namespace"] for one in bot.json("list")["namespaces"]] == ["a", "a.db", "core"]
+
+
+def test_move_replaces_a_namespace_if_it_is_told_to(bot: Bot, shelf: Path) -> None:
+    bot.open("core").set("person", "newer")
+    bot.open("core").set("only here", MARK)
+    bot.open("not there").set("key", MARK)
+    assert bot.run("move", "--replace", shelf).splitlines()[-1].endswith(": all equal")
+    storage = bot.open("core")
+    assert {key: storage.get(key) for key in storage.keys()} == values_of("core")
+    assert bot.open("not there").get("key") == MARK, "A namespace was lost that is not there."
+
+
+def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
+    config = SimpleNamespace(STORAGE_CONFIG={"basedir": str(shelf.parent.parent / "shelf")})
+    storage: Any = ShelfStoragePlugin(config).open("core")
+    storage.shelf.dict[b"cut"] = pickle.dumps(MARK)[:-1]
+    storage.shelf.dict[b"\xff"] = pickle.dumps(MARK)
+    storage.close()
+    (shelf.parent.parent / "shelf" / "Torn.db").write_bytes(b"no database at all")
+    printed = bot.run("move", shelf, status=1)
+    assert f"core, cut: {values.BROKEN}" in printed
+    assert "its key is not UTF-8" in printed
+    assert "Torn: Torn.db cannot be read" in printed
+    assert "NOT all equal" in printed.splitlines()[-1]
+    assert bot.open("core").get("person") == Person(MARK)
+    assert bot.json("move", shelf, status=1)["good"] is False
+    assert bot.json("list")["keys"] == 120
+
+
+def test_move_compares_what_was_really_stored(
+    bot: Bot, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all = moving.write_all
+
+    def spoil(old: Any, new: Any, keys: Any, result: moving.Result) -> None:
+        write_all(old, new, keys, result)
+        new.write("person", new.signer("person").sign(pickle.dumps("other")))
+
+    monkeypatch.setattr(moving, "write_all", spoil)
+    printed = bot.run("move", shelf, status=1)
+    assert "core, person: not equal" in printed
+    assert "NOT all equal, only 115" in printed
+
+
+def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
+    (tmp_path / "other.plug").write_text("[Core]\nName = Other\nModule = other\n")
+    (tmp_path / "other.py").write_text(OTHER)
+    objects = [Person(MARK), {"a": (1, 2)}]
+    config = tmp_path / "old.py"
+    rows = {f"key {number}": pickle.dumps(value) for number, value in enumerate(objects)}
+    rows["gone"] = rows["key 0"].replace(b"contract.", b"kontrakt.")
+    given = {"STORAGE": "Other", "STORAGE_CONFIG": rows, "BACKEND": "Text"}
+    given |= {"BOT_EXTRA_STORAGE_PLUGINS_DIR": str(tmp_path), "BOT_DATA_DIR": str(tmp_path)}
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
+    printed = bot.run("move", config, status=1)
+    assert "text_backend, gone: No module named 'kontrakt'" in printed
+    assert "repomgr: cannot be opened: RuntimeError" in printed
+    assert "a-secret" not in printed
+    assert "NOT all equal, only 2" in printed
+    storage = bot.open("text_backend")
+    assert [storage.get(f"key {number}") for number in range(2)] == objects
+
+
+def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None:
+    printed = bot.run("move", "--only", "Notes", shelf, status=2)
+    assert "The old storage has no Notes. It has: " in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("raise ValueError('a-secret')", "ValueError in line 1"),
+        ("import os\nos.environ['NOT_SET_1']", "KeyError in line 2: there is no 'NOT_SET_1'"),
+        ("secret = 'a-secret", "SyntaxError in line 1"),
+        ("import nowhere_to_be_found", "no module named 'nowhere_to_be_found'"),
+        ("raise SystemExit('a-secret')", "SystemExit in line 1"),
+        ("STORAGE = 'Nobody'\nBOT_DATA_DIR = '.'", "'Nobody'"),
+        ("BOT_DATA_DIR = '/nowhere/at/all'", "BOT_DATA_DIR"),
+    ],
+)
+def test_a_config_that_fails_is_a_clear_error(
+    bot: Bot, tmp_path: Path, text: str, why: str
+) -> None:
+    config = tmp_path / "bad.py"
+    config.write_text(text)
+    printed = bot.run("move", config, status=2)
+    assert why in printed
+    assert "a-secret" not in printed
+    assert "Traceback" not in printed
+    assert "does not appear to have been opened" not in printed
+
+
+def test_an_error_in_storage_config_is_named_and_shows_no_value(bot: Bot) -> None:
+    bot.database.config.STORAGE_CONFIG |= {"timeout": "a-secret"}
+    bot.keys(NEW)
+    printed = bot.run("list", status=2)
+    assert "timeout: " in printed
+    assert "a-secret" not in printed
+
+
+def test_a_config_that_is_missing_is_a_clear_error(bot: Bot, tmp_path: Path) -> None:
+    assert "There is no Python file" in bot.run("move", tmp_path / "nowhere.py", status=2)
+
+
+def test_a_config_that_names_another_storage_is_a_clear_error(bot: Bot) -> None:
+    bot.database.config.STORAGE = "Memory"
+    bot.keys()
+    assert 'STORAGE = "{{ cookiecutter.plugin_name }}"' in bot.run("list", status=2)
+
+
+def test_options_may_stand_behind_the_command(bot: Bot) -> None:
+    words = ["list", "--json", "-c", str(bot.database.config_file)]
+    done = CliRunner().invoke(main, words)
+    assert json.loads(done.stdout)["keys"] == 0
+
+
+def test_resign_signs_with_the_newest_key(bot: Bot) -> None:
+    bot.keys(OLD)
+    for number in range(30):
+        bot.open("one").set(f"key {number}", [MARK, number])
+    bot.keys(OLD, NEW)
+    bot.open("one").set("new", MARK)
+    printed = bot.json("resign")
+    assert (printed["signed"], printed["already_signed"]) == (30, 1)
+    bot.keys(NEW)
+    assert [bot.open("one").get(f"key {number}")[1] for number in range(30)] == list(range(30))
+
+
+def test_resign_accepts_what_is_unsigned_only_if_it_is_told_to(bot: Bot) -> None:
+    bot.keys()
+    bot.open("one").set("key", MARK)
+    bot.keys(NEW)
+    bot.open("one").write("cut", b"no pickle")
+    moved = bot.open("one").signer("other").sign(pickle.dumps(MARK))
+    bot.open("one").write("moved", moved)
+    assert "one, key: unsigned" in bot.run("resign", status=1)
+    printed = bot.run("resign", "--accept-unsigned", status=1)
+    assert "one, cut: no whole pickle" in printed
+    assert "one, moved: refused" in printed
+    assert bot.open("one").get("key") == MARK
+    assert bot.open("one").read("moved") == moved, "A value was blessed that had been refused."
+
+
+def test_resign_needs_a_signing_key(bot: Bot) -> None:
+    bot.keys()
+    bot.open("one").set("key", MARK)
+    assert "no signing_key" in bot.run("resign", status=2)
+
+
+def test_resign_does_not_set_back_what_a_bot_sets_meanwhile(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bot.keys(OLD)
+    bot.open("one").set("key", "before")
+    bot.keys(OLD, NEW)
+    writer, sign = bot.open("one"), values.sign
+
+    def sign_late(storage: Any, key: str, pickled: bytes) -> bytes:
+        writer.set("key", "meanwhile")
+        return sign(storage, key, pickled)
+
+    monkeypatch.setattr(values, "sign", sign_late)
+    bot.run("resign")
+    assert writer.get("key") == "meanwhile", "A value that the bot had set was set back."
+
+
+def test_show_describes_a_value_and_makes_nothing(bot: Bot) -> None:
+    storage = bot.open("one")
+    storage.set("person", Person("Ann", [Person("Bob")]))
+    storage.write("evil", pickle.dumps(Evil()))
+    module = Person.__module__
+    assert bot.run("show", "one", "person").strip() == (
+        f"{module}.Person(name='Ann', friends=[{module}.Person(name='Bob', friends=[])])"
+    )
+    assert "run_code()" in bot.run("show", "one", "evil")
+    assert "unsigned" in bot.run("show", "one", "evil")
+    assert len(bot.run("show", "one").splitlines()) == 2
+    assert bot.json("show", "one", "person")["values"][0]["bad"] == ""
+
+
+@pytest.mark.parametrize("arguments", [("one", "nothing"), ("nothing",)], ids=["key", "namespace"])
+def test_what_is_not_there_is_status_1(bot: Bot, arguments: tuple[str, ...]) -> None:
+    bot.open("one").set("key", MARK)
+    assert "There is no key" in bot.run("show", *arguments, status=1)
+    assert "There is no key" in bot.run("delete", "--yes", *arguments, status=1)
+
+
+def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
+    storage = bot.open("one")
+    for key in ["a", "b", "c"]:
+        storage.write(key, pickle.dumps(Evil()))
+    bot.run("delete", "one", "a", given="n\n", status=1)
+    assert storage.len() == 3
+    assert "Delete the key a of one?" in bot.run("delete", "one", "a", given="y\n")
+    assert sorted(storage.keys()) == ["b", "c"]
+    assert bot.json("delete", "--yes", "one")["deleted"] == ["b", "c"]
+    assert storage.len() == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([1, 2.5, None, True, False, "a", b"b", (1,), (), set(), frozenset()], None),
+        ({"a": {1: [(1, 2)]}}, None),
+        (2**70, None),
+        (Level.HIGH, f"{Level.__module__}.Level('high')"),
+        (Settings(a=1), f"{Settings.__module__}.Settings('a': 1)"),
+    ],
+    ids=["flat", "nested", "large", "enum", "dict of a class"],
+)
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_values_are_described(value: object, text: str | None, protocol: int) -> None:
+    expected = repr(value).replace("set()", "set([])").replace("frozenset([])", "frozenset([])")
+    described = values.describe(pickle.dumps(value, protocol), 1_000)
+    assert described == (text or expected)
+
+
+def test_a_bomb_does_not_go_off() -> None:
+    laughs: list[Any] = [[]]
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    assert len(values.describe(pickle.dumps(laughs), 1_000)) <= 1_003
+    deep = b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    assert "..." in values.describe(deep, 1_000)
+    itself: list[Any] = []
+    itself.append(itself)
+    assert values.describe(pickle.dumps(itself), 100) == "[...]"
+    for bytes_ in [b"\x80\x04r\xff\xff\xff\xff.", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", b"."]:
+        with pytest.raises(ValueError, match=values.BROKEN):
+            values.describe(bytes_, 100)
+    assert values.describe(b"\x80\x04Pname\n.", 100) == "persistent id('name')"
+    assert values.describe(b"\x80\x02\x82\x01.", 100) == "extension(1)"
+
+
+def test_only_one_whole_pickle_is_whole() -> None:
+    whole = pickle.dumps([MARK, 5])
+    assert values.is_whole(whole)
+    for bad in [b"", b".", whole[:-1], whole + b".", whole + whole, b"no pickle", whole[1:]]:
+        assert not values.is_whole(bad), bad
+
+
+@pytest.mark.usefixtures("other_processes")
+@pytest.mark.parametrize("as_file", [False, True], ids=["python -m", "as a file"])
+def test_it_runs_as_a_program(bot: Bot, as_file: bool, tmp_path: Path) -> None:
+    bot.open("one").set("key", MARK)
+    source = Path(__file__).parent.parent / "src"
+    package = "{{ cookiecutter.__package }}"
+    program = [str(source / package / "__main__.py")] if as_file else ["-m", package]
+    command = [sys.executable, *program, "list", "--json", "-c", str(bot.database.config_file)]
+    cwd = tmp_path if as_file else source
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["keys"] == 1
