@@ -179,7 +179,8 @@ def test_foreign_keys_of_redis_stop_nothing(start: Start, request: pytest.Fixtur
     check_the_rest(plugin, storage)
     for name in ["text", "list"]:
         foreign = plugin.open(name)
-        for operation, arguments in [(foreign.get, ["key"]), (foreign.set, ["key", 1])]:
+        calls: list[tuple[Any, list[Any]]] = [(foreign.get, ["key"]), (foreign.set, ["key", 1])]
+        for operation, arguments in calls:
             with pytest.raises(StoreException, match="WRONGTYPE"):
                 operation(*arguments)
         with pytest.raises(StoreException, match="WRONGTYPE"):
