@@ -14,7 +14,7 @@ import time
 from threading import Thread
 from typing import Any
 
-from support.databases import main
+from databases import main
 
 KEYS = 5
 THREADS = 4
@@ -157,7 +157,7 @@ def measure(plugin: Any, seconds: int) -> dict[str, Any]:
             lost += 1
     for what in ["gets", "sets"]:
         total[f"{what}:"] += parent.counts[what]
-    for error in sorted(errors | {f"parent: {error}" for error in parent.errors}):
+    for error in sorted(errors | {f"parent: {error}" for error in parent.errors})[:20]:
         print(error, file=sys.stderr)
     return {
         **{what.rstrip(":"): count for what, count in total.items()},

@@ -13,7 +13,7 @@ import time
 from threading import Thread
 from typing import Any
 
-from support.databases import main
+from databases import main
 
 KEYS = 5
 THREADS = 3

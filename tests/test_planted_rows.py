@@ -10,10 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
-import pymysql
 import pytest
 import redis
+import sqlalchemy as sa
 from errbot.storage import StoreException
 from pytest_cookies.plugin import Cookies
 from servers.mariadb import MariaDB
@@ -157,19 +156,14 @@ def test_a_name_that_is_no_utf8_stops_nothing_on_a_server(
     table = f"planted_{of}"
     plugin = start(name, table=table)
     storage = open_with_keys(plugin)
-    url = request.getfixturevalue(name)
     row = [b"namespace", NO_UTF8] if of == "key" else [NO_UTF8, b"key"]
-    values = [*row, b"\0"]
-    if name == "postgresql":
-        with psycopg.connect(url) as other:
-            other.execute(f"INSERT INTO {table} VALUES (%s, %s, %s)", values)  # type: ignore[arg-type]
-    else:
-        port = int(url.rpartition(":")[2].partition("/")[0])
-        with pymysql.connect(
-            host="127.0.0.1", port=port, user="bot", password="password", database="bot"
-        ) as maria:
-            maria.cursor().execute(f"INSERT INTO {table} VALUES (%s, %s, %s)", values)
-            maria.commit()
+    url = sa.make_url(request.getfixturevalue(name))
+    driver = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}[name]
+    engine = sa.create_engine(url.set(drivername=driver))
+    with engine.begin() as other:
+        insert = sa.text(f"INSERT INTO {table} VALUES (:namespace, :key, :value)")
+        other.execute(insert, {"namespace": row[0], "key": row[1], "value": b"\0"})
+    engine.dispose()
     check_the_rest(plugin, storage)
 
 
@@ -178,15 +172,19 @@ def test_foreign_keys_of_redis_stop_nothing(start: Start, request: pytest.Fixtur
     storage = open_with_keys(plugin)
     with redis.Redis.from_url(request.getfixturevalue("redis")) as other:
         other.hset("errbot:namespace", NO_UTF8.decode("latin-1"), "text")
-        other.execute_command("HSET", "errbot:namespace", NO_UTF8, b"\0")
-        other.execute_command("HSET", b"errbot:" + NO_UTF8, b"key", b"\0")
+        for field in [("errbot:namespace", NO_UTF8), (b"errbot:" + NO_UTF8, "key")]:
+            other.hset(*field, b"\0")
         other.set("errbot:text", "text")
         other.lpush("errbot:list", "text")
     check_the_rest(plugin, storage)
     for name in ["text", "list"]:
-        for operation in [lambda s: s.get("key"), lambda s: s.set("key", 1), lambda s: s.len()]:
+        foreign = plugin.open(name)
+        calls: list[tuple[Any, list[Any]]] = [(foreign.get, ["key"]), (foreign.set, ["key", 1])]
+        for operation, arguments in calls:
             with pytest.raises(StoreException, match="WRONGTYPE"):
-                operation(plugin.open(name))
+                operation(*arguments)
+        with pytest.raises(StoreException, match="WRONGTYPE"):
+            foreign.len()
     check_the_rest(plugin, storage)
 
 

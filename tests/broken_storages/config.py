@@ -182,3 +182,25 @@ def old_signing_keys_are_taken_out_of_the_config(Storage, Plugin):
         given = getattr(bot_config, "STORAGE_CONFIG", None) or {}
         if isinstance(keys := given.get("signing_key"), list):
             del keys[:-1]
+
+
+@caught_by("test_neither_vars_nor_a_pickle_shows_a_secret")
+def the_keys_are_kept_in_clear(Storage, Plugin):
+    """An attribute of the storage, which Sentry and debuggers show."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.keys_in_clear = [key.get_secret_value() for key in storage._signing_keys]
+        return storage
+
+
+@caught_by("test_no_frame_of_an_error_shows_a_secret")
+def a_frame_of_an_error_holds_the_config(Storage, Plugin):
+    """A local of a function that raises, which Errbot sends to Sentry."""
+    Config = config_class(Plugin)
+    load = Config.load
+    code = "def load(given):\n    settings = repr(given)\n    return old(given)\n"
+    names = {"old": load}
+    exec(compile(code, load.__func__.__code__.co_filename, "exec"), names)
+    Config.load = names["load"]

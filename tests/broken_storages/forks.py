@@ -14,13 +14,12 @@ from broken_storages.support import caught_by, replace
 def a_connection_is_shared_with_forked_processes(Storage, Plugin):
     """A child takes an idle connection that its parent uses as well, and reads its answers."""
     lock = threading.RLock()
-    os.register_at_fork(after_in_child=lock._at_fork_reinit)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        self.socket = os.pipe()
-        weakref.finalize(self, lambda ends: [os.close(end) for end in ends], self.socket)
+        self.socket = list(os.pipe())
+        weakref.finalize(self, close, self.socket)
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -33,11 +32,22 @@ def a_connection_is_shared_with_forked_processes(Storage, Plugin):
         name = key.encode("utf-8", "surrogatepass")
         if len(name) > 100:
             return old(self, key)
-        reading, writing = self.plugin.socket
+        socket = self.plugin.socket
         with lock:
-            os.write(writing, name.ljust(100, b"\xff"))
-            answer = os.read(reading, 100)
+            try:
+                os.write(socket[1], name.ljust(100, b"\xff"))
+                answer = os.read(socket[0], 100)
+            except BaseException:  # An interrupt is another test's matter.
+                close(socket)
+                socket[:] = os.pipe()
+                raise
         return old(self, answer.rstrip(b"\xff").decode("utf-8", "surrogatepass"))
+
+
+def close(ends):
+    """Close a pipe."""
+    for end in ends:
+        os.close(end)
 
 
 @caught_by("test_a_forked_process_that_ends_leaves_its_parent_unharmed", alone=True)

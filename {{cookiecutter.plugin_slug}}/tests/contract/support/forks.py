@@ -137,7 +137,7 @@ def set_in_children(storage: StorageBase) -> None:
             except Exception as error:
                 if name == "parent" or refusal(error):
                     raise
-        print(json.dumps(done))
+        sys.stdout.write(f"{json.dumps(done)}\n")  # In one piece, for others write as well.
 
     children = [fork(partial(set_some, name)) for name in ["one", "other"]]
     set_some("parent")

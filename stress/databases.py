@@ -14,7 +14,7 @@ from typing import Any
 
 from cookiecutter.main import cookiecutter
 
-TEMPLATE = Path(__file__).parent.parent.parent
+TEMPLATE = Path(__file__).parent.parent
 sys.path.insert(0, str(TEMPLATE / "tests"))
 
 from servers.base import Server  # noqa: E402
