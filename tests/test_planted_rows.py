@@ -138,11 +138,11 @@ def test_a_name_of_another_type_stops_nothing(
 ) -> None:
     plugin = start(name)
     storage = open_with_keys(plugin)
-    if name == "sqlite" and of == "namespace" and key != NO_UTF8:
-        pytest.skip("the column is TEXT, so that this is a namespace like any other")
     place = "CAST('namespace' AS BLOB), ?" if of == "key" else "?, CAST('key' AS BLOB)"
-    if name == "sqlite":
-        place = "'namespace', CAST(? AS TEXT)" if of == "key" else "CAST(? AS TEXT), 'key'"
+    if name == "sqlite":  # Its names are texts, so that these are of another type.
+        planted = "CAST(? AS TEXT)" if key == NO_UTF8 else "CAST(? AS BLOB)"
+        planted = planted if isinstance(key, bytes | str) else "?"
+        place = f"'namespace', {planted}" if of == "key" else f"{planted}, 'key'"
     with closing(sqlite3.connect(tmp_path / file)) as other, other:
         other.execute(f"INSERT INTO {table} VALUES ({place}, x'00')", [key])
     check_the_rest(plugin, storage)

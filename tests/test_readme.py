@@ -42,7 +42,9 @@ def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
     config, plugin, storage, conftest = steps()
     file = project / "src/errbot_storage_acme/storage.py"
     source = file.read_text()
-    source = source.replace("import sys\n", "import sqlite3\nimport threading\nfrom pathlib import Path\n")
+    source = source.replace(
+        "import sys\n", "import sqlite3\nimport threading\nfrom pathlib import Path\n"
+    )
     source = re.sub(
         r"    url: Secret = Field\(.*?\n    \)\n", lambda _: config, source, flags=re.DOTALL
     )

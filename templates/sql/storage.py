@@ -32,8 +32,7 @@ Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-# Names are stored as bytes: collations take "a", "A" and "a " for one, and a text of PostgreSQL
-# holds no NUL. Both together fit into an index of PostgreSQL (2704 bytes) and of InnoDB (3072).
+# Names are stored as bytes, because collations mix them up. Both fit into an index of each server.
 NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 
 # The drivers that the extras install, by what a URL begins with.
@@ -55,7 +54,6 @@ def check_url(secret: SecretStr) -> SecretStr:
     try:
         url = read_url(text)
         in_memory = url.database in (None, "", ":memory:") or "memory" in url.query.values()
-        # With an @ in the password, errors would show its end as the name of the host.
         server = url.drivername in DRIVERS.values() and text.count("@") < 2
         if server or (url.drivername == "sqlite" and not in_memory):
             create_engine(secret, timeout=1)
@@ -115,7 +113,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
         """Replace bytes only if they are still the old ones, in one step. Says if it did."""
-        return self._run("swap", n=self._encoded, k=encode(key), old=old, v=new)[1] > 0
+        return self._run("swap", n=self._encoded, k=encode(key), o=old, v=new)[1] > 0
 
     def remove(self, key: str) -> None:
         """Remove a key. Raises KeyError if it is not there."""
@@ -192,7 +190,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 f" DELETE ON {self.config.table} TO the bot's account."
             ) from None
 
-    def run(self, name: str, **values: bytes) -> tuple[list[Any], int]:
+    def run(self, name: str, many: Any = None, **values: Any) -> tuple[list[Any], int]:
         """Run a statement in autocommit. Returns its rows, and the number of rows it changed."""
         if os.getpid() != self._process:  # The parent goes on with the old connections.
             if self._engine.dialect.name == "sqlite":  # A fork inherits no locks.
@@ -204,7 +202,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         try:
             while turn:
                 try:
-                    return self._execute(self._take(), name, values)
+                    return self._execute(self._take(), name, many or values)
                 except Exception as error:
                     problem = getattr(error, "orig", None) or error
                     sent = getattr(error, "statement", name) is not None
@@ -284,9 +282,8 @@ def decode(rows: Iterable[Any]) -> Iterator[str]:
 
 
 def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
-    """Return the statements, by name, in which n is a namespace, k a key and v a value."""
-    mark = ":{}" if dialect.name == "sqlite" else "%({})s"
-    n, k, v, old = map(mark.format, ["n", "k", "v", "old"])
+    """Return the statements, by name, in which n is a namespace, k a key, v a value."""
+    n, k, v, o, s = map((":{}" if dialect.name == "sqlite" else "%({})s").format, "nkvos")
     quote = dialect.identifier_preparer.quote
     table, key = ".".join(map(quote, table.split("."))), quote("key")
     short = long = value = "BYTEA" if dialect.name == "postgresql" else "BLOB"
@@ -295,18 +292,22 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
         short, long, value = f"VARBINARY({NAMESPACE_BYTES})", f"VARBINARY({KEY_BYTES})", "LONGBLOB"
         replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
     row = f"namespace = {n} AND {key} = {k}"
-    keys = f"SELECT {key} FROM {table} WHERE namespace = {n}"
+    data, blobs = "value", "1 = 1"
+    if dialect.name == "sqlite":  # Its columns hold whatever somebody plants in them.
+        data, blobs = "CAST(value AS BLOB)", f"typeof(namespace) || typeof({key}) = 'blobblob'"
+    of = f"FROM {table} WHERE namespace = {n} AND {blobs}"
     return {
         "create": f"CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,"
         f" value {value} NOT NULL, PRIMARY KEY (namespace, {key}))",
-        "read": f"SELECT value FROM {table} WHERE {row}",
+        "read": f"SELECT {data} FROM {table} WHERE {row}",
         "write": f"INSERT INTO {table} (namespace, {key}, value) VALUES ({n}, {k}, {v}) {replace}",
-        "swap": f"UPDATE {table} SET value = {v} WHERE {row} AND value = {old}",
+        "swap": f"UPDATE {table} SET value = {v} WHERE {row} AND value = {o}",
         "remove": f"DELETE FROM {table} WHERE {row}",
         "len": f"SELECT count(*) FROM {table} WHERE namespace = {n}",
-        "first key": f"{keys} ORDER BY {key} LIMIT 1",
-        "next keys": f"{keys} AND {key} > {k} ORDER BY {key} LIMIT 1000",
-        "namespaces": f"SELECT DISTINCT namespace FROM {table}",
+        "first key": f"SELECT {key} {of} ORDER BY {key} LIMIT 1",
+        "next keys": f"SELECT {key} {of} AND {key} > {k} ORDER BY {key} LIMIT 1000",
+        "items": f"SELECT {key}, {data} {of} AND {key} > {k} ORDER BY {key} LIMIT {s}",
+        "namespaces": f"SELECT DISTINCT namespace FROM {table} WHERE {blobs}",
     }
 
 
@@ -344,7 +345,6 @@ def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
     if url.drivername == DRIVERS["postgresql"]:
         options = {
             "connect_timeout": whole,
-            # On a new table, PostgreSQL would sort all keys for each page, and not use the index.
             "options": f"-c statement_timeout={int(timeout * 1000) + 1} -c enable_sort=off"
             f" {url.query.get('options', '')}",
         }

@@ -153,10 +153,10 @@ def write_rows(new: Any, rows: list[Row], is_empty: bool, result: Result) -> Non
 
 def write_many(new: Any, rows: list[Row]) -> bool:
     """Write values at once, if the storage can. Says if it has."""
-    if not hasattr(new, "write_many"):
+    if not values.IN_BULK:
         return False
     try:
-        new.write_many({key: values.sign(new, key, pickled) for key, pickled in rows})
+        values.write_many(new, {key: values.sign(new, key, pickled) for key, pickled in rows})
     except (ValueError, StoreException):  # One by one, they tell which one it is.
         return False
     return True
@@ -184,10 +184,10 @@ def all_equal(old: Any, new: Any, result: Result, watch: Watch) -> bool:
 
     That is faster, if the storage can do it. If anything is not equal, `compare_all` says what.
     """
-    if result.problems or not hasattr(new, "items"):
+    if result.problems or not values.IN_BULK:
         return False
     count = size = 0
-    with watch(f"Comparing {result.namespace}", new.items(), new.len()) as items:
+    with watch(f"Comparing {result.namespace}", values.items(new), new.len()) as items:
         for key, data in items:
             try:
                 pickled = old.read(key)

@@ -28,15 +28,7 @@ class Value(NamedTuple):
     """The pickle without its signature; of a value that is refused, all bytes."""
 
 
-def items(storage: Any) -> Iterator[tuple[str, bytes]]:
-    """Iterate over the keys and bytes of a namespace: several at once, if the storage can."""
-    if hasattr(storage, "items"):
-        yield from storage.items()
-        return
-    for key in storage.keys():
-        with suppress(KeyError):  # removed meanwhile
-            yield key, storage.read(key)
-
+{% include [cookiecutter.database ~ "/bulk.py", "shared/bulk.py"] %}
 
 def examine(storage: Any, key: str, data: bytes) -> Value:
     """Say who signed some stored bytes, and whether they are one pickle."""
