@@ -339,6 +339,8 @@ class Proxy:
         self.target = port
         self.open = threading.Event()
         self.open.set()
+        self.pause = 0.0
+        """Seconds between two bytes, if the way is to be slow."""
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -359,7 +361,11 @@ class Proxy:
         try:
             while data := source.recv(65536):
                 self.open.wait()
-                sink.sendall(data)
+                for start in range(len(data) if self.pause else 0):
+                    sink.sendall(data[start : start + 1])
+                    time.sleep(self.pause)
+                if not self.pause:
+                    sink.sendall(data)
         except OSError:
             pass
         finally:
@@ -381,6 +387,37 @@ def test_a_server_that_goes_silent_is_given_up_in_time(
         assert time.monotonic() - began < 2 + 1.5
     proxy.open.set()
     assert storage.get("key") in ("value", 1)
+    proxy.listener.close()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("operation", ["set", "remove"])
+def test_a_write_whose_answer_is_withheld_may_have_been_done(
+    connect: Connect, server: Server, name: str, operation: str, table: str
+) -> None:
+    proxy = Proxy(server.port)
+    storage = connect(url_of(name, proxy.port), table=table, timeout=1.0).open("namespace")
+    storage.set("key", "value")
+    proxy.open.clear()
+    with pytest.raises(StoreException, match="It may have been done, or not"):
+        storage.set("key", "new") if operation == "set" else storage.remove("key")
+    proxy.open.set()
+    proxy.listener.close()
+
+
+def test_an_answer_that_trickles_in_is_given_up_in_time(
+    connect: Connect, postgresql: PostgreSQL, table: str
+) -> None:
+    proxy = Proxy(postgresql.port)
+    storage = connect(url_of("postgresql", proxy.port), table=table, timeout=2.0).open("n")
+    storage.set("key", "x" * 1000)
+    proxy.pause = 0.5
+    began = time.monotonic()
+    with pytest.raises(StoreException, match=f"127.0.0.1:{proxy.port}"):
+        storage.get("key")
+    assert time.monotonic() - began < 2 + 1.5
+    proxy.pause = 0
+    assert storage.get("key") == "x" * 1000
     proxy.listener.close()
 
 
@@ -666,6 +703,29 @@ def test_threads_share_the_connections_of_the_pool(
     while int(postgresql.sql(count)) > before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert int(postgresql.sql(count)) <= before, "A plugin that is gone has left connections."
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_threads_wait_in_turn_for_a_connection(
+    connect: Connect, name: str, url: str, table: str
+) -> None:
+    storage = connect(url, table=table, pool_size=2, timeout=5.0).open("namespace")
+    storage.set("key", 1)
+    counts = [0] * 32
+    stopped = threading.Event()
+
+    def work(number: int) -> None:
+        while not stopped.is_set():
+            storage.get("key")
+            counts[number] += 1
+
+    with ThreadPoolExecutor(32) as pool:
+        done = [pool.submit(work, number) for number in range(32)]
+        time.sleep(3)
+        stopped.set()
+        for each in done:
+            each.result()
+    assert min(counts) > max(counts) / 4, f"Some threads were served more often: {counts}"
 
 
 @pytest.mark.parametrize("name", ["sqlite", *SERVERS])
