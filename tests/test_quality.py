@@ -1,5 +1,7 @@
 """Every bake is clean under the checks of the project that it is."""
 
+import ast
+
 import pytest
 import yaml
 from conftest import DATABASES, TEMPLATE, UV, Bake, run
@@ -15,6 +17,19 @@ def test_ruff_and_mypy_find_nothing_in_a_bake(bake: Bake, database: str, name: s
     run(bin_folder / "ruff", "format", "--check", cwd=project)
     run(bin_folder / "ruff", "check", cwd=project)
     run(bin_folder / "mypy", "--strict", cwd=project)
+
+
+LINES = {"dict": 185, "sqlite": 260, "sql": 430, "redis": 310}
+"""Lines of a rendered storage.py at most. docs/design.md says what each guarantee costs."""
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_storage_py_stays_short(bake: Bake, database: str) -> None:
+    source = next(bake(database=database).glob("src/*/storage.py")).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LINES[database]
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert [name for name in lengths if lengths[name] > 30] == []
 
 
 def test_the_checks_would_find_something(bake: Bake) -> None:
