@@ -61,15 +61,15 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         self._rows[key] = data  # YOUR DATABASE: insert or replace
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
-        if self._rows.get(key) != old:
-            return False
-        self._rows[key] = new  # YOUR DATABASE: update where the value is still the old one
+        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        if self._rows.get(key) != old:  # YOUR DATABASE: update where the value is still the old
+            return False  # one; return whether a row changed
+        self._rows[key] = new
         return True
 
     def remove(self, key: str) -> None:
         """Remove a key. Raises KeyError if it is not there."""
-        del self._rows[key]  # YOUR DATABASE: delete, or raise KeyError(key) if nothing was
+        del self._rows[key]  # YOUR DATABASE: delete, or raise KeyError(key) if there was none
 
     def len(self) -> int:
         """Return the number of keys."""
@@ -93,12 +93,12 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._signing_keys = config.signing_keys
-        url = config.url.get_secret_value()
-        self._database = DATABASES.setdefault(url, {})  # YOUR DATABASE: connect (url, timeout)
+        # YOUR DATABASE: connect (url, timeout), and turn errors of the client into StoreException
+        self._database = DATABASES.setdefault(config.url.get_secret_value(), {})
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: hand it on
+        rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: pass the connection on
         return {{ cookiecutter.__class }}Storage(rows, namespace, self._signing_keys)
 
     def namespaces(self) -> list[str]:

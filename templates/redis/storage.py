@@ -44,13 +44,13 @@ def check_url(secret: SecretStr) -> SecretStr:
     text, reason = secret.get_secret_value(), ""
     try:
         parts, options = urlsplit(text), parse_url(text)
-        # A number sign, a slash or a question mark in a password would end the address there.
+        # An unencoded #, / or ? in a password would end the address early.
         misread = bool(parts.fragment) or "@" in parts.path + parts.query
         if misread or not re.match(r"unix://.*/.|rediss?://[^/]*/?\d*(\?|$)", text):
             raise ValueError
         options.pop("connection_class", redis.Connection)(**options)
     except Exception as error:
-        reason = getattr(error, "strerror", None) or "percent-encoded"
+        reason = getattr(error, "strerror", None) or "percent-encode special characters"
     if reason:
         raise ValueError(f"It must be like redis://user:password@host:6379/0 ({reason})")
     return secret
@@ -103,7 +103,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         self._ask("HSET", self._hash, encode(key), data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
+        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
         return bool(self._ask("EVAL", SWAP, 1, self._hash, encode(key), old, new))
 
     def remove(self, key: str) -> None:
@@ -128,7 +128,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and has the connections to the server."""
+    """Opens a namespace for each plugin of the bot, and keeps the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG. Raises ValueError if it is wrong; the server may be away."""
@@ -172,18 +172,20 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 # An error may quote the command, and with it a value.
                 reason = re.split(r" with args|[ :]*\('", str(error))[0] or type(error).__name__
                 broken = isinstance(error, (redis.ConnectionError, redis.TimeoutError))
-                unknown = broken and name in WRITES and "connecting to" not in reason
+                unsent = re.search("connecting to|now a slave|No master|loading|password", reason)
+                unknown = broken and name in WRITES and not unsent
                 again = (broken and not unknown) or isinstance(error, redis.ReadOnlyError)
             if last or not again:
                 break
-        end = " (it may or may not have been done)" if unknown else ""
-        raise StoreException(f"Redis at {self._place}: {name} failed: {reason}{end}")
+        reason += " (it may or may not have been done)" if unknown else ""
+        raise StoreException(f"Redis at {self._place}: {name} failed: {reason}")
 
     def _use(self, client: Any, work: Callable[[Any], Any]) -> Any:
-        """Do some work with a client. Only one that has done well is used again."""
+        """Do some work with a client. Only one that worked is used again."""
         try:
             answer = work(client)
         except BaseException:  # Ctrl-C, too: the answer may still be on its way.
+            self._idle.clear()  # The others may be no better.
             client.close()
             raise
         self._idle.append(client)
@@ -199,8 +201,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         with suppress(IndexError):
             return self._idle.pop()
         config, url = self.config, self.config.url.get_secret_value()
-        # An operation may be tried twice, and may ask this many servers each time.
-        wait = config.timeout / (2 * (1 + len(config.sentinels) + config.cluster))
+        wait = config.timeout / (2 * (1 + len(config.sentinels) + config.cluster))  # tries, servers
         options: dict[str, Any] = {"socket_timeout": wait, "socket_connect_timeout": wait}
         options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2}
         if config.cluster:
@@ -223,7 +224,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             },
         )
         account = {name: account[name] for name in account if name not in ("host", "port")}
-        return sentinel.master_for(config.service, **options, **account, **tls)
+        return sentinel.master_for(config.service, **(options | account | tls))
 
 
 def encode(name: str) -> bytes:

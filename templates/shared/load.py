@@ -8,7 +8,7 @@
         del storage_config  # Sentry sends the locals of each frame of an error.
         known = ", ".join(cls.model_fields)
         lines: dict[str | int, str] = {}
-        for problem in problems:
+        for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
             key, *_ = problem["loc"] or [""]
             line = f"{key}: no such key. It takes {known}."
             if field := cls.model_fields.get(str(key)):

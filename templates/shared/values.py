@@ -1,4 +1,4 @@
-    # From here on values: the same for every database, so there is nothing to edit.
+    # Values: the same for every database. Nothing to edit down to the end of this class.
 
     def get(self, key: str) -> Any:
         """Return a value. Raises KeyError if there is none, StoreException if it is unreadable."""
@@ -11,7 +11,7 @@
     def signer(self, key: str) -> Signer:
         """Make a signer for this namespace and key, so that a moved value does not verify."""
         place = json.dumps([self._namespace, key])
-        if json.loads(place) != [self._namespace, key]:  # JSON takes two surrogates for an emoji.
+        if json.loads(place) != [self._namespace, key]:  # A surrogate pair looks like its emoji.
             place = ascii([self._namespace, key])
         keys = [secret.get_secret_value() for secret in self._signing_keys]
         return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
@@ -33,7 +33,7 @@
             stream = BytesIO(self.signer(key).unsign(data) if self._signing_keys else data)
             value = pickle.load(stream)
             if stream.read(1):
-                raise BadSignature("it goes on")
+                raise BadSignature("data after the pickle")
             return value
         except BadSignature:
             raise StoreException(f"Refused {where}: it {why}.") from None
@@ -42,4 +42,4 @@
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
 
-    __reduce__ = None  # type: ignore[assignment]  # It holds keys, so no pickle takes it.
+    __reduce__ = None  # type: ignore[assignment]  # No pickle: it holds keys.

@@ -39,7 +39,7 @@ NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
 DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
-UNDONE = {"40001", "40P01", 1213}  # the server undid a statement that got in another one's way
+UNDONE = {"40001", "40P01", 1213}  # deadlock or serialization failure: safe to repeat
 
 
 def read_url(text: str) -> sa.URL:
@@ -50,16 +50,16 @@ def read_url(text: str) -> sa.URL:
 
 def check_url(secret: SecretStr) -> SecretStr:
     """Refuse an address that cannot be used. Raises ValueError that shows nothing of it."""
-    text, problem = secret.get_secret_value(), "It is no address of a server or file as below"
+    text, problem = secret.get_secret_value(), "It is not the address of a server or a file"
     try:
         url = read_url(text)
-        in_memory = url.database in (None, "", ":memory:") or "memory" in url.query.values()
+        in_memory = ":memory:" in (url.database or ":memory:") or "memory" in url.query.values()
         server = url.drivername in DRIVERS.values() and text.count("@") < 2
         if server or (url.drivername == "sqlite" and not in_memory):
             create_engine(secret, timeout=1)
             return secret
     except ImportError as error:
-        problem = f"Its driver {error.name} is not installed"
+        problem = f"Its driver cannot be imported: {error.name or type(error).__name__}"
     except Exception as error:
         problem = f"SQLAlchemy cannot read it ({type(error).__name__})"
     raise ValueError(problem)
@@ -112,7 +112,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         self._run("write", n=self._encoded, k=encode(key, KEY_BYTES), v=data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
+        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
         return self._run("swap", n=self._encoded, k=encode(key), o=old, v=new)[1] > 0
 
     def remove(self, key: str) -> None:
@@ -138,7 +138,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and has the connections to the server."""
+    """Opens a namespace for each plugin of the bot, and keeps the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError or StoreException."""
@@ -177,7 +177,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         with suppress(Refused):
             self.run("read", n=b"", k=b"")
             return
-        log.warning("Creating the table %s, which is not there.", self.config.table)
+        log.warning("Cannot read the table %s: creating it.", self.config.table)
         try:
             self.run("create")
         except Refused as refusal:
@@ -198,7 +198,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             self._idle, self._line, self._process = [], [], os.getpid()
         deadline = monotonic() + self.config.timeout
         turn = self._wait_for_turn(deadline)
-        may_repeat = name != "remove"  # because it could miss what it had removed itself
+        may_repeat = name not in ("remove", "swap")  # They would miss what the first try did.
         try:
             while turn:
                 try:
@@ -220,7 +220,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
 
     def _wait_for_turn(self, deadline: float) -> Event | None:
-        """Wait until fewer than pool_size threads that came before have theirs."""
+        """Wait until this thread is among the first pool_size. Returns None if that takes long."""
         turn = Event()  # It is in line as long as it exists, so an interrupt cannot leave it there.
         self._line.append(mine := ref(turn))
         while monotonic() < deadline:
@@ -244,7 +244,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         return connection
 
     def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:
-        """Execute a statement. Only a connection that has done so well is used again."""
+        """Execute a statement. Only a connection that worked is used again."""
         try:
             result: Any = connection.exec_driver_sql(self._sql[name], values)
             answer = result.cursor.fetchall() if result.returns_rows else [], result.rowcount
@@ -256,14 +256,14 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         return answer
 
     def _explain(self, problem: BaseException, unknown: bool) -> str:
-        """Say what happened, and where. Below their first lines, errors on data show the data."""
+        """Return the first line of an error, and where. Further lines may show the data."""
         text = str(problem).split("\n")[0].replace(str(self._engine.url.password or "\0"), "***")
         end = " It may have been done, or not." if unknown else ""
         return f"{self._place}: {type(problem).__name__}: {text}.{end}"
 
 
 class Refused(StoreException):
-    """The server has answered that it does not run a statement."""
+    """The server answered, and refused the statement."""
 
 
 def encode(name: str, limit: int = 10**9) -> bytes:
@@ -282,7 +282,7 @@ def decode(rows: Iterable[Any]) -> Iterator[str]:
 
 
 def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
-    """Return the statements, by name, in which n is a namespace, k a key, v a value."""
+    """Return the statements by name. n: namespace, k: key, v: value, o: old value, s: limit."""
     n, k, v, o, s = map((":{}" if dialect.name == "sqlite" else "%({})s").format, "nkvos")
     quote = dialect.identifier_preparer.quote
     table, key = ".".join(map(quote, table.split("."))), quote("key")

@@ -43,7 +43,7 @@ NAMESPACES = "SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot WHERE typeof(n
 ADVICE = {  # what to do about an error of SQLite, by words in its message
     "lock": "Another process or thread held it for longer than timeout in STORAGE_CONFIG allows.",
     "unable to open|readonly": "The bot must be allowed to write to it and its folder must exist.",
-    "not a database|column": "It is another program's: change path in STORAGE_CONFIG.",
+    "not a database|column": "It belongs to another program: change path in STORAGE_CONFIG.",
     "malformed": "It is damaged: stop the bot, and restore the file from a backup.",
 }
 
@@ -89,7 +89,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         self._run(WRITE, self._namespace, key, data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes only if they are still the old ones, in one step. Says if it did."""
+        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
         return self._run(SWAP, self._namespace, key, old, new)[1] > 0
 
     def remove(self, key: str) -> None:
@@ -115,7 +115,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and has the connections to the file."""
+    """Opens a namespace for each plugin of the bot, and keeps the connections to the file."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and open the file. Raises ValueError or StoreException."""
@@ -152,7 +152,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 connection = self._idle.pop() if self._idle else self._connect()
                 cursor = connection.execute(statement, values)
                 result = cursor.fetchall(), cursor.rowcount
-                self._idle.append(connection)  # Only one that has done well is used again.
+                self._idle.append(connection)  # Only one that worked is used again.
                 return result
             except IndexError:
                 continue  # Another thread took the last idle one.
