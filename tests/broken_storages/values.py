@@ -382,9 +382,12 @@ def the_key_is_stored_before_the_value(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        if isinstance(key, str) and key not in set_of_keys_if_few(self):
-            old(self, key, None)
-        old(self, key, value)
+        try:
+            old(self, key, value)
+        except Exception:  # and so nobody sees the row in between, which other tests look for
+            if isinstance(key, str) and key not in set_of_keys_if_few(self):
+                old(self, key, None)
+            raise
 
 
 def set_of_keys_if_few(storage: Any) -> Any:
