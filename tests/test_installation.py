@@ -54,9 +54,10 @@ def test_the_wheel_holds_the_plug_file_and_nothing_stray(
     with zipfile.ZipFile(wheel_of(bake(database=database), tmp_path)) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         package = "errbot_storage_acme"
+        commands = ["__main__.py", "moving.py", "storages.py", "values.py"]
         assert names == {
             f"{package}/{name}"
-            for name in ["__init__.py", "py.typed", "storage.plug", "storage.py"]
+            for name in ["__init__.py", "py.typed", "storage.plug", "storage.py", *commands]
         }
         points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert archive.read(points).decode().split("\n")[0] == "[errbot.backend_plugins]"

@@ -18,7 +18,7 @@ LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietar
 README = ["config_example.py", "development.md", "keys.md", "operation.md", "safety.md"]
 NEEDED = {"storage.py", "conftest.py", *(f"readme/{name}" for name in README)}
 PYPROJECT = ["dependencies.toml", "extras.toml", "mypy.toml", "test-dependencies.toml"]
-EXTRA = {"readme/requirements.md", *(f"pyproject/{name}" for name in PYPROJECT)}
+EXTRA = {"bulk.py", "readme/requirements.md", *(f"pyproject/{name}" for name in PYPROJECT)}
 EXTRA |= {"ci/github.yml", "ci/gitlab.yml"}
 """What the folder of a database must hold, and what else it may hold."""
 

@@ -451,7 +451,7 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
     assert storage.len() == 3
     assert "Delete the key a of one?" in bot.run("delete", "one", "a", given="y\n")
     assert sorted(storage.keys()) == ["b", "c"]
-    assert bot.json("delete", "--yes", "one")["deleted"] == ["b", "c"]
+    assert sorted(bot.json("delete", "--yes", "one")["deleted"]) == ["b", "c"]
     assert storage.len() == 0
 
 
