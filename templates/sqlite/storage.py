@@ -72,6 +72,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
     """One open namespace. Any number of threads may use it at once."""
 
     def __init__(self, plugin: "{{ cookiecutter.__class }}Plugin", namespace: str) -> None:
+        namespace.encode()  # Raises ValueError for a lone surrogate: it is no text for SQLite.
         self._run = plugin.run
         self._namespace = namespace
         self._signing_keys = plugin.config.signing_keys
