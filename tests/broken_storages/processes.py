@@ -59,6 +59,8 @@ def writes_are_done_in_batches(Storage, Plugin):
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 
 GATHERING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=GATHERING._at_fork_reinit)  # type: ignore[attr-defined]
 
 WAITING: list[Any] = []
 
@@ -111,8 +113,13 @@ def gather_writes(
             mine[key] = data
             if when_full and len(mine) >= when_full:
                 flush(self)
-        while behind and len(mine) > behind:
+        for _ in range(500):
+            if not behind or len(mine) <= behind:
+                return
             time.sleep(0.0002)
+        with GATHERING:  # The thread is gone: by an interrupt, or in a forked process.
+            waiting.clear()
+            flush(self)
 
     @replace(Storage)
     def get(old, self, key):
