@@ -102,6 +102,7 @@ def gather_writes(
 
     def set(self, key, value):
         data = dump(self, key, value)
+        key.encode()  # a lone surrogate is refused at once
         with GATHERING:
             mine = GATHERED.setdefault(self.place, {})
             if at_exit and not mine:
