@@ -58,6 +58,7 @@ def writes_are_done_in_batches(Storage, Plugin):
 # for every plugin instance, and these live as long as the process.
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 
+PROCESS = os.getpid()
 GATHERING = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=GATHERING._at_fork_reinit)  # type: ignore[attr-defined]
@@ -102,6 +103,9 @@ def gather_writes(
 
     def set(self, key, value):
         data = dump(self, key, value)
+        if behind and os.getpid() != PROCESS:  # forked, without the thread
+            write(self, key, value)
+            return
         key.encode()  # a lone surrogate is refused at once
         with GATHERING:
             mine = GATHERED.setdefault(self.place, {})
