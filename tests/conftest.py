@@ -19,6 +19,9 @@ UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 DATABASES = ["dict", "sqlite", "sql", "redis"]
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Else each of hundreds of processes would compile all that it imports.
+
 Bake = Callable[..., Path]
 """Bakes a project from answers given as keyword arguments, and returns its folder."""
 

@@ -17,8 +17,8 @@ BEFORE = [f"before {number}" for number in range(5)]
 ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
 WAIT = 20
 """Seconds after which a child counts as one that waits for ever."""
-SECONDS = 1
-"""How long parent and children work at once."""
+TURNS, SECONDS = 20, 0.25
+"""How much parent and children do at once: both at least."""
 
 
 def refusal(error: Exception) -> str:
@@ -71,7 +71,7 @@ def await_end(pid: int) -> None:
 def get_and_set(storage: StorageBase, name: str) -> None:
     """Get what was there before, and set and get keys of one's own, again and again."""
     turn, until = 0, monotonic() + SECONDS
-    while monotonic() < until:
+    while turn < TURNS or monotonic() < until:
         turn += 1
         own, other = f"{name} {turn % 5}", BEFORE[turn % len(BEFORE)]
         try:

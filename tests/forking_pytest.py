@@ -1,0 +1,135 @@
+"""Run tests of one project many times, each time in a fork of a pytest that has collected them.
+
+Starting Python, importing Errbot and collecting the tests takes longer than most of the tests do.
+`Forking` does that once: it starts pytest with this file as a plugin, which waits as soon as the
+tests are collected, and forks for each request. What the child does then is pytest's own work.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import NamedTuple
+
+import pytest
+
+FOLDER = "FORKING_PYTEST"
+REQUESTS, REPLIES = "requests", "replies"
+OUTPUT, OUTCOMES, TEMPORARY = "output.txt", "outcomes.json", "temporary"
+TIMEOUT = 300.0
+"""Seconds that the tests of one request may take."""
+
+
+class Result(NamedTuple):
+    """What became of the tests: the names of their functions."""
+
+    passed: set[str]
+    failed: set[str]
+    output: str
+
+
+class Forking:
+    """A pytest that has collected the tests of a project, and runs some of them when asked."""
+
+    def __init__(self, project: Path, folder: Path) -> None:
+        self._folder = folder
+        for name in [REQUESTS, REPLIES]:
+            os.mkfifo(folder / name)
+        with (folder / OUTPUT).open("ab") as output:
+            self._pytest = subprocess.Popen(
+                [
+                    *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
+                    *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
+                    *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}"],
+                ],
+                cwd=project,
+                env=os.environ
+                | {
+                    FOLDER: str(folder),
+                    "PYTHONPATH": os.pathsep.join(
+                        [str(Path(__file__).parent), str(project / "tests")]
+                    ),
+                    "CI": "true",  # where pytest shows differences in full, which must end soon
+                },
+                stdout=output,
+                stderr=output,
+            )
+        self._requests = (folder / REQUESTS).open("w")
+        self._replies = (folder / REPLIES).open()
+
+    def run(self, tests: Iterable[str], **environment: str) -> Result:
+        """Run the test functions of these names in a fork, with this added to its environment."""
+        output = self._folder / OUTPUT
+        start = output.stat().st_size
+        print(json.dumps([sorted(tests), environment]), file=self._requests, flush=True)
+        reply = self._replies.readline()
+        printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
+        assert reply == "done\n", f"pytest failed: {reply}\n{printed}"
+        passed, failed = json.loads((self._folder / OUTCOMES).read_text())
+        return Result(set(passed), set(failed), printed)
+
+    def end(self) -> None:
+        """End pytest."""
+        self._requests.close()
+        self._replies.close()
+        self._pytest.wait(TIMEOUT)
+
+
+class Outcomes:
+    """In the child: notes what became of the tests, and writes it down at the end."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._passed: set[str] = set()
+        self._failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note one phase of one test."""
+        if report.failed or (report.passed and report.when == "call"):
+            function = report.location[2].partition("[")[0]
+            (self._failed if report.failed else self._passed).add(function)
+
+    def pytest_unconfigure(self) -> None:
+        """Write down which functions passed with all their parameters, and which did not."""
+        outcomes = [sorted(self._passed - self._failed), sorted(self._failed)]
+        self._file.write_text(json.dumps(outcomes))
+
+
+def await_end(pid: int) -> str:
+    """Wait until a child has ended, and say how. Kills it, and what it started, if it does not."""
+    deadline = monotonic() + TIMEOUT
+    while monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return "done" if code in (0, 1) else f"it ended with {code}"
+        sleep(0.005)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return f"it was not done after {TIMEOUT:.0f} s"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Fork for each request. The parent runs no test; the child goes on, with those asked for."""
+    folder = Path(os.environ.pop(FOLDER))
+    environment = dict(os.environ)
+    with (folder / REQUESTS).open() as requests, (folder / REPLIES).open("w") as replies:
+        for request in requests:
+            tests, added = json.loads(request)
+            os.environ.update(added)
+            pid = os.fork()
+            if not pid:
+                os.setpgid(0, 0)
+                session.config.pluginmanager.register(Outcomes(folder / OUTCOMES))
+                functions = (item for item in session.items if isinstance(item, pytest.Function))
+                session.items = [item for item in functions if item.originalname in tests]
+                return None
+            os.environ.clear()
+            os.environ.update(environment)
+            print(await_end(pid), file=replies, flush=True)
+    return True
