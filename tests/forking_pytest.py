@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 FOLDER = "FORKING_PYTEST"
-REQUESTS, REPLIES = "requests", "replies"
+"""What tells this plugin where to write, and the ends of the pipes that it reads and writes."""
 OUTPUT, OUTCOMES, TEMPORARY = "output.txt", "outcomes.json", "temporary"
 TIMEOUT = 300.0
 """Seconds that the tests of one request may take."""
@@ -37,8 +38,8 @@ class Forking:
 
     def __init__(self, project: Path, folder: Path) -> None:
         self._folder = folder
-        for name in [REQUESTS, REPLIES]:
-            os.mkfifo(folder / name)
+        requests, replies = os.pipe(), os.pipe()
+        paths = [str(Path(__file__).parent), str(project / "tests")]
         with (folder / OUTPUT).open("ab") as output:
             self._pytest = subprocess.Popen(
                 [
@@ -47,25 +48,27 @@ class Forking:
                     *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}"],
                 ],
                 cwd=project,
-                env=os.environ
-                | {
-                    FOLDER: str(folder),
-                    "PYTHONPATH": os.pathsep.join(
-                        [str(Path(__file__).parent), str(project / "tests")]
-                    ),
+                env={
+                    **os.environ,
+                    FOLDER: json.dumps([str(folder), requests[0], replies[1]]),
+                    "PYTHONPATH": os.pathsep.join(paths),
                     "CI": "true",  # where pytest shows differences in full, which must end soon
                 },
                 stdout=output,
                 stderr=output,
+                pass_fds=[requests[0], replies[1]],
             )
-        self._requests = (folder / REQUESTS).open("w")
-        self._replies = (folder / REPLIES).open()
+        os.close(requests[0])
+        os.close(replies[1])
+        self._requests = os.fdopen(requests[1], "w")
+        self._replies = os.fdopen(replies[0])
 
     def run(self, tests: Iterable[str], **environment: str) -> Result:
         """Run the test functions of these names in a fork, with this added to its environment."""
         output = self._folder / OUTPUT
         start = output.stat().st_size
-        print(json.dumps([sorted(tests), environment]), file=self._requests, flush=True)
+        with suppress(BrokenPipeError):  # It has ended, and the output says why.
+            print(json.dumps([sorted(tests), environment]), file=self._requests, flush=True)
         reply = self._replies.readline()
         printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
         assert reply == "done\n", f"pytest failed: {reply}\n{printed}"
@@ -74,7 +77,8 @@ class Forking:
 
     def end(self) -> None:
         """End pytest."""
-        self._requests.close()
+        with suppress(BrokenPipeError):
+            self._requests.close()
         self._replies.close()
         self._pytest.wait(TIMEOUT)
 
@@ -116,9 +120,9 @@ def await_end(pid: int) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Fork for each request. The parent runs no test; the child goes on, with those asked for."""
-    folder = Path(os.environ.pop(FOLDER))
-    environment = dict(os.environ)
-    with (folder / REQUESTS).open() as requests, (folder / REPLIES).open("w") as replies:
+    name, asked, answered = json.loads(os.environ.pop(FOLDER))
+    folder, environment = Path(name), dict(os.environ)
+    with os.fdopen(asked) as requests, os.fdopen(answered, "w") as replies:
         for request in requests:
             tests, added = json.loads(request)
             os.environ.update(added)
