@@ -12,6 +12,11 @@ import unicodedata
 # code: in JSON, three quotes never stand in a row.
 ANSWERS = json.loads(r"""{{ cookiecutter|tojson }}""")
 
+# If a hook fails, Cookiecutter removes the folder that it has made, and takes x/.. for one. It does
+# not if it cannot render the hook: so a recorded slug like that gets a KeyError with this sentence.
+# {% set slug = cookiecutter.plugin_slug|replace("\\", "/") %}{% if "/.." in slug %}
+# {{ {}.pop("Nothing was baked: plugin_slug must be one folder, and is " ~ slug) }}{% endif %}
+
 OLD = sys.version_info < (3, 10)
 if not OLD and "__prompts__" in ANSWERS:  # Cookiecutter 2.1 and older take them for an answer.
     from importlib.metadata import version

@@ -16,7 +16,7 @@ CODE = "open('OWNED', 'w')"
 MISSING = object()
 NO_TEXTS: list[Any] = [None, 3, 1.5, True, ["Acme"], {"a": "b"}, [], {}]
 NO_CHOICES = ["", "gitlab2", "GITHUB", "shared", "../dict", f'"; {CODE}; "', *NO_TEXTS]
-SEVERAL_FOLDERS = ["a/b", "a/b/c/d", "../x", "../x/y", "a/../b", "a//b/", "./a/b", "{}/x/y"]
+SEVERAL_FOLDERS = ["a/b", "a/b/c/d", "../x", "../x/y", "a//b/", "./a/b", "{}/x/y"]
 CHANGED_SETTINGS: dict[str, list[Any]] = {
     "__package": ["acme", "", "../../x", "errbot-storage-acme", None, ["errbot_storage_acme"]],
     "__class": ["", "Acme2", f"X:\n    pass\n{CODE}\nclass Y", None, 1],
@@ -45,7 +45,7 @@ def replay(tmp_path: Path, recorded: dict[str, Any]) -> Replay:
         answers = {**recorded["cookiecutter"], **changes}
         answers = {key: value for key, value in answers.items() if value is not MISSING}
         (tmp_path / "replay.json").write_text(json.dumps({"cookiecutter": answers}))
-        (tmp_path / "output").mkdir()
+        (tmp_path / "output").mkdir(exist_ok=True)
         recording, output = str(tmp_path / "replay.json"), str(tmp_path / "output")
         return Path(
             cookiecutter(str(TEMPLATE), replay=recording, output_dir=output, default_config=True)
@@ -117,6 +117,20 @@ def test_a_refused_slug_takes_no_folder_away_that_holds_something(
     with pytest.raises(Exception):  # noqa: B017, PT011 - as above
         replay({"plugin_slug": "../kept/a/b"})
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "slug", ["x/..", "x/../kept", "x/../../output/kept", "x/y/../..", "../x/..", "{}/x/../output"]
+)
+def test_a_recorded_slug_removes_no_folder_that_was_there(
+    replay: Replay, tmp_path: Path, slug: str
+) -> None:
+    kept = tmp_path / "output" / "kept" / "file"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(KeyError, match="plugin_slug must be one folder, and is "):
+        replay({"plugin_slug": slug.format(tmp_path)})
+    assert kept.exists()
 
 
 @pytest.mark.parametrize(
