@@ -254,9 +254,9 @@ class Shelf:
             start = file.open("rb").read(16)
             if not start or start == b"SQLite format 3\0":
                 return "dbm.sqlite3"
-        found = dbm.whichdb(file)
+        found = dbm.whichdb(str(file))  # Python 3.10 takes no Path
         if found == "" and namespace.endswith(".db"):  # what dbm.ndbm of macOS calls its file
-            return None if dbm.whichdb(file.with_suffix("")) == "dbm.ndbm" else found
+            return None if dbm.whichdb(str(file.with_suffix(""))) == "dbm.ndbm" else found
         return found
 
     @contextmanager
