@@ -1,12 +1,12 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
-# make test-servers: run the contract on every server with the oldest Python, too.
+# make test-slow: repeat what takes long: on every Python, and against every broken storage.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: benchmark check clean demo test test-servers
+.PHONY: benchmark check clean demo test test-slow
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -14,7 +14,7 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest -n 2
 
-test-servers: $(READY)
+test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(READY)
