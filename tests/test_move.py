@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import clean_environment, environment, files, pythons, run
+from dulwich import porcelain
 from pytest_cookies.plugin import Cookies
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
@@ -31,41 +32,61 @@ NEW = "new-signing-key-of-the-bot"
 KILLS = 20
 KEYS = 2_000
 
-# What a bot of seven plugins has stored: its own classes are modules that only Errbot loads.
-WRITE_SHELF = """
-import datetime, enum, sys, types
-from errbot.storage.shelf import ShelfStoragePlugin
+# A plugin of the bot, with classes of its own, which only Errbot can load.
+PLUGIN = """
+import datetime, enum
+from errbot import BotPlugin, botcmd
 
-folder, keys = sys.argv[1], int(sys.argv[2])
-plugin = ShelfStoragePlugin(types.SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=folder))
-for number in range(7):
-    name = f"Plugin {number}"
-    module = types.ModuleType(f"errbot.plugins.{number}")
-    sys.modules[module.__name__] = module
-    class Note:
-        pass
-    class Level(enum.Enum):
-        HIGH = 1
-    for kind in [Note, Level]:
-        kind.__module__, kind.__qualname__ = module.__name__, kind.__name__
-        setattr(module, kind.__name__, kind)
-    storage = plugin.open(name)
-    note = Note()
-    note.when, note.level = datetime.datetime(2026, 1, 2, 3, 4, 5), Level.HIGH
-    for key in range(keys // 7):
-        storage.set(f"größe {key}", [key, note])
-    storage.close()
-for name, values in [
-    ("core", {"configs": {"Notes": {"GREETING": "Good morning"}}, "bl_plugins": ["Plugin 3"]}),
-    ("Notes", {"notes": ["milk", "bread"]}),
-    ("test_backend", {"rooms": {("a", 1): {1, 2}}}),
-    ("repomgr", {"installed_repos": {}}),
-]:
-    storage = plugin.open(name)
-    for key, value in values.items():
-        storage.set(key, value)
-    storage.close()
+class Level(enum.Enum):
+    HIGH = 1
+
+class Entry:
+    def __init__(self, number):
+        self.when = datetime.datetime(2026, 1, 2, 3, number // 60, number % 60)
+        self.level = Level.HIGH
+
+class {name}(BotPlugin):
+    @botcmd
+    def {module}_fill(self, _message, number):
+        for key in range(int(number)):
+            self[f"größe {{key}}"] = [key, Entry(key)]
+        self._bot["rooms"] = {{("a", 1): {{1, 2}}}}
+
+    @botcmd
+    def {module}_sum(self, _message, _arguments):
+        keys, entries = zip(*self.values())
+        assert all(type(entry) is Entry for entry in entries)
+        levels = {{entry.level for entry in entries}}
+        when = max(entry.when for entry in entries)
+        return f"{name}: {{len(self)}}, {{sum(keys)}}, {{when}}, {{levels}}, {{self._bot['rooms']}}"
 """
+
+# A real bot. It does all of its work in one thread, because Errbot's Shelf on Python 3.13 fails in
+# a second one.
+TALK = """
+import json, logging, sys
+from errbot.backends.test import QUIT_MESSAGE, TestBot
+from errbot.bootstrap import setup_bot
+logging.disable(logging.CRITICAL)
+config, plugins, commands = json.loads(sys.argv[1])
+config |= {"BOT_ADMINS": ("gbin@localhost",), "CORE_PLUGINS": ("Health", "Help", "Plugins")}
+config |= {"BOT_LOG_FILE": config["BOT_DATA_DIR"] + "/errbot.log", "BOT_ASYNC": False}
+config |= {"BOT_PLUGIN_INDEXES": plugins + "/index.json"}
+test_bot = TestBot(extra_plugin_dir=plugins, extra_config=config)
+bot = setup_bot("Test", test_bot.logger, test_bot.bot_config)
+for command in [*commands, QUIT_MESSAGE]:
+    bot.push_message(command)
+bot.serve_forever()
+while not bot.outgoing_message_queue.empty():
+    print(*bot.pop_message().split())
+"""
+
+
+def talk(python: Path, settings: dict[str, Any], plugins: Path, *commands: str) -> str:
+    """Start a real bot, in a process of its own, and return its answers to some commands."""
+    given = json.dumps([settings, str(plugins), commands])
+    answers = run(python, "-c", TALK, given, cwd=plugins, env=clean_environment())
+    return answers.replace("\\n", " ")
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +169,20 @@ class Storage:
         return found
 
 
+@pytest.fixture(scope="module")
+def projects(cookies_session: Cookies) -> dict[str, Path]:
+    """A project for each of the databases. Tests do not change them."""
+    found = {}
+    for database in ["sqlite", "sql", "redis"]:
+        result = cookies_session.bake(extra_context={"database": database})
+        assert result.exception is None, result.exception
+        found[database] = Path(result.project_path)
+    return found
+
+
 @pytest.fixture
 def storage(
-    cookies_session: Cookies, servers: Callable[[str], Any], tmp_path: Path
+    projects: dict[str, Path], servers: Callable[[str], Any], tmp_path: Path
 ) -> Callable[[str], Storage]:
     """Makes an empty storage of that name, beside those of other tests."""
     count = 0
@@ -158,8 +190,6 @@ def storage(
     def storage(name: str) -> Storage:
         nonlocal count
         count += 1
-        result = cookies_session.bake(extra_context={"database": BAKES.get(name, "sql")})
-        assert result.exception is None, result.exception
         part = f"t{random.getrandbits(40)}"
         config: dict[str, Any] = {}
         if name in ("redis", "cluster"):
@@ -167,62 +197,100 @@ def storage(
         elif name != "sqlite":
             url = f"{name}://bot:{PASSWORD}@127.0.0.1:{servers(name).port}/bot"
             config = {"url": url, "table": part}
-        project = Path(shutil.copytree(result.project_path, tmp_path / f"project{count}"))
+        project = projects[BAKES.get(name, "sql")]
         return Storage(name, project, tmp_path / f"{name}{count}", config)
 
     return storage
 
 
+@pytest.fixture(scope="module")
+def plugins(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six plugins of a bot, and beside it a git repository with a seventh one."""
+    team = tmp_path_factory.mktemp("plugins") / "team"
+    support = projects["sqlite"] / "tests" / "contract" / "support"
+    folder = Path(shutil.copytree(support / "notes_plugin", team / "plugins"))
+    (folder / "index.json").write_text("{}")
+    repository = team / "diary"
+    repository.mkdir()
+    for number in range(1, 7):
+        where, module = repository if number == 6 else folder, f"plugin{number}"
+        core, python = f"Name = Plugin{number}\nModule = {module}", "Version = 3"
+        (where / f"{module}.plug").write_text(f"[Core]\n{core}\n[Python]\n{python}\n")
+        text = PLUGIN.format(name=f"Plugin{number}", module=module)
+        (where / f"{module}.py").write_text(text, encoding="utf-8")
+    porcelain.init(str(repository))
+    porcelain.add(str(repository), [str(file) for file in repository.glob("plugin*")])
+    author = b"Somebody <somebody@example.com>"
+    porcelain.commit(str(repository), message=b"Begin", author=author, committer=author)
+    return folder
+
+
+SUMS = [f"!plugin{number} sum" for number in range(1, 7)]
+
+
 @pytest.fixture(scope="module", params=["3.11", "3.13"])
-def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Shelf of seven plugins, written by Errbot with that Python: dbm.dumb, dbm.sqlite3 ..."""
+def shelf(
+    request: pytest.FixtureRequest, plugins: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bot with Errbot's Shelf, run by that Python: dbm.dumb, dbm.sqlite3 ...
+
+    It has seven plugins: one comes from a repository, another one is blacklisted.
+    """
     if request.param not in pythons():
         pytest.skip(f"no Python {request.param}")
     folder = tmp_path_factory.mktemp("shelf")
     python = Path(sys.executable)
     if sys.version_info[:2] != tuple(map(int, request.param.split("."))):
-        python = environment(folder / "venv", pythons()[request.param], "errbot>=6.2.1")
+        python = environment(
+            folder / "venv", pythons()[request.param], "errbot>=6.2.1", "pytest>=8"
+        )
     data = folder / "data"
     data.mkdir()
-    run(python, "-c", WRITE_SHELF, data, KEYS, cwd=folder, env=clean_environment())
+    answers = talk(
+        *(python, {"BOT_DATA_DIR": str(data), "STORAGE": "Shelf"}, plugins),
+        f"!repos install {plugins.parent / 'diary'}",
+        "!plugin config Notes {'GREETING': 'Good morning'}",
+        *("!note milk", "!note bread"),
+        *(f"!plugin{number} fill {KEYS // 6}" for number in range(1, 7)),
+        *SUMS,
+        "!plugin blacklist Plugin3",
+    )
+    (folder / "answers").write_text(answers, encoding="utf-8")
     (folder / "old_config.py").write_text(f"BOT_DATA_DIR = {str(data)!r}\nBACKEND = 'Test'\n")
     return folder
 
 
+def sums(answers: str) -> list[str]:
+    """Return what the plugins said of all that they have stored."""
+    return sorted(line for line in answers.splitlines() if re.match(r"Plugin\d: ", line))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_command_moves_a_bot_from_shelf(
-    shelf: Path, storage: Callable[[str], Storage], name: str
+    shelf: Path, storage: Callable[[str], Storage], plugins: Path, name: str
 ) -> None:
+    before_the_move = sums((shelf / "answers").read_text(encoding="utf-8"))
+    assert len(before_the_move) == 6, "The old bot has not stored all of it."
     new = storage(name)
     before = files(shelf / "data")
     printed = new.run("move", shelf / "old_config.py")
-    number = KEYS // 7 * 7 + 5
-    assert printed.splitlines()[-1] == f"11 namespaces, {number} keys: all equal"
+    # Beside those of the plugins: the notes, what the backend has, two of the core's and the two
+    # of the manager of repositories.
+    number = KEYS // 6 * 6 + 1 + 1 + 2 + 2
+    assert printed.splitlines()[-1] == f"10 namespaces, {number} keys: all equal"
     assert files(shelf / "data") == before, "The Shelf was changed."
     assert len(new.contents()) == number
-    answers = talk(new, "!notes")
+
+    shutil.copytree(shelf / "data" / "plugins", new.folder / "plugins")
+    commands = ["!notes", "!repos", "!status plugins", *SUMS]
+    commands += ["!plugin unblacklist Plugin3", "!plugin3 sum"]
+    answers = talk(Path(sys.executable), new.settings, plugins, *commands)
+    first, after = answers.split("removed from blacklist")
     assert "Good morning: milk, bread" in answers, "The bot has forgotten something."
-
-
-TALK = """
-import json, logging, sys
-from errbot.backends.test import TestBot
-logging.disable(logging.CRITICAL)
-config, plugins, command = json.loads(sys.argv[1])
-config |= {"BOT_ADMINS": ("gbin@localhost",), "CORE_PLUGINS": ("Plugins", "Utils")}
-config["BOT_LOG_FILE"] = config["BOT_DATA_DIR"] + "/errbot.log"
-bot = TestBot(extra_plugin_dir=plugins, extra_config=config)
-bot.start()
-print(bot.exec_command(command))
-bot.stop()
-"""
-
-
-def talk(new: Storage, command: str) -> str:
-    """Start a real bot on a storage, in a process of its own, and return its answer."""
-    plugins = new.source.parent / "tests" / "contract" / "support" / "notes_plugin"
-    given = json.dumps([new.settings, str(plugins), command])
-    return " ".join(run(sys.executable, "-c", TALK, given, cwd=new.folder).split())
+    assert "team/diary" in first, "The bot has forgotten the repository."
+    assert re.search(r"\bB,D\W+Plugin3\b", first), "The plugin is not blacklisted any more."
+    assert not [line for line in sums(first) if line.startswith("Plugin3")]
+    assert sums(first + after) == before_the_move, "The plugins have forgotten something."
 
 
 @pytest.mark.parametrize("target", NAMES)
