@@ -16,6 +16,9 @@ ROWS = 400
 BYTES = 8_000_000
 """How much is copied at once: so many values, or so many bytes of them."""
 
+GIVE_UP = 5
+"""After how many failures in a row a storage counts as one that does nothing: locked, or full."""
+
 POOL = ThreadPoolExecutor(THREADS)
 
 Row = tuple[str, bytes]
@@ -246,11 +249,16 @@ def in_threads(new: Any, task: Callable[[Any, Row], None], rows: list[Row], resu
 
 
 def do(new: Any, task: Callable[[Any, Row], None], rows: list[Row]) -> list[tuple[str, Exception]]:
-    """Do a task for some rows, and return what failed."""
+    """Do a task for some rows, and return what failed. Raises StoreException to stop the move."""
     failed: list[tuple[str, Exception]] = []
+    in_a_row = 0
     for row in rows:
         try:
             task(new, row)
+            in_a_row = 0
         except (KeyError, ValueError, StoreException) as error:
             failed.append((row[0], error))
+            in_a_row = in_a_row + 1 if isinstance(error, StoreException) else 0
+            if in_a_row == GIVE_UP:
+                raise
     return failed
