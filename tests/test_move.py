@@ -20,6 +20,7 @@ import pytest
 from conftest import clean_environment, environment, files, pythons, run
 from dulwich import porcelain
 from pytest_cookies.plugin import Cookies
+from servers.base import free_port, needs
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 from servers.redis import Redis, RedisCluster
@@ -405,11 +406,15 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
     assert [alone.get(f"key {number}") for number in range(400)] == last, "A write was lost."
 
 
-def blocks(storage: Storage, heading: str) -> list[str]:
-    """Return the shell commands of a section of the baked README."""
+def section(storage: Storage, heading: str) -> str:
+    """Return a section of the baked README."""
     readme = (storage.source.parent / "README.md").read_text(encoding="utf-8")
-    section = readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
-    found: list[str] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
+
+
+def blocks(storage: Storage, heading: str, language: str = "sh") -> list[str]:
+    """Return the commands of a section of the baked README, or its blocks in another language."""
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section(storage, heading), re.DOTALL)
     assert found, f"{heading} has no commands."
     return found
 
@@ -487,6 +492,7 @@ def test_the_readme_backs_up_and_restores_sql(
     before = bot.contents()
     script = blocks(bot, "Back up and restore")[0 if name == "postgresql" else 1]
     back_up, restore = script.replace("errbot_storage", table).strip().split("\n")
+    needs("pg_dump" if name == "postgresql" else "mariadb-dump", package=f"the client of {name}")
     url = f"postgresql://bot:{PASSWORD}@127.0.0.1:{servers(name).port}/bot"
     if name == "mariadb":
         account = f"--no-defaults -h127.0.0.1 -P{servers(name).port} -ubot -p{PASSWORD}"
@@ -494,37 +500,173 @@ def test_the_readme_backs_up_and_restores_sql(
             re.sub(r"^(mariadb\S*)", rf"\1 {account}", line).replace(" errbot ", " bot ")
             for line in [back_up, restore]
         )
-    if name == "postgresql":
-        binaries = str(Path(servers(name).psql).parent)
-        os.environ["PATH"] += os.pathsep + binaries
     shell(bot, back_up, DATABASE_URL=url)
     bot.plugin().open("core").set("late", 1)
     shell(bot, restore, DATABASE_URL=url)
     assert bot.contents() == before
 
 
+@pytest.mark.parametrize("name", ["redis", "cluster"])
 def test_the_readme_backs_up_and_restores_redis(
-    storage: Callable[[str], Storage], servers: Callable[[str], Any]
+    storage: Callable[[str], Storage],
+    servers: Callable[[str], Any],
+    folder: Path,
+    tmp_path: Path,
+    name: str,
 ) -> None:
-    bot = storage("redis")
+    bot = storage(name)
     fill(bot, 40)
     before = bot.contents()
     back_up, serve, move = blocks(bot, "Back up and restore")
-    shell(bot, back_up, REDIS_URL=servers("redis").url)
+    masters = [servers(name)]
+    if name == "cluster":
+        masters = [node for node in servers(name).nodes if "role:master" in node.cli("info")]
+    snapshots = []
+    for number, master in enumerate(masters):
+        snapshots.append(tmp_path / f"snapshot{number}")
+        snapshots[-1].mkdir()
+        shell(bot, f"cd {snapshots[-1]}\n{back_up}", REDIS_URL=master.url)
     bot.plugin().open("core").set("late", 1)
-    bot.plugin().open("core").remove("key0")
-    from servers.base import free_port
-
-    port = free_port()
-    serve = serve.replace("6400", str(port)).replace("redis-server", "exec redis-server")
-    server = subprocess.Popen(["sh", "-ec", serve], cwd=bot.folder, stdout=subprocess.DEVNULL)
-    try:
-        url = bot.settings["STORAGE_CONFIG"]["url"]
-        text = bot.config.read_text().replace(url, f"redis://127.0.0.1:{port}/0")
-        (bot.folder / "backup_config.py").write_text(text)
-        time.sleep(1)
-        assert "all equal" in shell(bot, move)
-    finally:
-        server.terminate()
-        server.wait()
+    bot.plugin().open("Notes").remove("Key0")
+    for snapshot in snapshots:
+        port = free_port()
+        serve_here = f"cd {snapshot}\n{serve}".replace("6400", str(port))
+        serve_here = serve_here.replace("redis-server", "exec redis-server")
+        second = Redis(folder / "second", port=port)
+        log = (snapshot / "log").open("w")
+        second.process = subprocess.Popen(["sh", "-ec", serve_here], stdout=log)
+        try:
+            second.wait_until(second.is_ready)
+            url = bot.settings["STORAGE_CONFIG"]["url"]
+            text = bot.config.read_text().replace(url, second.url)
+            text = text.replace("'cluster': True", "'cluster': False")
+            (bot.folder / "backup_config.py").write_text(text)
+            assert "all equal" in shell(bot, move)
+        finally:
+            second.stop()
     assert bot.contents() == before
+
+
+@pytest.mark.parametrize("name", ["redis", "cluster"])
+def test_the_acl_of_the_readme_is_what_the_commands_need(
+    storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
+) -> None:
+    bot, other = storage(name), storage("sqlite")
+    text = section(bot, "Permissions")
+    scan, evaluate, cluster, setinfo = re.findall(r"`(\+[^`]+)`", text)
+    assert setinfo == "+client|setinfo", "README.md says that this one may be left out."
+    [acl] = re.findall(r"^ACL SETUSER errbot .*$", text, re.MULTILINE)
+    prefix = bot.settings["STORAGE_CONFIG"]["prefix"]
+    acl = acl.replace("errbot", "admin", 1).replace("~errbot:", f"~{prefix}")
+    nodes = servers(name).nodes if name == "cluster" else [servers(name)]
+
+    def grant(*more: str) -> None:
+        for node in nodes:
+            words = [*acl.split(), *" ".join(more).split(), *cluster.split()]
+            assert (
+                node.cli(*(words if name == "cluster" else words[: -len(cluster.split())])) == "OK"
+            )
+
+    grant()
+    url = bot.settings["STORAGE_CONFIG"]["url"].replace("//", "//admin:PASSWORD@")
+    bot.settings["STORAGE_CONFIG"]["url"] = url
+    bot.keys(OLD)
+    fill(other, 40)
+    assert "all equal" in bot.run("move", other.config)
+    assert "'xxx" in bot.run("show", "core")
+    bot.run("delete", "--yes", "core")
+    for command in [["list"], ["check"], ["resign"]]:
+        assert "SCAN failed" in fails(bot, *command)
+    assert "SCAN failed" in fails(other, "move", bot.config)
+    grant(scan)
+    bot.keys(OLD, NEW)
+    bot.run("list")
+    bot.run("check")
+    assert "EVAL failed" in fails(bot, "resign")
+    other.run("delete", "--yes", "core")
+    assert "all equal" in other.run("move", bot.config)
+    grant(scan, evaluate)
+    assert "30 values signed" in bot.run("resign")
+
+
+def fails(storage: Storage, *words: object) -> str:
+    """Run a command that cannot do its work, and return its error."""
+    done = subprocess.run(storage.command(*words), capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_the_readme_changes_the_password_of_redis(
+    storage: Callable[[str], Storage], folder: Path
+) -> None:
+    bot = storage("redis")
+    server = Redis(folder / "acl", f"aclfile {folder / 'acl' / 'users.acl'}")
+    (server.folder / "users.acl").touch()
+    server.start()
+    try:
+        [acl] = re.findall(r"^ACL SETUSER errbot .*$", section(bot, "Permissions"), re.MULTILINE)
+        assert server.cli(*acl.split(), "+scan") == "OK"
+        add, remove, save = blocks(bot, "Change the password", "text")[0].splitlines()
+        bot.settings["STORAGE_CONFIG"]["prefix"] = "errbot:"
+
+        def use(password: str) -> None:
+            url = server.url.replace("//", f"//errbot:{password}@")
+            bot.settings["STORAGE_CONFIG"]["url"] = url
+            bot.keys(NEW)
+
+        use("PASSWORD")
+        bot.plugin().open("core").set("key", 1)
+        assert server.cli(*add.split()) == "OK"
+        assert "1 key" in bot.run("list"), "The old password is not good any more."
+        use("NEW-PASSWORD")
+        assert "1 key" in bot.run("list")
+        assert server.cli(*remove.replace("OLD-PASSWORD", "PASSWORD").split()) == "OK"
+        assert server.cli(*save.split()) == "OK"
+        server.stop()
+        server.start()
+        assert "1 key" in bot.run("list")
+        use("PASSWORD")
+        assert "invalid username-password pair" in fails(bot, "list")
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_the_readme_changes_the_password_of_sql(
+    storage: Callable[[str], Storage],
+    servers: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    bot, server = storage(name), servers(name)
+    server.add_account("errbot", "PASSWORD", "errbot")
+    text = section(bot, "Change the password")
+    passfile, environment = blocks(bot, "Change the password", "python")
+    [line] = re.findall(r"`(\S+:PASSWORD)`", text)
+    block = passfile if name == "postgresql" else environment
+    block = block.replace("db.example.com", f"127.0.0.1:{server.port}")
+    block = block.replace("/etc/errbot", str(bot.folder))
+
+    def use(password: str) -> None:
+        given = line.replace("PASSWORD", password).replace("db.example.com", "127.0.0.1")
+        file = bot.folder / "pgpass"
+        file.write_text(given.replace("5432", str(server.port)) + "\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("ERRBOT_DATABASE_PASSWORD", password)
+
+    use("PASSWORD")
+    settings = {key: value for key, value in bot.settings.items() if key != "STORAGE_CONFIG"}
+    lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    bot.config.write_text(f"{lines}{block}")
+    given: dict[str, Any] = {}
+    exec(bot.config.read_text(), given)
+    bot.settings["STORAGE_CONFIG"] = given["STORAGE_CONFIG"]
+    running = bot.plugin().open("core")
+    running.set("key", 1)
+    [change] = re.findall(rf"`(ALTER {'ROLE' if name == 'postgresql' else 'USER'} [^`]*)`", text)
+    server.sql(change.replace("new", "p@ss/w%rd"))
+    assert running.get("key") == 1, "A bot that runs has lost its connection."
+    assert re.search("password|denied", fails(bot, "list"))
+    use("p@ss/w%rd")
+    assert "1 key" in bot.run("list")
