@@ -56,7 +56,8 @@ def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
     try:
         with source.open(namespace) as old, closing(target.open(namespace)) as new:
             result.keys = old.len()
-            result.conflicts = [key for key in new.keys() if not is_equal(old, new, key)]
+            items = values.items(new)
+            result.conflicts = [key for key, data in items if not is_equal(old, new, key, data)]
     except storages.Unreadable as error:
         result.keys = 1
         result.problems.append((None, str(error)))
@@ -75,10 +76,10 @@ def try_out(source: Any, target: Any, result: Result, watch: Watch) -> None:
                 result.equal += 0 if is_empty else len(rows) - len(unequal(new, rows))
 
 
-def is_equal(old: Any, new: Any, key: str) -> bool:
-    """Say whether a key of this storage holds what it holds in the other one."""
+def is_equal(old: Any, new: Any, key: str, data: bytes) -> bool:
+    """Say whether a key of this storage, which has this data, holds the same in the other one."""
     try:
-        return not unequal(new, [(key, old.read(key))])
+        return holds(new, (key, old.read(key)), data)
     except (KeyError, storages.Unreadable):
         return False
 
