@@ -113,7 +113,8 @@ def measure(folder: Path, server: PostgreSQL, report: Report, key: dict[str, str
     bare = insert_one_by_one(url, table)
     report.tell(
         f"move, {folder.name}: {KEYS:,} keys of {size} bytes in {took:.1f} s,"
-        f" bare inserts one by one in {bare:.1f} s, speed {bare / took:.2f} (limit {SPEED_LIMIT if not key else 'none'})",
+        f" bare inserts one by one in {bare:.1f} s,"
+        f" speed {bare / took:.2f} (limit {SPEED_LIMIT if not key else 'none'})",
         bool(key) or bare / took >= SPEED_LIMIT,
     )
     grown = used[1] - used[0]
