@@ -27,6 +27,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/sqlite_storage.py
 	$(BIN)/python benchmarks/redis_storage.py
 	$(BIN)/python benchmarks/sql_storage.py
+	$(BIN)/python benchmarks/move.py
 
 clean:
 	rm -rf .venv demo

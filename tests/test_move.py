@@ -1,28 +1,48 @@
 """Moving a bot from Shelf and between databases, with kills and re-signing, as README says."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import random
 import re
+import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import clean_environment, environment, files, pythons, run
+from dulwich import porcelain
 from pytest_cookies.plugin import Cookies
+from servers.base import free_port, needs
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 from servers.redis import Redis, RedisCluster
 
+# Processes that start in a moment, because they have imported what the commands import.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        *("errbot.bootstrap", "click", "itsdangerous", "pydantic", "pickletools", "sqlite3"),
+        *(
+            "sqlalchemy",
+            "psycopg",
+            "pymysql",
+            "redis",
+            "pytest",
+            "pytest_cookies.plugin",
+            "dulwich",
+        ),
+    ]
+)
 NAMES = ["sqlite", "postgresql", "mariadb", "redis", "cluster"]
 BAKES = {"sqlite": "sqlite", "redis": "redis", "cluster": "redis"}
 PASSWORD = "hunter2-s3cret"
@@ -31,41 +51,61 @@ NEW = "new-signing-key-of-the-bot"
 KILLS = 20
 KEYS = 2_000
 
-# What a bot of seven plugins has stored: its own classes are modules that only Errbot loads.
-WRITE_SHELF = """
-import datetime, enum, sys, types
-from errbot.storage.shelf import ShelfStoragePlugin
+# A plugin of the bot, with classes of its own, which only Errbot can load.
+PLUGIN = """
+import datetime, enum
+from errbot import BotPlugin, botcmd
 
-folder, keys = sys.argv[1], int(sys.argv[2])
-plugin = ShelfStoragePlugin(types.SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=folder))
-for number in range(7):
-    name = f"Plugin {number}"
-    module = types.ModuleType(f"errbot.plugins.{number}")
-    sys.modules[module.__name__] = module
-    class Note:
-        pass
-    class Level(enum.Enum):
-        HIGH = 1
-    for kind in [Note, Level]:
-        kind.__module__, kind.__qualname__ = module.__name__, kind.__name__
-        setattr(module, kind.__name__, kind)
-    storage = plugin.open(name)
-    note = Note()
-    note.when, note.level = datetime.datetime(2026, 1, 2, 3, 4, 5), Level.HIGH
-    for key in range(keys // 7):
-        storage.set(f"größe {key}", [key, note])
-    storage.close()
-for name, values in [
-    ("core", {"configs": {"Notes": {"GREETING": "Good morning"}}, "bl_plugins": ["Plugin 3"]}),
-    ("Notes", {"notes": ["milk", "bread"]}),
-    ("test_backend", {"rooms": {("a", 1): {1, 2}}}),
-    ("repomgr", {"installed_repos": {}}),
-]:
-    storage = plugin.open(name)
-    for key, value in values.items():
-        storage.set(key, value)
-    storage.close()
+class Level(enum.Enum):
+    HIGH = 1
+
+class Entry:
+    def __init__(self, number):
+        self.when = datetime.datetime(2026, 1, 2, 3, number // 60, number % 60)
+        self.level = Level.HIGH
+
+class {name}(BotPlugin):
+    @botcmd
+    def {module}_fill(self, _message, number):
+        for key in range(int(number)):
+            self[f"größe {{key}}"] = [key, Entry(key)]
+        self._bot["rooms"] = {{("a", 1): {{1, 2}}}}
+
+    @botcmd
+    def {module}_sum(self, _message, _arguments):
+        keys, entries = zip(*self.values())
+        assert all(type(entry) is Entry for entry in entries)
+        levels = {{entry.level for entry in entries}}
+        when = max(entry.when for entry in entries)
+        return f"{name}: {{len(self)}}, {{sum(keys)}}, {{when}}, {{levels}}, {{self._bot['rooms']}}"
 """
+
+# A real bot. It does all of its work in one thread, because Errbot's Shelf on Python 3.13 fails in
+# a second one.
+TALK = """
+import json, logging, sys
+from errbot.backends.test import QUIT_MESSAGE, TestBot
+from errbot.bootstrap import setup_bot
+logging.disable(logging.CRITICAL)
+config, plugins, commands = json.loads(sys.argv[1])
+config |= {"BOT_ADMINS": ("gbin@localhost",), "CORE_PLUGINS": ("Health", "Help", "Plugins")}
+config |= {"BOT_LOG_FILE": config["BOT_DATA_DIR"] + "/errbot.log", "BOT_ASYNC": False}
+config |= {"BOT_PLUGIN_INDEXES": plugins + "/index.json"}
+test_bot = TestBot(extra_plugin_dir=plugins, extra_config=config)
+bot = setup_bot("Test", test_bot.logger, test_bot.bot_config)
+for command in [*commands, QUIT_MESSAGE]:
+    bot.push_message(command)
+bot.serve_forever()
+while not bot.outgoing_message_queue.empty():
+    print(*bot.pop_message().split())
+"""
+
+
+def talk(python: Path, settings: dict[str, Any], plugins: Path, *commands: str) -> str:
+    """Start a real bot, in a process of its own, and return its answers to some commands."""
+    given = json.dumps([settings, str(plugins), commands])
+    answers = run(python, "-c", TALK, given, cwd=plugins, env=clean_environment())
+    return answers.replace("\\n", " ")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +135,16 @@ def servers(folder: Path) -> Iterator[Callable[[str], Any]]:
         one.stop()
 
 
+def execute(command: list[str], printed: Path) -> None:
+    """Become a program that has been started with this command."""
+    sys.argv = command
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in [1, 2]:
+        os.dup2(output, number)
+    os.chdir(printed.parent)
+    runpy.run_path(command[0], run_name="__main__")
+
+
 class Storage:
     """The storage of a bot in one database: its config.py, and the program with the commands."""
 
@@ -119,14 +169,22 @@ class Storage:
         text = "".join(f"{name} = {value!r}\n" for name, value in self.settings.items())
         self.config.write_text(text)
 
-    def command(self, *words: object) -> list[str]:
-        """Return the command that runs one of the commands from the checkout."""
-        program = self.source / self.package / "__main__.py"
-        return [sys.executable, str(program), *map(str, words), "-c", str(self.config)]
+    def start(self, *words: object) -> BaseProcess:
+        """Start a command, from the checkout. What it prints goes to a file, `printed`."""
+        program = str(self.source / self.package / "__main__.py")
+        command = [program, *map(str, words), "-c", str(self.config)]
+        process = PROCESSES.Process(target=execute, args=(command, self.folder / "printed"))
+        process.start()
+        return process
 
-    def run(self, *words: object) -> str:
-        """Run a command, which must end well, and return what it printed."""
-        return run(*self.command(*words), cwd=self.folder)
+    def run(self, *words: object, status: int = 0) -> str:
+        """Run a command, which must end with this status, and return what it printed."""
+        process = self.start(*words)
+        process.join()
+        printed = (self.folder / "printed").read_text(encoding="utf-8")
+        assert process.exitcode == status, f"{words} ended with {process.exitcode}: {printed}"
+        assert "Traceback" not in printed
+        return printed
 
     def plugin(self) -> Any:
         """Start the storage plugin, as a bot does."""
@@ -143,14 +201,32 @@ class Storage:
         plugin = self.plugin()
         for namespace in plugin.namespaces():
             storage = plugin.open(namespace)
-            for key in list(storage.keys()):
-                found[namespace, key] = storage.signer(key).unsign(storage.read(key))
+            if hasattr(plugin, "_sql"):  # SQL: by one query, which takes a tenth of the time
+                name = namespace.encode()
+                rows = plugin.run("items", n=name, k=b"", s=10**6)[0]
+                rows = [(bytes(key).decode(), bytes(data)) for key, data in rows]
+                assert len(rows) == storage.len(), "A key is empty."
+            else:
+                rows = [(key, storage.read(key)) for key in list(storage.keys())]
+            for key, data in rows:
+                found[namespace, key] = storage.signer(key).unsign(data)
         return found
+
+
+@pytest.fixture(scope="module")
+def projects(cookies_session: Cookies) -> dict[str, Path]:
+    """A project for each of the databases. Tests do not change them."""
+    found = {}
+    for database in ["sqlite", "sql", "redis"]:
+        result = cookies_session.bake(extra_context={"database": database})
+        assert result.exception is None, result.exception
+        found[database] = Path(result.project_path)
+    return found
 
 
 @pytest.fixture
 def storage(
-    cookies_session: Cookies, servers: Callable[[str], Any], tmp_path: Path
+    projects: dict[str, Path], servers: Callable[[str], Any], tmp_path: Path
 ) -> Callable[[str], Storage]:
     """Makes an empty storage of that name, beside those of other tests."""
     count = 0
@@ -158,8 +234,6 @@ def storage(
     def storage(name: str) -> Storage:
         nonlocal count
         count += 1
-        result = cookies_session.bake(extra_context={"database": BAKES.get(name, "sql")})
-        assert result.exception is None, result.exception
         part = f"t{random.getrandbits(40)}"
         config: dict[str, Any] = {}
         if name in ("redis", "cluster"):
@@ -167,62 +241,100 @@ def storage(
         elif name != "sqlite":
             url = f"{name}://bot:{PASSWORD}@127.0.0.1:{servers(name).port}/bot"
             config = {"url": url, "table": part}
-        project = Path(shutil.copytree(result.project_path, tmp_path / f"project{count}"))
+        project = projects[BAKES.get(name, "sql")]
         return Storage(name, project, tmp_path / f"{name}{count}", config)
 
     return storage
 
 
+@pytest.fixture(scope="module")
+def plugins(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six plugins of a bot, and beside it a git repository with a seventh one."""
+    team = tmp_path_factory.mktemp("plugins") / "team"
+    support = projects["sqlite"] / "tests" / "contract" / "support"
+    folder = Path(shutil.copytree(support / "notes_plugin", team / "plugins"))
+    (folder / "index.json").write_text("{}")
+    repository = team / "diary"
+    repository.mkdir()
+    for number in range(1, 7):
+        where, module = repository if number == 6 else folder, f"plugin{number}"
+        core, python = f"Name = Plugin{number}\nModule = {module}", "Version = 3"
+        (where / f"{module}.plug").write_text(f"[Core]\n{core}\n[Python]\n{python}\n")
+        text = PLUGIN.format(name=f"Plugin{number}", module=module)
+        (where / f"{module}.py").write_text(text, encoding="utf-8")
+    porcelain.init(str(repository))
+    porcelain.add(str(repository), [str(file) for file in repository.glob("plugin*")])
+    author = b"Somebody <somebody@example.com>"
+    porcelain.commit(str(repository), message=b"Begin", author=author, committer=author)
+    return folder
+
+
+SUMS = [f"!plugin{number} sum" for number in range(1, 7)]
+
+
 @pytest.fixture(scope="module", params=["3.11", "3.13"])
-def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Shelf of seven plugins, written by Errbot with that Python: dbm.dumb, dbm.sqlite3 ..."""
+def shelf(
+    request: pytest.FixtureRequest, plugins: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bot with Errbot's Shelf, run by that Python: dbm.dumb, dbm.sqlite3 ...
+
+    It has seven plugins: one comes from a repository, another one is blacklisted.
+    """
     if request.param not in pythons():
         pytest.skip(f"no Python {request.param}")
     folder = tmp_path_factory.mktemp("shelf")
     python = Path(sys.executable)
     if sys.version_info[:2] != tuple(map(int, request.param.split("."))):
-        python = environment(folder / "venv", pythons()[request.param], "errbot>=6.2.1")
+        python = environment(
+            folder / "venv", pythons()[request.param], "errbot>=6.2.1", "pytest>=8"
+        )
     data = folder / "data"
     data.mkdir()
-    run(python, "-c", WRITE_SHELF, data, KEYS, cwd=folder, env=clean_environment())
+    answers = talk(
+        *(python, {"BOT_DATA_DIR": str(data), "STORAGE": "Shelf"}, plugins),
+        f"!repos install {plugins.parent / 'diary'}",
+        "!plugin config Notes {'GREETING': 'Good morning'}",
+        *("!note milk", "!note bread"),
+        *(f"!plugin{number} fill {KEYS // 6}" for number in range(1, 7)),
+        *SUMS,
+        "!plugin blacklist Plugin3",
+    )
+    (folder / "answers").write_text(answers, encoding="utf-8")
     (folder / "old_config.py").write_text(f"BOT_DATA_DIR = {str(data)!r}\nBACKEND = 'Test'\n")
     return folder
 
 
+def sums(answers: str) -> list[str]:
+    """Return what the plugins said of all that they have stored."""
+    return sorted(line for line in answers.splitlines() if re.match(r"Plugin\d: ", line))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_command_moves_a_bot_from_shelf(
-    shelf: Path, storage: Callable[[str], Storage], name: str
+    shelf: Path, storage: Callable[[str], Storage], plugins: Path, name: str
 ) -> None:
+    before_the_move = sums((shelf / "answers").read_text(encoding="utf-8"))
+    assert len(before_the_move) == 6, "The old bot has not stored all of it."
     new = storage(name)
     before = files(shelf / "data")
     printed = new.run("move", shelf / "old_config.py")
-    number = KEYS // 7 * 7 + 5
-    assert printed.splitlines()[-1] == f"11 namespaces, {number} keys: all equal"
+    # Beside those of the plugins: the notes, what the backend has, two of the core's and the two
+    # of the manager of repositories.
+    number = KEYS // 6 * 6 + 1 + 1 + 2 + 2
+    assert printed.splitlines()[-1] == f"10 namespaces, {number} keys: all equal"
     assert files(shelf / "data") == before, "The Shelf was changed."
     assert len(new.contents()) == number
-    answers = talk(new, "!notes")
+
+    shutil.copytree(shelf / "data" / "plugins", new.folder / "plugins")
+    commands = ["!notes", "!repos", "!status plugins", *SUMS]
+    commands += ["!plugin unblacklist Plugin3", "!plugin3 sum"]
+    answers = talk(Path(sys.executable), new.settings, plugins, *commands)
+    first, after = answers.split("removed from blacklist")
     assert "Good morning: milk, bread" in answers, "The bot has forgotten something."
-
-
-TALK = """
-import json, logging, sys
-from errbot.backends.test import TestBot
-logging.disable(logging.CRITICAL)
-config, plugins, command = json.loads(sys.argv[1])
-config |= {"BOT_ADMINS": ("gbin@localhost",), "CORE_PLUGINS": ("Plugins", "Utils")}
-config["BOT_LOG_FILE"] = config["BOT_DATA_DIR"] + "/errbot.log"
-bot = TestBot(extra_plugin_dir=plugins, extra_config=config)
-bot.start()
-print(bot.exec_command(command))
-bot.stop()
-"""
-
-
-def talk(new: Storage, command: str) -> str:
-    """Start a real bot on a storage, in a process of its own, and return its answer."""
-    plugins = new.source.parent / "tests" / "contract" / "support" / "notes_plugin"
-    given = json.dumps([new.settings, str(plugins), command])
-    return " ".join(run(sys.executable, "-c", TALK, given, cwd=new.folder).split())
+    assert "team/diary" in first, "The bot has forgotten the repository."
+    assert re.search(r"\bB,D\W+Plugin3\b", first), "The plugin is not blacklisted any more."
+    assert not [line for line in sums(first) if line.startswith("Plugin3")]
+    assert sums(first + after) == before_the_move, "The plugins have forgotten something."
 
 
 @pytest.mark.parametrize("target", NAMES)
@@ -255,19 +367,16 @@ def test_a_refused_value_is_reported_and_the_rest_moves(
     old, new = storage("sqlite"), storage("postgresql")
     fill(old, 40)
     old.plugin().open("core").write("planted", pickle.dumps("planted"))
-    command = new.command("move", old.config)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "core, planted: unsigned" in done.stdout
+    assert "core, planted: unsigned" in new.run("move", old.config, status=1)
     assert len(new.contents()) == 40
 
 
-def wait_until_it_writes(new: Storage, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
     """Wait until a move has written more than was there, or has ended."""
     plugin = new.plugin()
     opened = [plugin.open(namespace) for namespace in ["core", "Notes", "notes", "a:b"]]
     before = sum(storage.len() for storage in opened)
-    while process.poll() is None and sum(storage.len() for storage in opened) == before:
+    while process.is_alive() and sum(storage.len() for storage in opened) == before:
         time.sleep(0.01)
 
 
@@ -281,19 +390,16 @@ def test_a_move_that_was_killed_is_completed_by_running_it_again(
     chance = random.Random(1)
     partly = 0
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            new.command("move", old.config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = new.start("move", old.config)
         wait_until_it_writes(new, process)
-        time.sleep(chance.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.join()
         here = new.contents()
         assert here.items() <= before.items(), "A kill left something else than what was moved."
         partly += 0 < len(here) < len(before)
         if len(here) == len(before):  # too late: let the next one have something to do
-            for namespace in ["core", "Notes", "a:b"]:
-                new.run("delete", "--yes", namespace)
+            new = storage(name)
     assert partly, "No move was killed while it wrote."
     assert new.run("move", old.config).splitlines()[-1] == "4 namespaces, 3000 keys: all equal"
     assert new.contents() == before
@@ -337,11 +443,15 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
     assert [alone.get(f"key {number}") for number in range(400)] == last, "A write was lost."
 
 
-def blocks(storage: Storage, heading: str) -> list[str]:
-    """Return the shell commands of a section of the baked README."""
+def section(storage: Storage, heading: str) -> str:
+    """Return a section of the baked README."""
     readme = (storage.source.parent / "README.md").read_text(encoding="utf-8")
-    section = readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
-    found: list[str] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
+
+
+def blocks(storage: Storage, heading: str, language: str = "sh") -> list[str]:
+    """Return the commands of a section of the baked README, or its blocks in another language."""
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section(storage, heading), re.DOTALL)
     assert found, f"{heading} has no commands."
     return found
 
@@ -419,6 +529,7 @@ def test_the_readme_backs_up_and_restores_sql(
     before = bot.contents()
     script = blocks(bot, "Back up and restore")[0 if name == "postgresql" else 1]
     back_up, restore = script.replace("errbot_storage", table).strip().split("\n")
+    needs("pg_dump" if name == "postgresql" else "mariadb-dump", package=f"the client of {name}")
     url = f"postgresql://bot:{PASSWORD}@127.0.0.1:{servers(name).port}/bot"
     if name == "mariadb":
         account = f"--no-defaults -h127.0.0.1 -P{servers(name).port} -ubot -p{PASSWORD}"
@@ -426,37 +537,165 @@ def test_the_readme_backs_up_and_restores_sql(
             re.sub(r"^(mariadb\S*)", rf"\1 {account}", line).replace(" errbot ", " bot ")
             for line in [back_up, restore]
         )
-    if name == "postgresql":
-        binaries = str(Path(servers(name).psql).parent)
-        os.environ["PATH"] += os.pathsep + binaries
     shell(bot, back_up, DATABASE_URL=url)
     bot.plugin().open("core").set("late", 1)
     shell(bot, restore, DATABASE_URL=url)
     assert bot.contents() == before
 
 
+@pytest.mark.parametrize("name", ["redis", "cluster"])
 def test_the_readme_backs_up_and_restores_redis(
-    storage: Callable[[str], Storage], servers: Callable[[str], Any]
+    storage: Callable[[str], Storage],
+    servers: Callable[[str], Any],
+    folder: Path,
+    tmp_path: Path,
+    name: str,
 ) -> None:
-    bot = storage("redis")
+    bot = storage(name)
     fill(bot, 40)
     before = bot.contents()
     back_up, serve, move = blocks(bot, "Back up and restore")
-    shell(bot, back_up, REDIS_URL=servers("redis").url)
+    masters = [servers(name)]
+    if name == "cluster":
+        masters = [node for node in servers(name).nodes if "role:master" in node.cli("info")]
+    snapshots = []
+    for number, master in enumerate(masters):
+        snapshots.append(tmp_path / f"snapshot{number}")
+        snapshots[-1].mkdir()
+        shell(bot, f"cd {snapshots[-1]}\n{back_up}", REDIS_URL=master.url)
     bot.plugin().open("core").set("late", 1)
-    bot.plugin().open("core").remove("key0")
-    from servers.base import free_port
-
-    port = free_port()
-    serve = serve.replace("6400", str(port)).replace("redis-server", "exec redis-server")
-    server = subprocess.Popen(["sh", "-ec", serve], cwd=bot.folder, stdout=subprocess.DEVNULL)
-    try:
-        url = bot.settings["STORAGE_CONFIG"]["url"]
-        text = bot.config.read_text().replace(url, f"redis://127.0.0.1:{port}/0")
-        (bot.folder / "backup_config.py").write_text(text)
-        time.sleep(1)
-        assert "all equal" in shell(bot, move)
-    finally:
-        server.terminate()
-        server.wait()
+    bot.plugin().open("Notes").remove("Key0")
+    for snapshot in snapshots:
+        port = free_port()
+        serve_here = f"cd {snapshot}\n{serve}".replace("6400", str(port))
+        serve_here = serve_here.replace("redis-server", "exec redis-server")
+        second = Redis(folder / "second", port=port)
+        log = (snapshot / "log").open("w")
+        second.process = subprocess.Popen(["sh", "-ec", serve_here], stdout=log)
+        try:
+            second.wait_until(second.is_ready)
+            url = bot.settings["STORAGE_CONFIG"]["url"]
+            text = bot.config.read_text().replace(url, second.url)
+            text = text.replace("'cluster': True", "'cluster': False")
+            (bot.folder / "backup_config.py").write_text(text)
+            assert "all equal" in shell(bot, move)
+        finally:
+            second.stop()
     assert bot.contents() == before
+
+
+@pytest.mark.parametrize("name", ["redis", "cluster"])
+def test_the_acl_of_the_readme_is_what_the_commands_need(
+    storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
+) -> None:
+    bot, other = storage(name), storage("sqlite")
+    text = section(bot, "Permissions")
+    scan, evaluate, cluster, setinfo = re.findall(r"`(\+[^`]+)`", text)
+    assert setinfo == "+client|setinfo", "README.md says that this one may be left out."
+    [acl] = re.findall(r"^ACL SETUSER errbot .*$", text, re.MULTILINE)
+    prefix = bot.settings["STORAGE_CONFIG"]["prefix"]
+    acl = acl.replace("errbot", "admin", 1).replace("~errbot:", f"~{prefix}")
+    nodes = servers(name).nodes if name == "cluster" else [servers(name)]
+
+    def grant(*more: str) -> None:
+        for node in nodes:
+            words = [*acl.split(), *" ".join(more).split(), *cluster.split()]
+            assert (
+                node.cli(*(words if name == "cluster" else words[: -len(cluster.split())])) == "OK"
+            )
+
+    grant()
+    url = bot.settings["STORAGE_CONFIG"]["url"].replace("//", "//admin:PASSWORD@")
+    bot.settings["STORAGE_CONFIG"]["url"] = url
+    bot.keys(OLD)
+    fill(other, 40)
+    assert "all equal" in bot.run("move", other.config)
+    assert "'xxx" in bot.run("show", "core")
+    bot.run("delete", "--yes", "core")
+    for command in [["list"], ["check"], ["resign"]]:
+        assert "SCAN failed" in bot.run(*command, status=2)
+    assert "SCAN failed" in other.run("move", bot.config, status=2)
+    grant(scan)
+    bot.keys(OLD, NEW)
+    bot.run("list")
+    bot.run("check")
+    assert "EVAL failed" in bot.run("resign", status=2)
+    other.run("delete", "--yes", "core")
+    assert "all equal" in other.run("move", bot.config)
+    grant(scan, evaluate)
+    assert "30 values signed" in bot.run("resign")
+
+
+def test_the_readme_changes_the_password_of_redis(
+    storage: Callable[[str], Storage], folder: Path
+) -> None:
+    bot = storage("redis")
+    server = Redis(folder / "acl", f"aclfile {folder / 'acl' / 'users.acl'}")
+    (server.folder / "users.acl").touch()
+    server.start()
+    try:
+        [acl] = re.findall(r"^ACL SETUSER errbot .*$", section(bot, "Permissions"), re.MULTILINE)
+        assert server.cli(*acl.split(), "+scan") == "OK"
+        add, remove, save = blocks(bot, "Change the password", "text")[0].splitlines()
+        bot.settings["STORAGE_CONFIG"]["prefix"] = "errbot:"
+
+        def use(password: str) -> None:
+            url = server.url.replace("//", f"//errbot:{password}@")
+            bot.settings["STORAGE_CONFIG"]["url"] = url
+            bot.keys(NEW)
+
+        use("PASSWORD")
+        bot.plugin().open("core").set("key", 1)
+        assert server.cli(*add.split()) == "OK"
+        assert "1 key" in bot.run("list"), "The old password is not good any more."
+        use("NEW-PASSWORD")
+        assert "1 key" in bot.run("list")
+        assert server.cli(*remove.replace("OLD-PASSWORD", "PASSWORD").split()) == "OK"
+        assert server.cli(*save.split()) == "OK"
+        server.stop()
+        server.start()
+        assert "1 key" in bot.run("list")
+        use("PASSWORD")
+        assert "invalid username-password pair" in bot.run("list", status=2)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+def test_the_readme_changes_the_password_of_sql(
+    storage: Callable[[str], Storage],
+    servers: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    bot, server = storage(name), servers(name)
+    server.add_account("errbot", "PASSWORD", "errbot")
+    text = section(bot, "Change the password")
+    passfile, environment = blocks(bot, "Change the password", "python")
+    [line] = re.findall(r"`(\S+:PASSWORD)`", text)
+    block = passfile if name == "postgresql" else environment
+    block = block.replace("db.example.com", f"127.0.0.1:{server.port}")
+    block = block.replace("/etc/errbot", str(bot.folder))
+
+    def use(password: str) -> None:
+        given = line.replace("PASSWORD", password).replace("db.example.com", "127.0.0.1")
+        file = bot.folder / "pgpass"
+        file.write_text(given.replace("5432", str(server.port)) + "\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("ERRBOT_DATABASE_PASSWORD", password)
+
+    use("PASSWORD")
+    settings = {key: value for key, value in bot.settings.items() if key != "STORAGE_CONFIG"}
+    lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    bot.config.write_text(f"{lines}{block}")
+    given: dict[str, Any] = {}
+    exec(bot.config.read_text(), given)
+    bot.settings["STORAGE_CONFIG"] = given["STORAGE_CONFIG"]
+    running = bot.plugin().open("core")
+    running.set("key", 1)
+    [change] = re.findall(rf"`(ALTER {'ROLE' if name == 'postgresql' else 'USER'} [^`]*)`", text)
+    server.sql(change.replace("new", "p@ss/w%rd"))
+    assert running.get("key") == 1, "A bot that runs has lost its connection."
+    assert re.search("password|denied", bot.run("list", status=2))
+    use("p@ss/w%rd")
+    assert "1 key" in bot.run("list")

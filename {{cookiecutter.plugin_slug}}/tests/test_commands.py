@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,11 @@ from click.testing import CliRunner, Result
 from contract.support.database import Database
 from contract.support.sample_values import MARK, Level, Person, Settings
 from contract.support.tricky_names import ALIKE
+from errbot.storage import StoreException
 from errbot.storage.shelf import ShelfStoragePlugin
 
 from {{ cookiecutter.__package }} import moving, values
-from {{ cookiecutter.__package }}.__main__ import main
+from {{ cookiecutter.__package }}.__main__ import main, watch
 
 OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
@@ -275,10 +278,17 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
     storage.shelf.dict[b"\xff"] = pickle.dumps(MARK)
     storage.close()
     (shelf.parent.parent / "shelf" / "Torn.db").write_bytes(b"no database at all")
+    berkeley_db = bytes(12) + (0x61561).to_bytes(4, "little")
+    (shelf.parent.parent / "shelf" / "Berkeley.db.db").write_bytes(berkeley_db)
+    loop = shelf.parent.parent / "shelf" / "Closed.db.dat"
+    loop.symlink_to(loop)  # It cannot be opened, not even by root.
     printed = bot.run("move", shelf, status=1)
+    assert "Closed: Closed.db cannot be read: OSError" in printed
     assert f"core, cut: {values.BROKEN}" in printed
     assert "its key is not UTF-8" in printed
     assert "Torn: Torn.db cannot be read" in printed
+    assert re.search("^Berkeley: Berkeley.db(: this Python has no| cannot)", printed, re.MULTILINE)
+    assert "Berkeley.db:" not in printed.replace("Berkeley: Berkeley.db:", "")
     assert "NOT all equal" in printed.splitlines()[-1]
     assert bot.open("core").get("person") == Person(MARK)
     assert bot.json("move", shelf, status=1)["good"] is False
@@ -319,6 +329,36 @@ def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
     assert [storage.get(f"key {number}") for number in range(2)] == objects
 
 
+def test_move_stops_if_nothing_can_be_written(
+    bot: Bot, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def refuse(_new: Any, row: moving.Row) -> None:
+        tried.append(row)
+        raise StoreException("database is locked")
+
+    monkeypatch.setattr(moving, "write_one", refuse)
+    monkeypatch.setattr(moving, "write_many", lambda *_: False)
+    monkeypatch.setattr(moving, "GIVE_UP", 2)
+    assert "database is locked" in bot.run("move", shelf, status=2)
+    assert len(tried) <= moving.THREADS * 2, "Each key of a locked database is waited for."
+
+
+def test_a_bar_of_progress_shows_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = []
+
+    def progressbar(items: Any, label: str, **_: Any) -> Any:
+        labels.append(label)
+        return nullcontext(items)
+
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("click.progressbar", progressbar)
+    with watch("Copying \x1b[2J", [], 0):
+        pass
+    assert labels == [r"'Copying \x1b[2J'"]
+
+
 def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None:
     printed = bot.run("move", "--only", "Notes", shelf, status=2)
     assert "The old storage has no Notes. It has: " in printed
@@ -333,6 +373,8 @@ def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None
         ("import nowhere_to_be_found", "no module named 'nowhere_to_be_found'"),
         ("raise SystemExit('a-secret')", "SystemExit in line 1"),
         ("STORAGE = 'Nobody'\nBOT_DATA_DIR = '.'", "'Nobody'"),
+        ("STORAGE = 'Nobody'", "names no BOT_DATA_DIR"),
+        ("raise KeyboardInterrupt('a-secret')", "Interrupted"),
         ("BOT_DATA_DIR = '/nowhere/at/all'", "BOT_DATA_DIR"),
     ],
 )
@@ -495,6 +537,24 @@ def test_only_one_whole_pickle_is_whole() -> None:
     assert values.is_whole(whole)
     for bad in [b"", b".", whole[:-1], whole + b".", whole + whole, b"no pickle", whole[1:]]:
         assert not values.is_whole(bad), bad
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+@pytest.mark.usefixtures("other_processes")
+def test_what_cannot_be_printed_is_a_clear_error(bot: Bot) -> None:
+    source = Path(__file__).parent.parent / "src"
+    command = [sys.executable, "-m", "{{ cookiecutter.__package }}", "list", "-c"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, str(bot.database.config_file)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=source,
+        )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "No space left" in done.stderr
 
 
 @pytest.mark.usefixtures("other_processes")

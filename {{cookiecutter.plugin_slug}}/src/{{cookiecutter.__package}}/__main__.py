@@ -31,8 +31,12 @@ class Commands(click.Group):
         """Run a command."""
         try:
             return super().invoke(context)
-        except (StoreException, ValueError) as error:
+        except BrokenPipeError:  # such as `list | head`: click ends quietly
+            raise
+        except (OSError, StoreException, ValueError) as error:
             raise storages.CannotRun(str(error)) from None
+        except KeyboardInterrupt:
+            raise storages.CannotRun("Interrupted. Run the same command again.") from None
 
 
 def note(context: click.Context, option: click.Parameter, value: Any) -> None:
@@ -98,7 +102,7 @@ def watch(label: str, items: Iterable[Any], length: int) -> AbstractContextManag
     """Show how far a long work is, if somebody sits at a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(items)
-    return click.progressbar(items, length=length, label=label, file=sys.stderr)
+    return click.progressbar(items, length=length, label=shown(label), file=sys.stderr)
 
 
 def table(heading: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
@@ -124,7 +128,7 @@ def many(number: int, thing: str) -> str:
 def read_all(plugin: Any, namespace: str) -> Iterator[tuple[Any, str, bytes]]:
     """Yield the open storage, the key and the bytes of each value of a namespace."""
     with closing(plugin.open(namespace)) as storage, ExitStack() as stack:
-        items = watch(shown(namespace), values.items(storage), storage.len())
+        items = watch(namespace, values.items(storage), storage.len())
         for key, data in stack.enter_context(items):
             yield storage, key, data
 

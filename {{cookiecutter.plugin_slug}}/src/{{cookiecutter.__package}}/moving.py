@@ -16,6 +16,9 @@ ROWS = 400
 BYTES = 8_000_000
 """How much is copied at once: so many values, or so many bytes of them."""
 
+GIVE_UP = 5
+"""After how many failures in a row a storage counts as one that does nothing: locked, or full."""
+
 POOL = ThreadPoolExecutor(THREADS)
 
 Row = tuple[str, bytes]
@@ -53,7 +56,8 @@ def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
     try:
         with source.open(namespace) as old, closing(target.open(namespace)) as new:
             result.keys = old.len()
-            result.conflicts = [key for key in new.keys() if not is_equal(old, new, key)]
+            items = values.items(new)
+            result.conflicts = [key for key, data in items if not is_equal(old, new, key, data)]
     except storages.Unreadable as error:
         result.keys = 1
         result.problems.append((None, str(error)))
@@ -72,10 +76,10 @@ def try_out(source: Any, target: Any, result: Result, watch: Watch) -> None:
                 result.equal += 0 if is_empty else len(rows) - len(unequal(new, rows))
 
 
-def is_equal(old: Any, new: Any, key: str) -> bool:
-    """Say whether a key of this storage holds what it holds in the other one."""
+def is_equal(old: Any, new: Any, key: str, data: bytes) -> bool:
+    """Say whether a key of this storage, which has this data, holds the same in the other one."""
     try:
-        return not unequal(new, [(key, old.read(key))])
+        return holds(new, (key, old.read(key)), data)
     except (KeyError, storages.Unreadable):
         return False
 
@@ -246,11 +250,16 @@ def in_threads(new: Any, task: Callable[[Any, Row], None], rows: list[Row], resu
 
 
 def do(new: Any, task: Callable[[Any, Row], None], rows: list[Row]) -> list[tuple[str, Exception]]:
-    """Do a task for some rows, and return what failed."""
+    """Do a task for some rows, and return what failed. Raises StoreException to stop the move."""
     failed: list[tuple[str, Exception]] = []
+    in_a_row = 0
     for row in rows:
         try:
             task(new, row)
+            in_a_row = 0
         except (KeyError, ValueError, StoreException) as error:
             failed.append((row[0], error))
+            in_a_row = in_a_row + 1 if isinstance(error, StoreException) else 0
+            if in_a_row == GIVE_UP:
+                raise
     return failed

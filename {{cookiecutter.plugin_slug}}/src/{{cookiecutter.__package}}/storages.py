@@ -90,6 +90,8 @@ def load_plugin(config: Any, path: Path) -> Any:
     except Exception as error:
         given = getattr(config, "STORAGE_CONFIG", None)
         text = without_secrets(f"{type(error).__name__}: {error}", given)
+        if not isinstance(getattr(config, "BOT_DATA_DIR", None), str | Path):
+            text = "it names no BOT_DATA_DIR, the folder of the bot's data"
         raise CannotRun(f"The storage {name!r} of {path} does not start: {text}") from None
 
 
@@ -245,34 +247,57 @@ class Shelf:
             for ending in [r"\.db", r"\.db\.(?:dat|dir|pag|db)"]:
                 if found := re.fullmatch(rf"(.*){ending}", file.name, re.DOTALL):
                     names.add(found[1])
-        return sorted(name for name in names if self._format(name) is not None)
+        return sorted(filter(self._is_there, names))
+
+    def _is_there(self, namespace: str) -> bool:
+        """Say whether there is a namespace. One that cannot be read is, so that `move` tells it."""
+        try:
+            return self._format(namespace) is not None
+        except OSError:
+            return True
 
     def _format(self, namespace: str) -> str | None:
-        """Return the module that wrote a file, "" if it is unknown, None if there is no file."""
+        """Return the module that wrote a file, "" if it is unknown, None if there is no file.
+
+        Raises OSError if it cannot be read: `whichdb` would pass over it.
+        """
         file = self._folder / f"{namespace}.db"
-        if file.is_file():
-            start = file.open("rb").read(16)
-            if not start or start == b"SQLite format 3\0":
-                return "dbm.sqlite3"
-        found = dbm.whichdb(str(file))  # Python 3.10 takes no Path
-        if found == "" and namespace.endswith(".db"):  # what dbm.ndbm of macOS calls its file
-            return None if dbm.whichdb(str(file.with_suffix(""))) == "dbm.ndbm" else found
-        return found
+        starts = {}
+        for ending in ["", ".db", ".dat", ".dir", ".pag"]:
+            part = Path(f"{file}{ending}")
+            with suppress(FileNotFoundError, IsADirectoryError), part.open("rb") as opened:
+                starts[ending] = opened.read(16)
+        start = starts.get("")
+        if is_berkeley_db(starts.get(".db", b"")):  # dbm.ndbm of Debian and macOS: it adds a .db
+            return "dbm.ndbm"
+        if start and namespace.endswith(".db") and is_berkeley_db(start):
+            return None  # the same file, seen as that of another namespace
+        if start in (b"", b"SQLite format 3\0"):
+            return "dbm.sqlite3"
+        return dbm.whichdb(str(file))  # Python 3.10 takes no Path
 
     @contextmanager
     def open(self, namespace: str) -> Iterator["ShelfNamespace"]:
         """Open a namespace for reading. Raises Unreadable."""
-        file, kind = self._folder / f"{namespace}.db", self._format(namespace)
+        file, kind = self._folder / f"{namespace}.db", None
         with ExitStack() as stack:
             try:
+                kind = self._format(namespace)
                 keys, get = stack.enter_context(open_dbm(file, kind))
                 opened = ShelfNamespace(keys(), get)
             except ImportError:
-                raise Unreadable(f"{file.name}: this Python has no {kind}") from None
+                raise Unreadable(
+                    f"{file.name}: this Python has no {kind}; take one that has it"
+                ) from None
             except Exception as error:  # It may be anything: Python's dbm checks little.
                 reason = f"{type(error).__name__}: {error}"
                 raise Unreadable(f"{file.name} cannot be read: {reason}") from None
             yield opened
+
+
+def is_berkeley_db(start: bytes) -> bool:
+    """Say whether a file that starts like this is one of Berkeley DB, old or new."""
+    return bool({start[:4], start[12:16]} & {b"\x61\x15\x06\x00", b"\x00\x06\x15\x61"})
 
 
 @contextmanager
