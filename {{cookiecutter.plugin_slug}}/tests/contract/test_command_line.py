@@ -12,6 +12,7 @@ from contract.support.sample_values import MARK
 
 def errbot(database: Database, option: str, name: str, given: str = "") -> str:
     """Run `errbot OPTION NAMESPACE` with the given text as its input; return what it printed."""
+    database.note(name, *(ast.literal_eval(given) if given else ()))
     command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
     done = subprocess.run(
         [*command, database.namespace(name)],
