@@ -1,12 +1,11 @@
 """`errbot --storage-get`, `--storage-set` and `--storage-merge`, as an administrator types them."""
 
 import ast
-import subprocess
 import sys
 
 import pytest
 
-from contract.support.database import Database
+from contract.support.database import Database, run_command
 from contract.support.sample_values import MARK
 
 
@@ -14,14 +13,7 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
     """Run `errbot OPTION NAMESPACE` with the given text as its input; return what it printed."""
     database.note(name, *(ast.literal_eval(given) if given else ()))
     command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
-    done = subprocess.run(
-        [*command, database.namespace(name)],
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=database.config_file.parent,
-    )
+    done = run_command([*command, database.namespace(name)], given, database.config_file.parent)
     assert done.returncode == 0, f"errbot {option} failed:\n{done.stderr}"
     return done.stdout.strip()
 

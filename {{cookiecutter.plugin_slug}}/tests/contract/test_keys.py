@@ -47,21 +47,6 @@ def test_removing_a_missing_key_raises_key_error(storage: StorageBase) -> None:
     )
 
 
-def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> None:
-    storage.set("key", "old")
-    storage.remove("key")
-    storage.set("key", MARK)
-    assert (storage.get("key"), list(storage.keys())) == (MARK, ["key"]), (
-        "What is set under a key that was removed before is not what is there then."
-    )
-    storage.remove("key")
-    with expect(KeyError, "A removed value can still be read."):
-        storage.get("key")
-    with expect(KeyError, "A removed key can be removed again."):
-        storage.remove("key")
-    assert (storage.len(), list(storage.keys())) == (0, []), "A removed key still counts."
-
-
 def test_len_and_keys_agree_at_every_moment(storage: StorageBase) -> None:
     expected: set[str] = set()
     for step in range(60):
@@ -99,17 +84,6 @@ def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
         " limit and at the seams of the pages in which you fetch them."
     )
     assert storage.len() == MANY, f"`len` says {storage.len()} where there are {MANY} keys."
-
-
-@pytest.mark.parametrize("keys", [[], [""], [" "], ["a"], ["", "a"]], ids=repr)
-def test_a_loop_over_the_keys_ends(storage: StorageBase, keys: list[str]) -> None:
-    for key in keys:
-        storage.set(key, MARK)
-    got = list(islice(storage.keys(), 10))
-    assert sorted(got) == keys, (
-        "A loop over these keys goes wrong, or goes on for ever. Tell the first page from the one"
-        ' after the key "".'
-    )
 
 
 def test_no_page_of_keys_shows_those_of_another_namespace(database: Database) -> None:

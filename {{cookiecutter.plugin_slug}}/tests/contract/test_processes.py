@@ -5,7 +5,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from contract.support.database import Database, process_command, run_process
+from contract.support.database import (
+    PROCESS,
+    Database,
+    process_command,
+    run_process,
+    running,
+)
+from contract.support.deadlines import deadline
 from contract.support.expectations import same
 from contract.support.sample_values import MARK, Person
 
@@ -40,20 +47,15 @@ def await_line(process: "subprocess.Popen[str]") -> None:
     """Wait until a process prints a line. Fails with its error where it ends instead."""
     assert process.stdout
     assert process.stderr
-    line = process.stdout.readline()
+    with deadline(PROCESS, "Of several processes on one database, one waits for ever."):
+        line = process.stdout.readline()
     assert line, f"Several processes cannot use the database at once:\n{process.stderr.read()}"
 
 
 def test_processes_start_and_write_at_once(database: Database) -> None:
     command = process_command(database, NAME, "write-at-once")
-    pipe = subprocess.PIPE
-    with ExitStack() as running:
-        processes = [
-            running.enter_context(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-            )
-            for _ in range(3)
-        ]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(command)) for _ in range(3)]
         for process in processes:
             await_line(process)
         for number, process in enumerate(processes):
@@ -76,9 +78,10 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
 
 def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
     command = process_command(database, NAME, "write-many")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running(command) as process:
         assert process.stdout is not None
-        done = [process.stdout.readline() for _ in range(SETS)]
+        with deadline(PROCESS, f"Another process sets {SETS} keys, and waits for ever."):
+            done = [process.stdout.readline() for _ in range(SETS)]
         process.kill()
         done += process.stdout.readlines()
     finished = {line.strip() for line in done if line.endswith("\n")}

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
-from threading import Barrier, Thread
+from functools import partial
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, open_files
+from contract.support.deadlines import at_once
 from contract.support.expectations import same
 from contract.support.sample_values import MARK, Unstorable
 
@@ -40,14 +41,13 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
 
     An error in a thread is raised here.
     """
-    barrier = Barrier(THREADS)
-
-    def start(number: int) -> Any:
-        barrier.wait()
-        return work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(start, range(THREADS)))
+    try:
+        return at_once(*(partial(work, number) for number in range(THREADS)))
+    except TimeoutError as error:
+        pytest.fail(
+            f"Commands at the same time wait for ever: {error}. Take locks in one order, hold none"
+            " while you wait for another, and let the database give up after a time."
+        )
 
 
 def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]) -> None:
@@ -144,19 +144,22 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
-    with ThreadPoolExecutor(1) as pool:
-        for turn, key in enumerate(storage.keys()):
-            if turn == 9:
-                break  # the storage gives keys again that were set meanwhile: another test's matter
-            try:
-                pool.submit(storage.set, key, [MARK]).result(timeout=10)
-                pool.submit(storage.set, "other", MARK).result(timeout=10)
-                pool.submit(storage.remove, "other").result(timeout=10)
-            except TimeoutError:
-                pytest.fail(
-                    "While one command loops over its keys, all others wait. Hold no lock and no"
-                    " transaction between two keys."
-                )
+
+    def others(key: str) -> None:
+        storage.set(key, [MARK])
+        storage.set("other", MARK)
+        storage.remove("other")
+
+    for turn, key in enumerate(storage.keys()):
+        if turn == 9:
+            break  # the storage gives keys again that were set meanwhile: another test's matter
+        try:
+            at_once(partial(others, key), seconds=10)
+        except TimeoutError:
+            pytest.fail(
+                "While one command loops over its keys, all others wait. Hold no lock and no"
+                " transaction between two keys."
+            )
     assert [storage.get(key) for key in ["a", "b", "c"]] == [[MARK]] * 3
 
 
@@ -186,9 +189,7 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
     work()
     before = open_files()
     for _ in range(100):
-        thread = Thread(target=work)
-        thread.start()
-        thread.join()
+        at_once(work)
     left = open_files() - before
     assert left <= 10, (
         f"100 threads that have ended left {left} files or connections open. Errbot polls in a new"

@@ -4,7 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,15 @@ from errbot.bootstrap import get_storage_plugin
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
+from contract.support.deadlines import deadline
 from contract.support.throwaway import PREFIX, Notes, TrackedPlugin
 
 SECOND_PROCESS = Path(__file__).with_name("second_process.py")
 EXAMPLE = "contract"
+OPENING = 30
+"""Seconds that a namespace may take to open beside others."""
+PROCESS = 60
+"""Seconds that another process may take."""
 LONG = 200
 """Characters of a name that is long: storages may hold no more than 250."""
 
@@ -59,7 +65,8 @@ class Database:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        storage = plugin.open(self.namespace(name))
+        with deadline(OPENING, "`open` waits for ever for another that has the database open."):
+            storage = plugin.open(self.namespace(name))
         self._opened.append(storage)
         return storage
 
@@ -108,10 +115,36 @@ def process_command(database: Database, name: str, task: str) -> list[str]:
     return [sys.executable, str(SECOND_PROCESS), *words]
 
 
+def run_command(
+    command: list[str], given: str = "", folder: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, in the words of the tests if it has none."""
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=PROCESS, cwd=folder
+        )
+    pytest.fail(
+        f"Another process on the same database has not ended after {PROCESS} seconds:"
+        f" `{' '.join(command[-2:])}`. It waits for a lock that the bot holds all the time, or"
+        " for a thread that is no daemon."
+    )
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Run a command, and kill it if it has not ended with the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def run_process(database: Database, name: str, task: str) -> str:
     """Let another process do a task of second_process.py, and return what it printed."""
     command = process_command(database, name, task)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run_command(command)
     assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
     return done.stdout.strip()
 

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from errbot import utils
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, load_config, load_plugin, run_process
+from contract.support.deadlines import deadline, end_with_threads, last_resort
 from contract.support.first_try import try_once
 from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
@@ -57,6 +59,8 @@ class Configured:
 CONFIGURED = pytest.StashKey[Configured]()
 FAULT = pytest.StashKey[str]()
 """Why no test can say anything, or "", once the storage has been tried."""
+SLOW = pytest.StashKey[int]()
+"""How many tests have not ended by themselves."""
 TOLD = pytest.StashKey[bool]()
 """Whether a value in the log has been reported."""
 
@@ -89,6 +93,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="run no test, but remove from the storage of --errbot-config what an earlier run could"
         " not remove, which it listed in this file",
+    )
+    parser.addoption(
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=120,
+        help="end a test of the contract that takes longer (default: 120)",
     )
 
 
@@ -133,7 +144,8 @@ def clean_up(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say last what is left."""
+    """Say last what is left, and let no thread keep this process alive."""
+    end_with_threads()
     if configured := config.stash.get(CONFIGURED, None):
         with shielded():
             reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
@@ -141,6 +153,32 @@ def pytest_unconfigure(config: pytest.Config) -> None:
                 for line in describe(left, configured.notes):
                     reporter.write_line(line, red=True)
             configured.notes.close()
+
+
+@contextmanager
+def limited(item: pytest.Item) -> Iterator[None]:
+    """Let a phase of a test of the contract come to an end. After three that do not, all ends.
+
+    The tests of interrupts use the same signal, and have limits of their own.
+    """
+    seconds = item.config.getoption("--time-limit")
+    stash = item.session.stash
+
+    def count_it() -> None:
+        stash[SLOW] = stash.get(SLOW, 0) + 1
+        if stash[SLOW] == 3:
+            item.session.shouldfail = "three tests have not ended, and so would many others"
+
+    if CONTRACT not in item.path.parents:
+        yield
+        return
+    why = f"{item.name} is too slow, or waits for ever. --time-limit gives it more time."
+    with last_resort(2 * seconds, item.name):
+        if "interrupts" in getattr(item, "fixturenames", ()):
+            yield
+        else:
+            with deadline(seconds, why, count_it):
+                yield
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -154,7 +192,8 @@ def log_everything(item: pytest.Item) -> Generator[None, object, object]:
     level = root.level
     root.setLevel(logging.DEBUG)
     try:
-        return (yield)
+        with limited(item):
+            return (yield)
     finally:
         root.setLevel(level)
         if configured := item.config.stash.get(CONFIGURED, None):

@@ -89,59 +89,55 @@ def texts(key: object) -> set[str]:
     return {str(key), key.decode()} if isinstance(key, bytes) else {str(key)}
 
 
-class TrackedStorage:
-    """A storage whose keys are noted before they are set. It passes for what it wraps."""
+class Wrapper:
+    """Passes for what it wraps, be that a storage or a plugin."""
 
-    def __init__(self, storage: StorageBase, namespace: str, notes: Notes) -> None:
-        self._storage = storage
-        self._namespace = namespace
-        self._notes = notes
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
+        return getattr(self._wrapped, name)
 
     def __bool__(self) -> bool:
-        return bool(self._storage)
+        return bool(self._wrapped)
 
     @property
     def __class__(self) -> Any:
-        return type(self._storage)
+        return type(self._wrapped)
 
     @__class__.setter
     def __class__(self, _value: object) -> None:
         raise AttributeError("__class__")
+
+
+class TrackedStorage(Wrapper):
+    """A storage whose keys are noted before they are set."""
+
+    def __init__(self, storage: StorageBase, namespace: str, notes: Notes) -> None:
+        super().__init__(storage)
+        self._namespace = namespace
+        self._notes = notes
 
     def set(self, key: str, value: object) -> None:
         """Note the key, and set it."""
         if not self._notes.holds(self._namespace, key):
             self._notes.add(self._namespace, key)
-        self._storage.set(key, value)
+        self._wrapped.set(key, value)
 
 
-class TrackedPlugin:
+class TrackedPlugin(Wrapper):
     """A storage plugin that opens none but empty namespaces, and notes what is set in them."""
 
     def __init__(self, plugin: StoragePluginBase, notes: Notes) -> None:
-        self._plugin = plugin
+        super().__init__(plugin)
         self._notes = notes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plugin, name)
-
-    @property
-    def __class__(self) -> Any:
-        return type(self._plugin)
-
-    @__class__.setter
-    def __class__(self, _value: object) -> None:
-        raise AttributeError("__class__")
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace. Raises NotEmptyError if it shows what the tests have not set."""
-        storage = self._plugin.open(namespace)
+        storage = self._wrapped.open(namespace)
         if not self._notes.knows(namespace):
             noted = self._notes.read()
-            if namespace not in noted and not is_ours(self._plugin, storage, noted):
+            if namespace not in noted and not is_ours(self._wrapped, storage, noted):
                 storage.close()
                 self._notes.stopped = (
                     f"The new namespace {namespace!r} is not empty: the storage mixes up"
