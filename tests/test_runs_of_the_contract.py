@@ -203,3 +203,31 @@ def test_values_in_the_log_are_reported_once(run_tests: Run) -> None:
     assert status == 1, output
     assert len(re.findall("^ERROR tests/", output, re.MULTILINE)) == 1, output
     assert "A value stands in the log" in output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_the_report_says_in_words_what_is_kept_and_broken(run_tests: Run, tmp_path: Path) -> None:
+    code = f"""
+import logging
+{LOGS}
+_remove = AcmeStorage.remove
+AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
+"""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"STORAGE = 'Acme'\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
+        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(tmp_path / 'project' / 'src')!r}\n"
+    )
+    page = tmp_path / "report.md"
+    options = [f"--errbot-config={config}", f"--contract-report={page}", "-k", "alike or getting"]
+    status, output = run_tests(code, *options, "tests/contract/test_keys.py")
+    assert status == 1, output
+    text = page.read_text()
+    broken, _, kept = text.partition("## Kept")
+    assert text.startswith("# What Acme keeps of the contract of Errbot\n"), text
+    assert "- **Keys that look alike are told apart to the letter.**" in broken
+    assert "(spaces around" in broken
+    assert "- **No value stands in the log, or in what is printed.**" in broken
+    assert kept.strip() == "- `get` of a missing key raises `KeyError`, and changes nothing."
+    assert "The storage keeps 1 promises, breaks 2; 0 were not tested." in text
+    assert "Broken: Keys that look alike are told apart to the letter." in output

@@ -15,6 +15,7 @@ from contract.support.sample_values import MARK, Unstorable
 
 
 def test_errbot_finds_the_storage_plugin(database: Database) -> None:
+    """Errbot finds the plugin by its name, and can open it."""
     plugin = database.plugin()
     assert isinstance(plugin, StoragePluginBase), "Errbot asks for a StoragePluginBase."
     assert isinstance(plugin.open(database.namespace("a")), StorageBase), (
@@ -23,6 +24,7 @@ def test_errbot_finds_the_storage_plugin(database: Database) -> None:
 
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
+    """An empty storage that is open counts as open."""
     assert database.open(), (
         "An empty open storage is false, and Errbot takes it for closed. Define no __len__ and no"
         " __bool__."
@@ -34,6 +36,7 @@ def test_an_empty_storage_counts_as_open(database: Database) -> None:
 
 
 def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> None:
+    """A removed key is gone, and can be set again."""
     storage.set("key", "old")
     storage.remove("key")
     storage.set("key", MARK)
@@ -52,6 +55,7 @@ def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> Non
 def test_a_loop_over_the_keys_ends(
     storage: StorageBase, keys: list[str], request: pytest.FixtureRequest
 ) -> None:
+    """A loop over the keys comes to its end."""
     for key in keys:
         storage.set(key, MARK)
     got = list(islice(storage.keys(), 10))
@@ -64,6 +68,7 @@ def test_a_loop_over_the_keys_ends(
 
 
 def test_no_operation_waits_for_ever(database: Database, request: pytest.FixtureRequest) -> None:
+    """No operation waits for ever, not after one that failed, and not in a loop over the keys."""
     storage = database.plugin().open(database.namespace("namespace"))
     begun = ["`open`"]
 

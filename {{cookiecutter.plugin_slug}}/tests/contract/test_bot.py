@@ -84,6 +84,7 @@ def _throwaway_namespaces(database: Database, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bot_remembers_over_a_restart(tmp_path: Path) -> None:
+    """A bot keeps its plugins' data and configuration over a restart, and `!backup` works."""
     with running_bot(tmp_path / "first") as bot:
         answer(bot, "!plugin config Notes {'GREETING': 'Good morning'}")
         assert "Noted" in answer(bot, "!note milk"), "A plugin of a bot cannot store anything."

@@ -19,6 +19,7 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
 
 
 def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database) -> None:
+    """`errbot --storage-get` of a new namespace prints an empty dict."""
     assert errbot(database, "--storage-get", "namespace") == "{}", (
         "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
     )
@@ -26,6 +27,7 @@ def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database)
 
 @pytest.mark.usefixtures("other_processes")
 def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -> None:
+    """`errbot --storage-set`, `-get` and `-merge` work while the bot runs."""
     storage = database.open("namespace")
     storage.set("old", MARK)
     given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}

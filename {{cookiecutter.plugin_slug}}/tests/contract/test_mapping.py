@@ -18,6 +18,7 @@ def mapping(database: Database) -> StoreMixin:
 
 
 def test_a_storage_serves_as_a_mapping(mapping: StoreMixin) -> None:
+    """A plugin can use its storage as a mapping."""
     assert ("a" in mapping, "c" in mapping) == (True, False), "`key in self` does not work."
     assert (mapping.get("c"), mapping.get("c", MARK)) == (None, MARK), (
         "self.get(key, default) of a missing key does not work."
@@ -43,6 +44,7 @@ def test_a_storage_serves_as_a_mapping(mapping: StoreMixin) -> None:
 
 
 def test_clear_empties_the_namespace(mapping: StoreMixin) -> None:
+    """`clear` empties the namespace."""
     mapping.update({f"{number}": None for number in range(1_000)})
     with deadline(100, "self.clear() never ends: `keys` gives a key that `remove` has removed."):
         mapping.clear()
@@ -52,6 +54,7 @@ def test_clear_empties_the_namespace(mapping: StoreMixin) -> None:
 
 
 def test_mutable_saves_what_was_changed(mapping: StoreMixin) -> None:
+    """`mutable` saves what was changed."""
     with mapping.mutable("a") as value:
         value.append("more")
     assert mapping["a"] == [MARK, 1, "more"], "with self.mutable(key) did not save the change."

@@ -24,6 +24,7 @@ SETS = 197  # A prime, so that no storage that writes in batches has just writte
 
 
 def test_another_process_and_a_running_bot_see_the_same(database: Database) -> None:
+    """Another process and a running bot see the same data."""
     storage = database.open(NAME)
     storage.set("b", MARK)
     assert run_process(database, NAME, "read") == str({"b": MARK}), (
@@ -37,6 +38,7 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
+    """Data outlive the process that set them, also one that closed nothing."""
     run_process(database, NAME, "write")
     assert run_process(database, NAME, "read") == str({"a": Person(MARK), "c": Person(MARK)}), (
         "Data are gone when the process that stored them has ended without closing the storage."
@@ -53,6 +55,7 @@ def await_line(process: "subprocess.Popen[str]") -> None:
 
 
 def test_processes_start_and_write_at_once(database: Database) -> None:
+    """Processes can start and write at once."""
     command = process_command(database, NAME, "write-at-once")
     with ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for _ in range(3)]
@@ -77,6 +80,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
 
 
 def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
+    """A process that is killed has lost no `set` that had returned."""
     command = process_command(database, NAME, "write-many")
     with running(command) as process:
         assert process.stdout is not None

@@ -51,6 +51,8 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
 
 
 def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]) -> None:
+    """Sixteen threads with keys of their own lose nothing."""
+
     def work(number: int) -> None:
         storage = storages[number]
         for turn in range(ROUNDS):
@@ -71,6 +73,7 @@ def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]
 def test_a_key_that_threads_replace_is_always_there_and_whole(
     storages: list[StorageBase], size: int
 ) -> None:
+    """A key that threads replace is always there, and its value whole."""
     rounds = ROUNDS if size == 200 else 2
     storages[0].set("key", b"\0" * size)
     writing = [number for number in range(THREADS) if number % 4]
@@ -105,6 +108,8 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
 
 
 def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -> None:
+    """Of the threads that remove one key at once, one succeeds."""
+
     def work(number: int) -> int:
         try:
             storages[number].remove("key")
@@ -122,6 +127,7 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
 
 
 def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
+    """`keys` and `len` work while other threads write."""
     kept = {f"kept {number}" for number in range(250)}
     for key in kept:
         storage.set(key, MARK)
@@ -142,6 +148,7 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
 
 def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
+    """A loop over the keys keeps no other thread waiting."""
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
 
@@ -164,6 +171,7 @@ def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase
 
 
 def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
+    """Threads can open and close namespaces at once."""
     plugin = database.plugin()
     names = [database.namespace(f"namespace {number % 4}") for number in range(THREADS)]
 
@@ -182,6 +190,8 @@ def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> None:
+    """Threads that have ended leave no connection open."""
+
     def work() -> None:
         storage.set("key", MARK)
         storage.get("key")
@@ -199,6 +209,7 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
 
 
 def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None:
+    """An operation that fails harms no other thread."""
     storage.set("unstorable", MARK)
     errors: list[Exception] = []
 

@@ -17,6 +17,7 @@ from errbot.storage.base import StorageBase
 from contract.support.database import Database, load_config, load_plugin, run_process
 from contract.support.deadlines import deadline, end_with_threads, last_resort
 from contract.support.first_try import try_once
+from contract.support.report import LOGGED, Promises
 from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
 
@@ -57,6 +58,7 @@ class Configured:
 
 
 CONFIGURED = pytest.StashKey[Configured]()
+PROMISES = pytest.StashKey[Promises]()
 FAULT = pytest.StashKey[str]()
 """Why no test can say anything, or "", once the storage has been tried."""
 SLOW = pytest.StashKey[int]()
@@ -95,6 +97,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " not remove, which it listed in this file",
     )
     parser.addoption(
+        "--contract-report",
+        metavar="FILE.MD",
+        type=Path,
+        help="write down in plain words which promises of the contract the storage keeps",
+    )
+    parser.addoption(
         "--time-limit",
         metavar="SECONDS",
         type=float,
@@ -105,10 +113,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the configuration that is asked for."""
+    config.stash[PROMISES] = Promises()
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
     elif config.getoption("--remove-left"):
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    """Note what became of a test of the contract."""
+    report = yield
+    if CONTRACT in item.path.parents:
+        words = getattr(item, "function", item).__doc__ or item.name
+        item.config.stash[PROMISES].note(report, words)
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which promises the configured storage breaks, and write the page that was asked for."""
+    promises, path = config.stash[PROMISES], config.getoption("--contract-report")
+    configured = config.stash.get(CONFIGURED, None)
+    if configured and not config.getoption("--remove-left"):
+        terminalreporter.section("the contract")
+        for promise in promises.broken():
+            terminalreporter.write_line(f"Broken: {promise.words}")
+            for told in promise.told():
+                terminalreporter.write_line(f"    {told}")
+        terminalreporter.write_line(promises.summary())
+    if path:
+        name = getattr(configured.config, "STORAGE", "Shelf") if configured else "this storage"
+        session: Any = config.pluginmanager.get_plugin("session")
+        stopped = config.stash.get(FAULT, "") or session.shouldfail or session.shouldstop or ""
+        path.write_text(promises.page(name, str(stopped).rstrip(".")), encoding="utf-8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -271,7 +310,7 @@ def log_lines(pytestconfig: pytest.Config) -> Iterator[list[str]]:
     told = [line for line in recorder.lines if MARK in line]
     if told and TOLD not in pytestconfig.stash:
         pytestconfig.stash[TOLD] = True
-        pytest.fail(f"A value stands in the log. Log names, never values: {told[0]:.200}")
+        pytest.fail(f"{LOGGED} Log names, never values: {told[0]:.200}")
 
 
 @pytest.fixture
