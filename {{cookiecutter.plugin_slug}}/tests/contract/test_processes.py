@@ -14,7 +14,7 @@ from contract.support.database import (
 )
 from contract.support.deadlines import deadline
 from contract.support.expectations import same
-from contract.support.sample_values import MARK, Person
+from contract.support.sample_values import MARK, REPLACED, Person, replacement
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 
@@ -79,17 +79,44 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
     assert not wrong, f"Processes that wrote at once mixed up {len(wrong)} values."
 
 
-def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
-    """A process that is killed has lost no `set` that had returned."""
-    command = process_command(database, NAME, "write-many")
-    with running(command) as process:
+def finished_when_killed(database: Database, task: str) -> list[str]:
+    """Let a process set values until it is killed. Returns the numbers of those that were set."""
+    with running(process_command(database, NAME, task)) as process:
         assert process.stdout is not None
         with deadline(PROCESS, f"Another process sets {SETS} keys, and waits for ever."):
             done = [process.stdout.readline() for _ in range(SETS)]
         process.kill()
         done += process.stdout.readlines()
-    finished = {line.strip() for line in done if line.endswith("\n")}
+    finished = [line.strip() for line in done if line.endswith("\n")]
     assert len(finished) >= SETS, "The process that was to be killed had failed before."
+    return finished
+
+
+def test_a_killed_process_has_lost_no_value_that_it_replaced(database: Database) -> None:
+    """A process that is killed leaves each value that it replaced whole, and no older one."""
+    last = int(finished_when_killed(database, "replace-many")[-1])
+    storage = database.open(NAME)
+    keys = sorted(f"key {number}" for number in range(REPLACED))
+    assert sorted(storage.keys()) == keys, "A bot that was killed has lost keys that it replaced."
+    for number in range(last - REPLACED + 1, last + 1):
+        try:
+            got = storage.get(f"key {number % REPLACED}")
+        except Exception as error:
+            pytest.fail(
+                f"A value cannot be read that was replaced when the bot was killed: {error!r}."
+                " Write the new value beside the old one, and switch in one step."
+            )
+        # The process may have been killed in the next `set`, or after it.
+        may_be = [replacement(number), replacement(number + REPLACED)]
+        assert any(same(got, value) for value in may_be), (
+            "A value that was replaced when the bot was killed is an older one, or a mix of two."
+            " Commit before `set` returns."
+        )
+
+
+def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
+    """A process that is killed has lost no `set` that had returned."""
+    finished = set(finished_when_killed(database, "write-many"))
     storage = database.open(NAME)
     keys = set(storage.keys())
     lost = finished - keys

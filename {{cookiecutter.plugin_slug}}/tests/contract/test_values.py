@@ -1,6 +1,7 @@
 """Values come back as they were, whatever they are, and belong to the storage once they are set."""
 
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -63,6 +64,28 @@ def test_a_container_comes_back_with_its_types(storage: StorageBase, value: Any)
 def test_an_object_comes_back(storage: StorageBase, value: Any) -> None:
     """Objects come back: dates, exceptions, instances of a plugin's own classes."""
     check_comes_back(storage, value)
+
+
+def test_every_value_comes_back_after_a_restart(database: Database) -> None:
+    """Every value comes back through a second plugin instance as well, as after a restart."""
+    storage, before = database.open(), {}
+    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS).items():
+        with suppress(Exception):  # Whether it can be stored at all is another test's matter.
+            storage.set(name, value)
+            got = storage.get(name)
+            before[name] = type(got), repr(got)
+    database.close(storage)
+    restarted = database.open(plugin=database.plugin())
+    changed = {}
+    for name, expected in before.items():
+        with suppress(Exception):  # Whether it is there at all, too.
+            got = restarted.get(name)
+            if (type(got), repr(got)) != expected:
+                changed[name] = got
+    assert not changed, (
+        f"After a restart a plugin gets other values than it stored: {changed}. What `get` gives"
+        " must come from the database, and not from the object that `set` was given."
+    )
 
 
 def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:

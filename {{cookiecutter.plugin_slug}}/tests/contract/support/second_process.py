@@ -10,7 +10,7 @@ from errbot.storage.base import StorageBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
-from contract.support.sample_values import MARK, Person  # noqa: E402
+from contract.support.sample_values import MARK, REPLACED, Person, replacement  # noqa: E402
 from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
@@ -53,6 +53,16 @@ def write_many(open_storage: Open) -> None:
         number += 1
 
 
+def replace_many(open_storage: Open) -> None:
+    """Replace values by longer and shorter ones until this process is killed."""
+    storage = open_storage()
+    number = 0
+    while True:
+        storage.set(f"key {number % REPLACED}", replacement(number))
+        print(number, flush=True)
+        number += 1
+
+
 if __name__ == "__main__":
     file, path, namespace, task = sys.argv[1:]
     config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
@@ -61,6 +71,7 @@ if __name__ == "__main__":
         "write": write,
         "write-at-once": write_at_once,
         "write-many": write_many,
+        "replace-many": replace_many,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
