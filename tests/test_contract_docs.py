@@ -1,8 +1,9 @@
 """docs/contract.md names every test of the contract, and none that is gone."""
 
+import ast
 import re
 
-from conftest import TEMPLATE, contract_tests
+from conftest import CONTRACT, TEMPLATE, contract_tests
 
 
 def test_every_promise_is_written_down() -> None:
@@ -13,3 +14,14 @@ def test_every_promise_is_written_down() -> None:
     named = set(re.findall(r"`(test_\w+)", promised))
     assert named == tests
     assert set(re.findall(r"`(test_\w+?)[`\[]", found)) <= tests
+
+
+def test_every_test_says_its_promise_for_the_report() -> None:
+    promises: dict[str, str] = {}
+    for file in CONTRACT.glob("test_*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                promises[node.name] = ast.get_docstring(node) or ""
+    assert promises.keys() == contract_tests()
+    assert [name for name, words in promises.items() if not re.fullmatch(r".+\.", words)] == []
+    assert len(set(promises.values())) == len(promises), "Two tests have one promise."

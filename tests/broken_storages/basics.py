@@ -1,8 +1,9 @@
-"""Storages that Errbot does not find or cannot open, and those that wait for ever."""
+"""Storages that are not found, do not remove, or do not come to an end."""
 
+import heapq
 import threading
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, replace, value_or_none
 
 
 @caught_by("test_errbot_finds_the_storage_plugin", alone=True)
@@ -72,3 +73,30 @@ def a_get_that_misses_keeps_its_lock(Storage, Plugin):
         value = old(self, key)
         lock.release()
         return value
+
+
+@caught_by("test_a_removed_key_is_gone_and_can_be_set_again", alone=True)
+def a_removed_value_comes_back(Storage, Plugin):
+    """ON CONFLICT DO UPDATE SET deleted = FALSE, and the new value is forgotten."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        value = value_or_none(self, key)
+        old(self, key)
+        self.__dict__.setdefault("removed", {})[key] = value
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, self.__dict__.get("removed", {}).pop(key, value))
+
+
+@caught_by("test_a_loop_over_the_keys_ends", alone=True)
+def keys_start_again_after_the_empty_key(Storage, Plugin):
+    """`if last:` tells the first page from the next ones, and the last key may be the empty one."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = ""
+        while page := heapq.nsmallest(500, (key for key in old(self) if not last or key > last)):
+            yield from page
+            last = page[-1]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from broken_storages.support import caught_by, know_place, rename_keys, replace, value_or_none
+from broken_storages.support import caught_by, know_place, rename_keys, replace
 
 
 def change_keys(Storage: Any, change: Callable[[str], Any]) -> None:
@@ -120,21 +120,6 @@ def get_finds_the_next_key(Storage, Plugin):
             if not following:
                 raise
             return old(self, following[0])
-
-
-@caught_by("test_a_removed_key_is_gone_and_can_be_set_again", alone=True)
-def a_removed_value_comes_back(Storage, Plugin):
-    """ON CONFLICT DO UPDATE SET deleted = FALSE, and the new value is forgotten."""
-
-    @replace(Storage)
-    def remove(old, self, key):
-        value = value_or_none(self, key)
-        old(self, key)
-        self.__dict__.setdefault("removed", {})[key] = value
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        old(self, key, self.__dict__.get("removed", {}).pop(key, value))
 
 
 @caught_by("test_len_and_keys_agree_at_every_moment", alone=True)
@@ -406,18 +391,6 @@ def keys_gives_the_first_megabyte(Storage, Plugin):
             if size > 1024 * 1024:
                 return
             yield key
-
-
-@caught_by("test_a_loop_over_the_keys_ends", alone=True)
-def keys_start_again_after_the_empty_key(Storage, Plugin):
-    """`if last:` tells the first page from the next ones, and the last key may be the empty one."""
-
-    @replace(Storage)
-    def keys(old, self):
-        last = ""
-        while page := heapq.nsmallest(500, (key for key in old(self) if not last or key > last)):
-            yield from page
-            last = page[-1]
 
 
 @caught_by("test_no_page_of_keys_shows_those_of_another_namespace", alone=True)

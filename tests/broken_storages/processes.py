@@ -200,3 +200,36 @@ def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
             time.sleep(0.02)
         finally:
             os.remove(path)
+
+
+@caught_by(
+    "test_a_killed_process_has_lost_no_value_that_it_replaced", outlives_process=True, alone=True
+)
+def a_replaced_value_waits_for_the_next_set(Storage, Plugin):
+    """New keys are written at once; a value that replaces another one waits for company."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if sys.argv[-1] != "replace-many":  # Others look at what is set as well.
+            old(self, key, value)
+            return
+        waiting = self.__dict__.setdefault("waiting", {})
+        while waiting:
+            old(self, *waiting.popitem())
+        if key in frozenset(self.keys()):
+            waiting[key] = value
+        else:
+            old(self, key, value)
+
+
+@caught_by("test_a_killed_process_has_lost_no_value_that_it_replaced", outlives_process=True)
+def a_value_is_removed_before_it_is_replaced(Storage, Plugin):
+    """DELETE and INSERT, each a transaction of its own."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if sys.argv[-1] == "replace-many":
+            with suppress(KeyError):
+                self.remove(key)
+            time.sleep(0.005)
+        old(self, key, value)

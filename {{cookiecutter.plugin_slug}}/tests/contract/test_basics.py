@@ -1,4 +1,4 @@
-"""What all other tests need: a storage that is found and open, and never waits for itself."""
+"""What all other tests need: a storage that is found, removes, ends, and waits not for itself."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,10 +10,12 @@ from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.database import Database
+from contract.support.expectations import expect
 from contract.support.sample_values import MARK, Unstorable
 
 
 def test_errbot_finds_the_storage_plugin(database: Database) -> None:
+    """Errbot finds the plugin by its name, and can open it."""
     plugin = database.plugin()
     assert isinstance(plugin, StoragePluginBase), "Errbot asks for a StoragePluginBase."
     assert isinstance(plugin.open(database.namespace("a")), StorageBase), (
@@ -22,6 +24,7 @@ def test_errbot_finds_the_storage_plugin(database: Database) -> None:
 
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
+    """An empty storage that is open counts as open."""
     assert database.open(), (
         "An empty open storage is false, and Errbot takes it for closed. Define no __len__ and no"
         " __bool__."
@@ -32,7 +35,40 @@ def test_an_empty_storage_counts_as_open(database: Database) -> None:
     mapping.close_storage()
 
 
+def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> None:
+    """A removed key is gone, and can be set again."""
+    storage.set("key", "old")
+    storage.remove("key")
+    storage.set("key", MARK)
+    assert (storage.get("key"), list(storage.keys())) == (MARK, ["key"]), (
+        "What is set under a key that was removed before is not what is there then."
+    )
+    storage.remove("key")
+    with expect(KeyError, "A removed value can still be read."):
+        storage.get("key")
+    with expect(KeyError, "A removed key can be removed again."):
+        storage.remove("key")
+    assert (storage.len(), list(storage.keys())) == (0, []), "A removed key still counts."
+
+
+@pytest.mark.parametrize("keys", [[], [""], [" "], ["a"], ["", "a"]], ids=repr)
+def test_a_loop_over_the_keys_ends(
+    storage: StorageBase, keys: list[str], request: pytest.FixtureRequest
+) -> None:
+    """A loop over the keys comes to its end."""
+    for key in keys:
+        storage.set(key, MARK)
+    got = list(islice(storage.keys(), 10))
+    if len(got) == 10:
+        request.session.shouldfail = "`keys` never ends, and so nothing that lists keys would end"
+    assert sorted(got) == keys, (
+        "A loop over these keys goes wrong, or goes on for ever. Tell the first page from the one"
+        ' after the key "".'
+    )
+
+
 def test_no_operation_waits_for_ever(database: Database, request: pytest.FixtureRequest) -> None:
+    """No operation waits for ever, not after one that failed, and not in a loop over the keys."""
     storage = database.plugin().open(database.namespace("namespace"))
     begun = ["`open`"]
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from queue import Empty
+from typing import Any, cast
 
 import pytest
 from errbot import bootstrap
@@ -12,6 +13,12 @@ from errbot.backends import test as test_backend
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.database import Database
+from contract.support.throwaway import Wrapper
+
+ANSWER = 20
+"""Seconds within which a bot must answer."""
+MANY = 1_000
+"""More keys than the bot has in any namespace."""
 
 
 class Throwaway(StoragePluginBase):
@@ -23,7 +30,26 @@ class Throwaway(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open the throwaway namespace that stands for a namespace of the bot."""
-        return self._plugin.open(self._database.namespace(namespace))
+        return cast(StorageBase, Bounded(self._plugin.open(self._database.namespace(namespace))))
+
+
+class Bounded(Wrapper):
+    """A namespace of the bot whose keys may not go on for ever: `!backup` writes them all."""
+
+    def keys(self) -> Iterator[str]:
+        """Give the keys. Raises RuntimeError if there are more than the bot ever set."""
+        for number, key in enumerate(self._wrapped.keys()):
+            if number == MANY:
+                raise RuntimeError(f"`keys` gives more than {MANY} keys, of a bot that has a few.")
+            yield key
+
+
+def answer(bot: Any, command: str) -> str:
+    """Return the bot's answer to a command."""
+    try:
+        return str(bot.exec_command(command, timeout=ANSWER))
+    except Empty:
+        pytest.fail(f"A bot has not answered `{command}` after {ANSWER} seconds.")
 
 
 @contextmanager
@@ -58,18 +84,19 @@ def _throwaway_namespaces(database: Database, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bot_remembers_over_a_restart(tmp_path: Path) -> None:
+    """A bot keeps its plugins' data and configuration over a restart, and `!backup` works."""
     with running_bot(tmp_path / "first") as bot:
-        bot.exec_command("!plugin config Notes {'GREETING': 'Good morning'}")
-        assert "Noted" in bot.exec_command("!note milk"), "A plugin of a bot cannot store anything."
+        answer(bot, "!plugin config Notes {'GREETING': 'Good morning'}")
+        assert "Noted" in answer(bot, "!note milk"), "A plugin of a bot cannot store anything."
     with running_bot(tmp_path / "second") as bot:
-        assert "Noted" in bot.exec_command("!note bread")
-        answer = bot.exec_command("!notes")
-        assert "milk, bread" in answer, (
-            f"After a restart the bot's plugins have lost their data: {answer}"
+        assert "Noted" in answer(bot, "!note bread")
+        shown = answer(bot, "!notes")
+        assert "milk, bread" in shown, (
+            f"After a restart the bot's plugins have lost their data: {shown}"
         )
-        assert "Good morning" in answer, (
-            f"After a restart the bot has lost the configuration of its plugins: {answer}"
+        assert "Good morning" in shown, (
+            f"After a restart the bot has lost the configuration of its plugins: {shown}"
         )
-        assert "has been written" in bot.exec_command("!backup"), "Errbot's !backup failed."
+        assert "has been written" in answer(bot, "!backup"), "Errbot's !backup failed."
     backup = (tmp_path / "second" / "backup.py").read_text()
     assert "['milk', 'bread']" in backup, "Errbot's !backup does not hold the plugins' data."

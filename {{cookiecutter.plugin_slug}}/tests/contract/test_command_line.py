@@ -1,31 +1,25 @@
 """`errbot --storage-get`, `--storage-set` and `--storage-merge`, as an administrator types them."""
 
 import ast
-import subprocess
 import sys
 
 import pytest
 
-from contract.support.database import Database
+from contract.support.database import Database, run_command
 from contract.support.sample_values import MARK
 
 
 def errbot(database: Database, option: str, name: str, given: str = "") -> str:
     """Run `errbot OPTION NAMESPACE` with the given text as its input; return what it printed."""
+    database.note(name, *(ast.literal_eval(given) if given else ()))
     command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
-    done = subprocess.run(
-        [*command, database.namespace(name)],
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=database.config_file.parent,
-    )
+    done = run_command([*command, database.namespace(name)], given, database.config_file.parent)
     assert done.returncode == 0, f"errbot {option} failed:\n{done.stderr}"
     return done.stdout.strip()
 
 
 def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database) -> None:
+    """`errbot --storage-get` of a new namespace prints an empty dict."""
     assert errbot(database, "--storage-get", "namespace") == "{}", (
         "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
     )
@@ -33,6 +27,7 @@ def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database)
 
 @pytest.mark.usefixtures("other_processes")
 def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -> None:
+    """`errbot --storage-set`, `-get` and `-merge` work while the bot runs."""
     storage = database.open("namespace")
     storage.set("old", MARK)
     given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}

@@ -12,6 +12,7 @@ from contract.support.sample_values import MARK
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
+    """Files below `BOT_DATA_DIR` are for the account of the bot alone."""
     folder = Path(database.config.BOT_DATA_DIR)
     before = set(folder.rglob("*"))
     umask = os.umask(0)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no 
 
 
 def test_a_forked_process_gets_no_value_of_another(database: Database) -> None:
+    """A forked process gets no value of its parent or of another child."""
     wrong = run_process(database, "forks", "work-in-forks")
     assert not wrong, (
         f"A parent and its forked children mix up their values: {wrong}. They share a connection:"
@@ -21,6 +22,7 @@ def test_a_forked_process_gets_no_value_of_another(database: Database) -> None:
 
 
 def test_a_forked_process_that_ends_leaves_its_parent_unharmed(database: Database) -> None:
+    """A forked process that ends leaves its parent's connections alone."""
     wrong = run_process(database, "forks", "outlive-forks")
     assert not wrong, (
         f"A forked process harmed its parent when it ended: {wrong}. What `__del__`, `atexit` and"
@@ -30,6 +32,7 @@ def test_a_forked_process_that_ends_leaves_its_parent_unharmed(database: Databas
 
 @pytest.mark.usefixtures("other_processes")
 def test_what_a_forked_process_has_set_is_there(database: Database) -> None:
+    """What a parent or a forked process has set is there."""
     printed = run_process(database, "forks", "set-in-forks").splitlines()
     assert len(printed) == 3, f"A forked process failed: {printed}"
     storage = database.open("forks")

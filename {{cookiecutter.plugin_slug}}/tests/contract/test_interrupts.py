@@ -151,6 +151,7 @@ def interrupt_often(storage: StorageBase, interrupts: Interrupts) -> list[Any]:
 def test_after_an_interrupt_nobody_gets_a_wrong_value(
     storage: StorageBase, interrupts: Interrupts
 ) -> None:
+    """After Ctrl-C nobody gets a wrong value."""
     wrong = interrupt_often(storage, interrupts)
     assert same(wrong, []), (
         f"After an interrupt, a plugin gets what another asked for: {wrong[0]}. The connection went"
@@ -161,6 +162,7 @@ def test_after_an_interrupt_nobody_gets_a_wrong_value(
 def test_after_interrupts_the_storage_works_for_all_threads(
     storage: StorageBase, others: list[Other], interrupts: Interrupts
 ) -> None:
+    """After Ctrl-C the storage works for all threads."""
     interrupt_often(storage, interrupts)
     with interrupts.no_more():
         for turn in range(30):
@@ -188,6 +190,7 @@ def test_after_interrupts_the_storage_works_for_all_threads(
 def test_an_interrupted_set_leaves_the_old_or_the_new_value(
     storage: StorageBase, interrupts: Interrupts
 ) -> None:
+    """A `set` that Ctrl-C interrupts leaves the old or the new value."""
     storage.set("key", [MARK, 0])
     may_be, turn = [0], 0
     while not interrupts.are_enough():

@@ -7,6 +7,7 @@ from contract.support.tricky_names import ALIKE
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
+    """Closing and opening a namespace keeps what is there."""
     storage = database.open()
     for key in ["a", "b", "c"]:
         storage.set(key, [MARK, key])
@@ -20,6 +21,7 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
 
 
 def test_a_new_plugin_instance_finds_everything(database: Database) -> None:
+    """A bot that is restarted finds everything in every namespace."""
     plugin = database.plugin()
     names = ["namespace", *(names[-1] for names in ALIKE.values())]
     for name in names:
@@ -36,6 +38,7 @@ def test_a_new_plugin_instance_finds_everything(database: Database) -> None:
 
 
 def test_a_set_is_done_when_it_returns(database: Database) -> None:
+    """A `set` is done when it returns: another that has the namespace open sees it."""
     one = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     expected: dict[str, object] = {}
@@ -60,6 +63,7 @@ def test_a_set_is_done_when_it_returns(database: Database) -> None:
 
 
 def test_a_removal_is_done_when_it_returns(database: Database) -> None:
+    """A `remove` is done when it returns: another that has the namespace open sees it."""
     storage = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     storage.set("key", MARK)
@@ -77,6 +81,7 @@ def test_a_removal_is_done_when_it_returns(database: Database) -> None:
 
 
 def test_a_value_is_stored_again_after_another_opener_replaced_it(database: Database) -> None:
+    """A value is stored again after another has replaced it."""
     one = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     one.set("key", MARK)
@@ -89,6 +94,7 @@ def test_a_value_is_stored_again_after_another_opener_replaced_it(database: Data
 
 
 def test_closing_one_storage_leaves_the_others_open(database: Database) -> None:
+    """Closing one storage leaves the others open."""
     one = database.open("one")
     one.set("key", [MARK, "old"])
     again, other = database.open("one"), database.open("other")

@@ -14,6 +14,7 @@ from contract.support.sample_values import MARK, Unreadable, Unstorable
 def test_no_value_stands_in_the_log(
     database: Database, log_lines: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """No value stands in the log, or in what is printed."""
     storage = database.open()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -35,6 +36,7 @@ def test_no_value_stands_in_the_log(
 
 
 def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
+    """No value stands in an error."""
     with pytest.raises(Exception) as refused:  # noqa: PT011
         storage.set("key", [MARK, lambda: None])
     storage.set("key", Unreadable(AttributeError("no such attribute"), MARK))

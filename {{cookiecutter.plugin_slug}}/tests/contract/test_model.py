@@ -187,9 +187,11 @@ def check(database: Database, examples: int, *phases: Phase) -> None:
 
 
 def test_random_operations_do_what_a_dict_does(database: Database) -> None:
+    """Random operations do what a dict does."""
     check(database, 20)
 
 
 @pytest.mark.thorough
 def test_many_random_operations_do_what_a_dict_does(database: Database) -> None:
+    """Very many random operations do what a dict does."""
     check(database, 300, Phase.shrink)

@@ -18,6 +18,7 @@ def contents(storage: StorageBase) -> dict[str, object]:
 
 
 def test_a_key_is_not_removed_from_another_namespace(database: Database) -> None:
+    """`remove` removes nothing from another namespace."""
     one, other = database.open("one"), database.open("other")
     other.set("key", MARK)
     with expect(KeyError, "`remove` reached into another plugin's namespace."):
@@ -27,15 +28,17 @@ def test_a_key_is_not_removed_from_another_namespace(database: Database) -> None
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, "\0"], ids=repr)
 def test_a_namespace_and_its_key_are_not_glued_together(database: Database, separator: str) -> None:
+    """A namespace and its key are not glued together, with any separator."""
+    name = f"a{separator}b"
+    rest = database.namespace(name).removeprefix(database.namespace("a") + separator)
     try:
-        first = database.open("a")
-        second = database.open(f"a{separator}b")
-        first.set(f"b{separator}c", [MARK, "first"])
+        first, second = database.open("a"), database.open(name)
+        first.set(f"{rest}{separator}c", [MARK, "first"])
         second.set("c", [MARK, "second"])
     except ValueError:
         assert separator == "\0", f"A name with {separator!r} in it was refused."
         return
-    assert contents(first) == {f"b{separator}c": [MARK, "first"]}, (
+    assert contents(first) == {f"{rest}{separator}c": [MARK, "first"]}, (
         f"The namespace 'a' with the key 'b{separator}c' is mixed up with 'a{separator}b' and 'c'."
         " Keep namespace and key in fields of their own."
     )
@@ -49,6 +52,7 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
     "names", [["one", "other"], *ALIKE.values()], ids=["nothing alike", *ALIKE]
 )
 def test_namespaces_that_look_alike_are_told_apart(database: Database, names: list[str]) -> None:
+    """Namespaces that look alike are told apart to the letter."""
     storages = {}
     for name in names:
         with taken(name):
@@ -74,6 +78,7 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
     "name", ["core", "repomgr", "text_backend", "select", "table", "group", "x" * 250]
 )
 def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
+    """Any name can be a namespace."""
     with taken(name):
         storage = database.open(name)
         storage.set(name, MARK)
@@ -83,6 +88,7 @@ def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
 
 
 def test_hard_names_of_namespaces_are_told_apart_or_refused(database: Database) -> None:
+    """Long and odd names of namespaces are told apart, or refused."""
     held = {}
     for name in HARD:
         try:
@@ -100,6 +106,7 @@ def test_hard_names_of_namespaces_are_told_apart_or_refused(database: Database) 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_hundreds_of_namespaces_leak_nothing(database: Database) -> None:
+    """Hundreds of namespaces can be opened and closed, and leave nothing open."""
     plugin = database.plugin()
     for number in range(10):
         database.close(database.open(f"namespace {number}", plugin))
@@ -119,6 +126,7 @@ def test_hundreds_of_namespaces_leak_nothing(database: Database) -> None:
 
 
 def test_hundreds_of_namespaces_can_be_open_at_once(database: Database) -> None:
+    """Hundreds of namespaces can be open at once."""
     storages = [database.open(f"namespace {number}") for number in range(300)]
     for number, storage in enumerate(storages):
         storage.set("key", [MARK, number])

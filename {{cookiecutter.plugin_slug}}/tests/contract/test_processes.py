@@ -5,9 +5,16 @@ from contextlib import ExitStack
 
 import pytest
 
-from contract.support.database import Database, process_command, run_process
+from contract.support.database import (
+    PROCESS,
+    Database,
+    process_command,
+    run_process,
+    running,
+)
+from contract.support.deadlines import deadline
 from contract.support.expectations import same
-from contract.support.sample_values import MARK, Person
+from contract.support.sample_values import MARK, REPLACED, Person, replacement
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 
@@ -17,6 +24,7 @@ SETS = 197  # A prime, so that no storage that writes in batches has just writte
 
 
 def test_another_process_and_a_running_bot_see_the_same(database: Database) -> None:
+    """Another process and a running bot see the same data."""
     storage = database.open(NAME)
     storage.set("b", MARK)
     assert run_process(database, NAME, "read") == str({"b": MARK}), (
@@ -30,6 +38,7 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
+    """Data outlive the process that set them, also one that closed nothing."""
     run_process(database, NAME, "write")
     assert run_process(database, NAME, "read") == str({"a": Person(MARK), "c": Person(MARK)}), (
         "Data are gone when the process that stored them has ended without closing the storage."
@@ -40,20 +49,16 @@ def await_line(process: "subprocess.Popen[str]") -> None:
     """Wait until a process prints a line. Fails with its error where it ends instead."""
     assert process.stdout
     assert process.stderr
-    line = process.stdout.readline()
+    with deadline(PROCESS, "Of several processes on one database, one waits for ever."):
+        line = process.stdout.readline()
     assert line, f"Several processes cannot use the database at once:\n{process.stderr.read()}"
 
 
 def test_processes_start_and_write_at_once(database: Database) -> None:
+    """Processes can start and write at once."""
     command = process_command(database, NAME, "write-at-once")
-    pipe = subprocess.PIPE
-    with ExitStack() as running:
-        processes = [
-            running.enter_context(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-            )
-            for _ in range(3)
-        ]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(command)) for _ in range(3)]
         for process in processes:
             await_line(process)
         for number, process in enumerate(processes):
@@ -74,15 +79,44 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
     assert not wrong, f"Processes that wrote at once mixed up {len(wrong)} values."
 
 
-def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
-    command = process_command(database, NAME, "write-many")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def finished_when_killed(database: Database, task: str) -> list[str]:
+    """Let a process set values until it is killed. Returns the numbers of those that were set."""
+    with running(process_command(database, NAME, task)) as process:
         assert process.stdout is not None
-        done = [process.stdout.readline() for _ in range(SETS)]
+        with deadline(PROCESS, f"Another process sets {SETS} keys, and waits for ever."):
+            done = [process.stdout.readline() for _ in range(SETS)]
         process.kill()
         done += process.stdout.readlines()
-    finished = {line.strip() for line in done if line.endswith("\n")}
+    finished = [line.strip() for line in done if line.endswith("\n")]
     assert len(finished) >= SETS, "The process that was to be killed had failed before."
+    return finished
+
+
+def test_a_killed_process_has_lost_no_value_that_it_replaced(database: Database) -> None:
+    """A process that is killed leaves each value that it replaced whole, and no older one."""
+    last = int(finished_when_killed(database, "replace-many")[-1])
+    storage = database.open(NAME)
+    keys = sorted(f"key {number}" for number in range(REPLACED))
+    assert sorted(storage.keys()) == keys, "A bot that was killed has lost keys that it replaced."
+    for number in range(last - REPLACED + 1, last + 1):
+        try:
+            got = storage.get(f"key {number % REPLACED}")
+        except Exception as error:
+            pytest.fail(
+                f"A value cannot be read that was replaced when the bot was killed: {error!r}."
+                " Write the new value beside the old one, and switch in one step."
+            )
+        # The process may have been killed in the next `set`, or after it.
+        may_be = [replacement(number), replacement(number + REPLACED)]
+        assert any(same(got, value) for value in may_be), (
+            "A value that was replaced when the bot was killed is an older one, or a mix of two."
+            " Commit before `set` returns."
+        )
+
+
+def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
+    """A process that is killed has lost no `set` that had returned."""
+    finished = set(finished_when_killed(database, "write-many"))
     storage = database.open(NAME)
     keys = set(storage.keys())
     lost = finished - keys

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
-from threading import Barrier, Thread
+from functools import partial
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, open_files
+from contract.support.deadlines import at_once
 from contract.support.expectations import same
 from contract.support.sample_values import MARK, Unstorable
 
@@ -40,17 +41,18 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
 
     An error in a thread is raised here.
     """
-    barrier = Barrier(THREADS)
-
-    def start(number: int) -> Any:
-        barrier.wait()
-        return work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(start, range(THREADS)))
+    try:
+        return at_once(*(partial(work, number) for number in range(THREADS)))
+    except TimeoutError as error:
+        pytest.fail(
+            f"Commands at the same time wait for ever: {error}. Take locks in one order, hold none"
+            " while you wait for another, and let the database give up after a time."
+        )
 
 
 def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]) -> None:
+    """Sixteen threads with keys of their own lose nothing."""
+
     def work(number: int) -> None:
         storage = storages[number]
         for turn in range(ROUNDS):
@@ -71,6 +73,7 @@ def test_threads_with_keys_of_their_own_lose_nothing(storages: list[StorageBase]
 def test_a_key_that_threads_replace_is_always_there_and_whole(
     storages: list[StorageBase], size: int
 ) -> None:
+    """A key that threads replace is always there, and its value whole."""
     rounds = ROUNDS if size == 200 else 2
     storages[0].set("key", b"\0" * size)
     writing = [number for number in range(THREADS) if number % 4]
@@ -105,6 +108,8 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
 
 
 def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -> None:
+    """Of the threads that remove one key at once, one succeeds."""
+
     def work(number: int) -> int:
         try:
             storages[number].remove("key")
@@ -122,6 +127,7 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
 
 
 def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
+    """`keys` and `len` work while other threads write."""
     kept = {f"kept {number}" for number in range(250)}
     for key in kept:
         storage.set(key, MARK)
@@ -142,25 +148,30 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
 
 def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
+    """A loop over the keys keeps no other thread waiting."""
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
-    with ThreadPoolExecutor(1) as pool:
-        for turn, key in enumerate(storage.keys()):
-            if turn == 9:
-                break  # the storage gives keys again that were set meanwhile: another test's matter
-            try:
-                pool.submit(storage.set, key, [MARK]).result(timeout=10)
-                pool.submit(storage.set, "other", MARK).result(timeout=10)
-                pool.submit(storage.remove, "other").result(timeout=10)
-            except TimeoutError:
-                pytest.fail(
-                    "While one command loops over its keys, all others wait. Hold no lock and no"
-                    " transaction between two keys."
-                )
+
+    def others(key: str) -> None:
+        storage.set(key, [MARK])
+        storage.set("other", MARK)
+        storage.remove("other")
+
+    for turn, key in enumerate(storage.keys()):
+        if turn == 9:
+            break  # the storage gives keys again that were set meanwhile: another test's matter
+        try:
+            at_once(partial(others, key), seconds=10)
+        except TimeoutError:
+            pytest.fail(
+                "While one command loops over its keys, all others wait. Hold no lock and no"
+                " transaction between two keys."
+            )
     assert [storage.get(key) for key in ["a", "b", "c"]] == [[MARK]] * 3
 
 
 def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
+    """Threads can open and close namespaces at once."""
     plugin = database.plugin()
     names = [database.namespace(f"namespace {number % 4}") for number in range(THREADS)]
 
@@ -179,6 +190,8 @@ def test_threads_open_and_close_namespaces_at_once(database: Database) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> None:
+    """Threads that have ended leave no connection open."""
+
     def work() -> None:
         storage.set("key", MARK)
         storage.get("key")
@@ -186,9 +199,7 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
     work()
     before = open_files()
     for _ in range(100):
-        thread = Thread(target=work)
-        thread.start()
-        thread.join()
+        at_once(work)
     left = open_files() - before
     assert left <= 10, (
         f"100 threads that have ended left {left} files or connections open. Errbot polls in a new"
@@ -198,6 +209,7 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
 
 
 def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None:
+    """An operation that fails harms no other thread."""
     storage.set("unstorable", MARK)
     errors: list[Exception] = []
 

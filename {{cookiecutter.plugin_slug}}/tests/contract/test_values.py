@@ -1,6 +1,7 @@
 """Values come back as they were, whatever they are, and belong to the storage once they are set."""
 
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -31,11 +32,13 @@ def check_comes_back(storage: StorageBase, value: Any) -> None:
 
 @pytest.mark.parametrize("value", FALSY.values(), ids=FALSY)
 def test_a_falsy_value_comes_back(storage: StorageBase, value: Any) -> None:
+    """A falsy value comes back, `None` among them."""
     check_comes_back(storage, value)
 
 
 @pytest.mark.parametrize("value", FALSY.values(), ids=FALSY)
 def test_a_falsy_value_counts_as_there(database: Database, value: Any) -> None:
+    """A key with a falsy value counts as there."""
     mapping = database.mapping()
     mapping["key"] = value
     there = ("key" in mapping, len(mapping), list(mapping.keys()))
@@ -47,20 +50,46 @@ def test_a_falsy_value_counts_as_there(database: Database, value: Any) -> None:
 
 @pytest.mark.parametrize("value", PLAIN.values(), ids=PLAIN)
 def test_a_plain_value_comes_back(storage: StorageBase, value: Any) -> None:
+    """Numbers, texts and bytes come back as they were."""
     check_comes_back(storage, value)
 
 
 @pytest.mark.parametrize("value", CONTAINERS.values(), ids=CONTAINERS)
 def test_a_container_comes_back_with_its_types(storage: StorageBase, value: Any) -> None:
+    """Containers come back with their types: tuples, sets, keys that are no texts."""
     check_comes_back(storage, value)
 
 
 @pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
 def test_an_object_comes_back(storage: StorageBase, value: Any) -> None:
+    """Objects come back: dates, exceptions, instances of a plugin's own classes."""
     check_comes_back(storage, value)
 
 
+def test_every_value_comes_back_after_a_restart(database: Database) -> None:
+    """Every value comes back through a second plugin instance as well, as after a restart."""
+    storage, before = database.open(), {}
+    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS).items():
+        with suppress(Exception):  # Whether it can be stored at all is another test's matter.
+            storage.set(name, value)
+            got = storage.get(name)
+            before[name] = type(got), repr(got)
+    database.close(storage)
+    restarted = database.open(plugin=database.plugin())
+    changed = {}
+    for name, expected in before.items():
+        with suppress(Exception):  # Whether it is there at all, too.
+            got = restarted.get(name)
+            if (type(got), repr(got)) != expected:
+                changed[name] = got
+    assert not changed, (
+        f"After a restart a plugin gets other values than it stored: {changed}. What `get` gives"
+        " must come from the database, and not from the object that `set` was given."
+    )
+
+
 def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:
+    """Deeply nested values come back."""
     value: Any = MARK
     for level in range(50):
         value = {"level": level, "below": [value]}
@@ -68,6 +97,7 @@ def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:
 
 
 def test_a_value_that_holds_itself_comes_back(storage: StorageBase) -> None:
+    """A value that holds itself comes back."""
     person = Person(MARK)
     person.friends.append(person)
     storage.set("key", person)
@@ -76,6 +106,7 @@ def test_a_value_that_holds_itself_comes_back(storage: StorageBase) -> None:
 
 
 def test_an_object_held_twice_comes_back_as_one(storage: StorageBase) -> None:
+    """An object that a value holds twice is one object afterwards."""
     shared = [MARK]
     storage.set("key", {"one": shared, "two": shared})
     got = storage.get("key")
@@ -86,6 +117,7 @@ def test_an_object_held_twice_comes_back_as_one(storage: StorageBase) -> None:
 
 @pytest.mark.parametrize("size", [255, 256, 32_768, 65_535, 65_536, 1_000_000, 5_000_000])
 def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None:
+    """Values of any size come back, 5 MB at least."""
     value = random.Random(size).randbytes(size)
     storage.set("key", value)
     got = storage.get("key")
@@ -103,6 +135,7 @@ def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None
 
 @pytest.mark.parametrize("block", [4_096, 65_536, 262_144])
 def test_a_value_that_just_fills_a_block_comes_back(storage: StorageBase, block: int) -> None:
+    """A value that just fills a block comes back."""
     for size in range(block - 40, block + 2):  # pickled, it is some bytes longer
         storage.set("key", b"x" * size)
         assert same(storage.get("key"), b"x" * size), (
@@ -112,6 +145,7 @@ def test_a_value_that_just_fills_a_block_comes_back(storage: StorageBase, block:
 
 
 def test_set_replaces_the_value(storage: StorageBase) -> None:
+    """`set` replaces the value, also by one that is equal, such as `1` and `True`."""
     different = [[MARK] * 1_000, "short", None, {"a": MARK, "b": MARK}, {"a": 1}, [], [MARK]]
     equal = [1, True, 1.0, 0, False, 0.0, -0.0, [1], [True]]
     for value in [*different, *equal]:
@@ -123,6 +157,7 @@ def test_set_replaces_the_value(storage: StorageBase) -> None:
 
 
 def test_changing_an_object_after_set_changes_nothing_stored(storage: StorageBase) -> None:
+    """Changing an object after `set` changes nothing that is stored."""
     value = {"list": [MARK]}
     storage.set("key", value)
     value["list"].append("later")
@@ -133,6 +168,7 @@ def test_changing_an_object_after_set_changes_nothing_stored(storage: StorageBas
 
 
 def test_an_object_that_has_changed_is_stored_when_it_is_set_again(storage: StorageBase) -> None:
+    """An object that has changed is stored when it is set again."""
     value = {"list": [MARK]}
     storage.set("key", value)
     value["list"].append("later")
@@ -145,6 +181,7 @@ def test_an_object_that_has_changed_is_stored_when_it_is_set_again(storage: Stor
 
 @pytest.mark.parametrize("wrap", [lambda item: item, lambda item: (item,)], ids=["itself", "tuple"])
 def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, wrap: Any) -> None:
+    """Changing an object that `get` gave changes nothing that is stored."""
     storage.set("key", wrap(Person(MARK)))
     got = storage.get("key")
     (got[0] if isinstance(got, tuple) else got).friends.append(Person("later"))
@@ -158,6 +195,7 @@ def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, wra
     "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
 )
 def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> None:
+    """A `set` that fails leaves the old value."""
     storage.set("key", MARK)
     with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
         storage.set("key", value)
@@ -170,6 +208,7 @@ def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> 
     "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
 )
 def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
+    """A `set` that fails adds no key."""
     with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
         storage.set("key", value)
     assert (storage.len(), list(storage.keys())) == (0, []), (
@@ -183,6 +222,7 @@ def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
     "error", [KeyError("id"), AttributeError("id"), ImportError("id")], ids=repr
 )
 def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:
+    """A value that cannot be unpickled is an error, and not a missing key."""
     storage.set("key", Unreadable(error))
     try:
         storage.get("key")
@@ -202,6 +242,7 @@ def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error:
 
 
 def test_a_value_that_cannot_be_read_can_be_replaced_and_removed(storage: StorageBase) -> None:
+    """A value that cannot be unpickled can be replaced and removed."""
     storage.set("key", Unreadable(AttributeError("no such attribute")))
     storage.set("key", MARK)
     assert storage.get("key") == MARK, "A value that cannot be unpickled cannot be replaced."

@@ -4,7 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,47 +14,59 @@ from errbot.bootstrap import get_storage_plugin
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
+from contract.support.deadlines import deadline
+from contract.support.throwaway import PREFIX, Notes, TrackedPlugin
+
 SECOND_PROCESS = Path(__file__).with_name("second_process.py")
 EXAMPLE = "contract"
+OPENING = 30
+"""Seconds that a namespace may take to open beside others."""
+PROCESS = 60
+"""Seconds that another process may take."""
 LONG = 200
 """Characters of a name that is long: storages may hold no more than 250."""
-ENOUGH = 100_000
-"""More keys than a test sets: `keys` of a storage under test may never end."""
 
 
 class Database:
     """The database under test, reached as Errbot reaches it: by the storage plugin of a config."""
 
-    def __init__(self, config: Any, config_file: Path, prefix: str) -> None:
+    def __init__(
+        self, config: Any, config_file: Path, notes: Notes | None = None, mark: str = ""
+    ) -> None:
         self.config = config
         self.config_file = config_file
         """The same configuration as a file, for `errbot -c` and for other processes."""
-        self._prefix = prefix
+        self.notes = notes
+        """Of what the tests set in a database that is in use."""
+        self._mark = mark
+        """What tells namespaces there from all others. Without it the database is the test's."""
         self._plugin: StoragePluginBase | None = None
         self._opened: list[StorageBase] = []
-        self._namespaces: set[str] = set()
 
     def namespace(self, name: str) -> str:
-        """Return the throwaway namespace that stands for a name, and note it for the clean-up."""
-        namespace = self._throwaway(name)
-        self._namespaces.add(namespace)
-        return namespace
+        """Return the throwaway namespace that stands for a name.
 
-    def _throwaway(self, name: str) -> str:
-        """Put the prefix before a name; a long name loses as much of its middle."""
-        middle = len(self._prefix) if len(name) >= LONG else 0
-        return self._prefix + name[:50] + name[50 + middle :]
+        What looks like a path ends in the mark, too: `b/../a` may lead to another's `a`. Of a long
+        name some of the middle is lost.
+        """
+        if not self._mark:
+            return name
+        prefix = f"{PREFIX}{self._mark} "
+        if "/" in name or "\\" in name:
+            return f"{prefix}{name} {self._mark}"
+        middle = len(prefix) if len(name) >= LONG else 0
+        return prefix + name[:50] + name[50 + middle :]
 
     def plugin(self) -> StoragePluginBase:
         """Load the storage plugin anew, as a bot that starts does."""
-        return cast(StoragePluginBase, get_storage_plugin(self.config))
+        return load_plugin(self.config, self.notes)
 
     def open(self, name: str = EXAMPLE, plugin: StoragePluginBase | None = None) -> StorageBase:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        storage = plugin.open(self._throwaway(name))
-        self.namespace(name)
+        with deadline(OPENING, "`open` waits for ever for another that has the database open."):
+            storage = plugin.open(self.namespace(name))
         self._opened.append(storage)
         return storage
 
@@ -70,19 +83,23 @@ class Database:
         self._opened.remove(storage)
         storage.close()
 
-    def close_all(self) -> None:
-        """Close what the test left open."""
-        while self._opened:
-            self._opened.pop().close()
+    def note(self, name: str, *keys: str) -> None:
+        """Note what a process is going to set that does not note it by itself."""
+        if self.notes:
+            self.close(self.open(name))
+            self.notes.add(self.namespace(name), *keys)
 
-    def empty(self) -> None:
-        """Remove every key from every namespace of the test."""
-        plugin = self.plugin()
-        for namespace in self._namespaces:
-            storage = plugin.open(namespace)
-            for key in set(islice(storage.keys(), ENOUGH)):
-                storage.remove(key)
-            storage.close()
+    def close_all(self) -> None:
+        """Close what the test left open: all of it, before an error of one is raised."""
+        with ExitStack() as stack:
+            while self._opened:
+                stack.callback(self._opened.pop().close)
+
+
+def load_plugin(config: Any, notes: Notes | None) -> StoragePluginBase:
+    """Load the storage plugin of a configuration, as Errbot does."""
+    plugin = cast(StoragePluginBase, get_storage_plugin(config))
+    return cast(StoragePluginBase, TrackedPlugin(plugin, notes)) if notes else plugin
 
 
 def open_files() -> int:
@@ -92,20 +109,48 @@ def open_files() -> int:
 
 def process_command(database: Database, name: str, task: str) -> list[str]:
     """Return the command that does a task of second_process.py on a throwaway namespace."""
-    file, namespace = str(database.config_file), database.namespace(name)
-    return [sys.executable, str(SECOND_PROCESS), file, namespace, task]
+    database.note(name)
+    notes = str(database.notes.path) if database.notes else ""
+    words = [str(database.config_file), notes, database.namespace(name), task]
+    return [sys.executable, str(SECOND_PROCESS), *words]
+
+
+def run_command(
+    command: list[str], given: str = "", folder: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, in the words of the tests if it has none."""
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=PROCESS, cwd=folder
+        )
+    pytest.fail(
+        f"Another process on the same database has not ended after {PROCESS} seconds:"
+        f" `{' '.join(command[-2:])}`. It waits for a lock that the bot holds all the time, or"
+        " for a thread that is no daemon."
+    )
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Run a command, and kill it if it has not ended with the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run_process(database: Database, name: str, task: str) -> str:
     """Let another process do a task of second_process.py, and return what it printed."""
     command = process_command(database, name, task)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run_command(command)
     assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
     return done.stdout.strip()
 
 
 def load_config(path: Path) -> Any:
-    """Execute an Errbot configuration file. Raises pytest.UsageError where there is none."""
+    """Execute an Errbot configuration file. Raises pytest.UsageError if that fails."""
     spec = importlib.util.spec_from_file_location("errbot_config", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise pytest.UsageError(f"--errbot-config: there is no Python file {path}")
@@ -113,6 +158,9 @@ def load_config(path: Path) -> Any:
     sys.path.insert(0, str(path.resolve().parent))  # as `errbot -c` does
     try:
         spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        why = f"--errbot-config: {path} fails with {type(error).__name__}: {error}"
+        raise pytest.UsageError(why) from None
     finally:
         del sys.path[0]
     return module

@@ -1,19 +1,70 @@
-"""The contract's fixtures, and its option --errbot-config."""
+"""The contract's fixtures, and its options --errbot-config and --remove-left."""
 
 import logging
+import signal
 from collections.abc import Generator, Iterator
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from errbot import utils
 from errbot.storage.base import StorageBase
 
-from contract.support.database import Database, load_config, run_process
+from contract.support.database import Database, load_config, load_plugin, run_process
+from contract.support.deadlines import deadline, end_with_threads, last_resort
+from contract.support.first_try import try_once
+from contract.support.report import LOGGED, Promises
 from contract.support.sample_values import MARK
+from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
 
 CONTRACT = Path(__file__).parent.parent
+
+
+class Configured:
+    """The storage that --errbot-config names, and what the tests of this run store in it."""
+
+    def __init__(self, options: pytest.Config) -> None:
+        path: Path = options.getoption("--errbot-config")
+        left: Path | None = options.getoption("--remove-left")
+        self.config = load_config(path)
+        self.path = path.resolve()
+        self.run = uuid4().hex[:16]
+        self.numbers = count()
+        self.notes = (
+            read_notes(left) if left else Notes(options.rootpath / f"contract-{self.run}.jsonl")
+        )
+        self.terminated = False
+        signal.signal(signal.SIGTERM, self.terminate)
+
+    def terminate(self, *_: object) -> None:
+        """Handle SIGTERM: as Ctrl-C, which a test may take for its own."""
+        self.terminated = True
+        raise KeyboardInterrupt
+
+    def clean(self, attempts: int) -> list[int]:
+        """Remove what the tests have stored, if that is safe. Returns the signals that came."""
+        with shielded() as came:
+            if not self.notes.stopped:
+                clean(self.notes, partial(load_plugin, self.config, None), attempts)
+        return came
+
+    def database(self) -> Database:
+        """Return the database for a test."""
+        return Database(self.config, self.path, self.notes, f"{self.run}.{next(self.numbers)}")
+
+
+CONFIGURED = pytest.StashKey[Configured]()
+PROMISES = pytest.StashKey[Promises]()
+FAULT = pytest.StashKey[str]()
+"""Why no test can say anything, or "", once the storage has been tried."""
+SLOW = pytest.StashKey[int]()
+"""How many tests have not ended by themselves."""
+TOLD = pytest.StashKey[bool]()
+"""Whether a value in the log has been reported."""
 
 
 class Recorder(logging.Handler):
@@ -38,14 +89,135 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check the storage that this Errbot configuration names, in namespaces of its own"
         " that are emptied afterwards, instead of this project's storage",
     )
+    parser.addoption(
+        "--remove-left",
+        metavar="FILE",
+        type=Path,
+        help="run no test, but remove from the storage of --errbot-config what an earlier run could"
+        " not remove, which it listed in this file",
+    )
+    parser.addoption(
+        "--contract-report",
+        metavar="FILE.MD",
+        type=Path,
+        help="write down in plain words which promises of the contract the storage keeps",
+    )
+    parser.addoption(
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=120,
+        help="end a test of the contract that takes longer (default: 120)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the configuration that is asked for."""
+    config.stash[PROMISES] = Promises()
+    if config.getoption("--errbot-config"):
+        config.stash[CONFIGURED] = Configured(config)
+    elif config.getoption("--remove-left"):
+        raise pytest.UsageError("--remove-left: give --errbot-config as well")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    """Note what became of a test of the contract."""
+    report = yield
+    if CONTRACT in item.path.parents:
+        words = getattr(item, "function", item).__doc__ or item.name
+        item.config.stash[PROMISES].note(report, words)
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which promises the configured storage breaks, and write the page that was asked for."""
+    promises, path = config.stash[PROMISES], config.getoption("--contract-report")
+    configured = config.stash.get(CONFIGURED, None)
+    if configured and not config.getoption("--remove-left"):
+        terminalreporter.section("the contract")
+        for promise in promises.broken():
+            terminalreporter.write_line(f"Broken: {promise.words}")
+            for told in promise.told():
+                terminalreporter.write_line(f"    {told}")
+        terminalreporter.write_line(promises.summary())
+    if path:
+        name = getattr(configured.config, "STORAGE", "Shelf") if configured else "this storage"
+        session: Any = config.pluginmanager.get_plugin("session")
+        stopped = config.stash.get(FAULT, "") or session.shouldfail or session.shouldstop or ""
+        path.write_text(promises.page(name, str(stopped).rstrip(".")), encoding="utf-8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --errbot-config, leave out the tests of this project: only the contract is asked for."""
-    if config.getoption("--errbot-config"):
-        others = [item for item in items if CONTRACT not in item.path.parents]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if CONTRACT in item.path.parents]
+    if CONFIGURED in config.stash:
+        left = config.getoption("--remove-left")
+        asked = [] if left else [item for item in items if CONTRACT in item.path.parents]
+        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+        items[:] = asked
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Remove what is left when all fixtures have ended, also after Ctrl-C."""
+    try:
+        return (yield)
+    except Exception:
+        if session.config.stash.get(FAULT, ""):
+            return None  # The fixtures fail as well, of the one fault that is told.
+        raise
+    finally:
+        clean_up(session)
+
+
+def clean_up(session: pytest.Session) -> None:
+    """Remove what the tests have left in the storage of --errbot-config."""
+    if configured := session.config.stash.get(CONFIGURED, None):
+        configured.clean(attempts=3)
+        if configured.notes.read():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif session.config.getoption("--remove-left"):
+            session.exitstatus = pytest.ExitCode.OK
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say last what is left, and let no thread keep this process alive."""
+    end_with_threads()
+    if configured := config.stash.get(CONFIGURED, None):
+        with shielded():
+            reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+            if left := configured.notes.read():
+                for line in describe(left, configured.notes):
+                    reporter.write_line(line, red=True)
+            configured.notes.close()
+
+
+@contextmanager
+def limited(item: pytest.Item) -> Iterator[None]:
+    """Let a phase of a test of the contract come to an end. After three that do not, all ends.
+
+    The tests of interrupts use the same signal, and have limits of their own.
+    """
+    seconds = item.config.getoption("--time-limit")
+    stash = item.session.stash
+
+    def count_it() -> None:
+        stash[SLOW] = stash.get(SLOW, 0) + 1
+        if stash[SLOW] == 3:
+            item.session.shouldfail = "three tests have not ended, and so would many others"
+
+    if CONTRACT not in item.path.parents:
+        yield
+        return
+    why = f"{item.name} is too slow, or waits for ever. --time-limit gives it more time."
+    with last_resort(2 * seconds, item.name):
+        if "interrupts" in getattr(item, "fixturenames", ()):
+            yield
+        else:
+            with deadline(seconds, why, count_it):
+                yield
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -59,9 +231,15 @@ def log_everything(item: pytest.Item) -> Generator[None, object, object]:
     level = root.level
     root.setLevel(logging.DEBUG)
     try:
-        return (yield)
+        with limited(item):
+            return (yield)
     finally:
         root.setLevel(level)
+        if configured := item.config.stash.get(CONFIGURED, None):
+            if configured.notes.stopped:
+                pytest.exit(configured.notes.stopped, pytest.ExitCode.TESTS_FAILED)
+            if configured.terminated:
+                pytest.exit("stopped by SIGTERM", pytest.ExitCode.INTERRUPTED)
 
 
 pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = log_everything
@@ -83,25 +261,34 @@ def _search_once() -> Iterator[None]:
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """The database under test: this project's, or that of --errbot-config."""
-    path = request.config.getoption("--errbot-config")
-    if path is None:
+    configured = request.config.stash.get(CONFIGURED, None)
+    if configured:
+        database = configured.database()
+    else:
         config = request.getfixturevalue("errbot_config")
         file = tmp_path / "config.py"
         lines = (f"{name} = {value!r}\n" for name, value in vars(config).items())
         file.write_text("".join(lines), encoding="utf-8")
-        database = Database(config, file, prefix="")
-    else:
-        database = Database(load_config(path), path.resolve(), prefix=f"contract {uuid4().hex} ")
-    yield database
-    database.close_all()
-    if path is not None:
-        database.empty()
+        database = Database(config, file)
+    stash = request.config.stash
+    if FAULT not in stash:
+        stash[FAULT] = try_once(database)
+        if stash[FAULT]:
+            pytest.exit(stash[FAULT], pytest.ExitCode.TESTS_FAILED)
+        if configured:
+            configured.clean(attempts=1)
+    try:
+        yield database
+        database.close_all()
+    finally:
+        if configured and configured.clean(attempts=1):
+            raise KeyboardInterrupt
 
 
 @pytest.fixture
 def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
     """Skip a test that needs other processes, where the data live and die with their process."""
-    if request.config.getoption("--errbot-config"):
+    if database.notes:
         run_process(database, "probe", "write")
         outlive = bool(database.open("probe").len())
     else:
@@ -111,14 +298,19 @@ def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_lines() -> Iterator[list[str]]:
-    """All that is logged during a test, at DEBUG. No value may ever stand in it."""
+def log_lines(pytestconfig: pytest.Config) -> Iterator[list[str]]:
+    """All that is logged during a test, at DEBUG. No value may ever stand in it.
+
+    A value that does is reported once.
+    """
     recorder, root = Recorder(), logging.getLogger()
     root.addHandler(recorder)
     yield recorder.lines
     root.removeHandler(recorder)
     told = [line for line in recorder.lines if MARK in line]
-    assert not told, f"A value stands in the log: {told[0]}"
+    if told and TOLD not in pytestconfig.stash:
+        pytestconfig.stash[TOLD] = True
+        pytest.fail(f"{LOGGED} Log names, never values: {told[0]:.200}")
 
 
 @pytest.fixture

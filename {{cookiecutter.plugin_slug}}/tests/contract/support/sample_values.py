@@ -18,6 +18,15 @@ MARK = "stored-value-b1f4"
 """Stands in the values of the tests, and so must never stand in a log record."""
 
 
+REPLACED = 10
+"""Keys whose values a process replaces until it is killed."""
+
+
+def replacement(number: int) -> list[Any]:
+    """Return the value of that number: in turn longer and shorter than the one before it."""
+    return [MARK, number, "x" * (number * 7_919 % 50_000)]
+
+
 @dataclass
 class Person:
     """What a plugin might keep of a user."""

@@ -1,18 +1,17 @@
-"""A second process on the same database: python second_process.py CONFIG.PY NAMESPACE TASK"""
+"""A second process on the same database: python second_process.py CONFIG.PY NOTES NAMESPACE TASK"""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from errbot.bootstrap import get_storage_plugin  # noqa: E402
-from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
+from errbot.storage.base import StorageBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
-from contract.support.database import load_config  # noqa: E402
-from contract.support.sample_values import MARK, Person  # noqa: E402
+from contract.support.database import load_config, load_plugin  # noqa: E402
+from contract.support.sample_values import MARK, REPLACED, Person, replacement  # noqa: E402
+from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
 """Connects, as a bot does that starts, and opens the namespace."""
@@ -54,16 +53,27 @@ def write_many(open_storage: Open) -> None:
         number += 1
 
 
+def replace_many(open_storage: Open) -> None:
+    """Replace values by longer and shorter ones until this process is killed."""
+    storage = open_storage()
+    number = 0
+    while True:
+        storage.set(f"key {number % REPLACED}", replacement(number))
+        print(number, flush=True)
+        number += 1
+
+
 if __name__ == "__main__":
-    file, namespace, task = sys.argv[1:]
-    config = load_config(Path(file))
+    file, path, namespace, task = sys.argv[1:]
+    config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
     tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
         "write": write,
         "write-at-once": write_at_once,
         "write-many": write_many,
+        "replace-many": replace_many,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
     }
-    tasks[task](lambda: cast(StoragePluginBase, get_storage_plugin(config)).open(namespace))
+    tasks[task](lambda: load_plugin(config, notes).open(namespace))

@@ -15,7 +15,7 @@ ALIKE: dict[str, list[str]] = {
     "shell patterns": ["*", "?", "a*", "a?", "ab", "[ab]", "a[b]", "a"],
     "regular expressions": [".", ".*", "a.c", "abc", "a|b", "^a", "a$", "(a)"],
     "separators": ["a:b", "a::b", "a/b", "a//b", "a.b", "a..b", "a|b", "a,b", "a;b", ":", "/"],
-    "paths": ["..", "../a", "./a", "a", "/a", "a/", "b/../a", "~", "C:\\a"],
+    "paths": ["..", "../a", "./a", "a", "/a", "a/", "b/../a", "c/../a", "~", "C:\\a"],
     "line breaks": ["ab", "a\nb", "a\rb", "a\r\nb", "a\u2028b", "a\u0085b"],
     "invisible": ["ab", "a\u200bb", "a\u200db", "a\u00adb", "\ufeffab", "a\u0001b", "a\u007fb"],
     "nothing": ["", " ", "''", "None", "null", "0", "False", "\u200b"],

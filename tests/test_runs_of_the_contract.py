@@ -1,0 +1,233 @@
+"""A run of the contract comes to its end, whatever the storage does, and says why it ends."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_cookies.plugin import Cookies
+from servers.base import free_port
+
+Run = Callable[..., tuple[int, str]]
+"""Runs tests of a bake, and returns the exit status of pytest and what it printed."""
+
+
+@pytest.fixture
+def project(cookies_session: Cookies, tmp_path: Path, database: str) -> Path:
+    """A bake for a database, whose storage may be broken."""
+    baked = cookies_session.bake(extra_context={"database": database})
+    assert baked.exception is None, baked.exception
+    return Path(shutil.copytree(baked.project_path, tmp_path / "project"))
+
+
+@pytest.fixture
+def run_tests(project: Path) -> Run:
+    """Run tests of the bake with its storage broken by some code."""
+
+    def run_tests(code: str, *options: object, **environment: str) -> tuple[int, str]:
+        with next(project.glob("src/*/storage.py")).open("a", encoding="utf-8") as source:
+            source.write(code)
+        plugins = [f"-pno:{name}" for name in ["cacheprovider", "cookies", "xdist"]]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=line", *plugins, *map(str, options)],
+            cwd=project,
+            env=os.environ | {"PYTHONPATH": str(project / "tests")} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+        )
+        return done.returncode, done.stdout
+
+    return run_tests
+
+
+@pytest.mark.parametrize(
+    ("database", "url"),
+    [
+        ("sql", "postgresql://bot:hunter2-s3cret@127.0.0.1:{}/bot"),
+        ("redis", "redis://:hunter2-s3cret@127.0.0.1:{}/0"),
+    ],
+)
+def test_a_server_that_is_away_ends_the_run_in_a_sentence(run_tests: Run, url: str) -> None:
+    status, output = run_tests("", STORAGE_TEST_URL=url.format(free_port()))
+    assert status == 1, output
+    assert len(output.strip().splitlines()) < 5, output
+    assert re.search(r"cannot be tested: .* fails before any test: .*refused", output), output
+    assert "hunter2" not in output
+
+
+PATCH = """
+import itertools
+import threading
+
+_load, _get, _set = AcmePlugin.__init__, AcmeStorage.get, AcmeStorage.set
+_keys, _open, _remove = AcmeStorage.keys, AcmePlugin.open, AcmeStorage.remove
+
+
+def wait():
+    threading.Event().wait()
+
+
+"""
+NEVER_ENDS = {
+    "threads at once": (
+        "test_threads.py::test_threads_with_keys_of_their_own_lose_nothing",
+        """
+AcmeStorage.set = lambda self, key, value: wait() if key == "3 0" else _set(self, key, value)
+""",
+        "Commands at the same time wait for ever: 1 of 16 threads",
+    ),
+    "a second opener": (
+        "test_lifecycle.py::test_a_removal_is_done_when_it_returns",
+        """
+import sys
+
+AcmePlugin.open = lambda self, namespace: (
+    wait()
+    if namespace == "namespace" and vars(sys).setdefault("opener", self) is not self
+    else _open(self, namespace)
+)
+""",
+        "`open` waits for ever for another",
+    ),
+    "clear": (
+        "test_mapping.py::test_clear_empties_the_namespace",
+        """
+AcmeStorage.remove = lambda self, key: None
+""",
+        "self.clear() never ends",
+    ),
+    "a backup": (
+        "test_bot.py",
+        """
+AcmeStorage.keys = lambda self: itertools.cycle(list(_keys(self)))
+""",
+        "Errbot's !backup failed",
+    ),
+    "another process": (
+        "test_processes.py::test_data_outlive_the_process_that_set_them",
+        """
+import sys
+
+AcmeStorage.set = lambda self, key, value: (
+    wait() if sys.argv[-1] == "write" else _set(self, key, value)
+)
+""",
+        "Another process on the same database has not ended",
+    ),
+    "a process that is to say something": (
+        "test_processes.py::test_a_killed_process_has_lost_no_set_that_returned",
+        """
+AcmeStorage.set = lambda self, key, value: wait() if key == "9" else _set(self, key, value)
+""",
+        "Another process sets 197 keys, and waits for ever",
+    ),
+    "any test": (
+        "test_values.py::test_a_value_that_holds_itself_comes_back",
+        """
+AcmeStorage.get = lambda self, key: wait() if key == "key" else _get(self, key)
+""",
+        "test_a_value_that_holds_itself_comes_back is too slow, or waits for ever",
+    ),
+    "what no signal interrupts": (
+        "test_values.py::test_a_value_that_holds_itself_comes_back",
+        """
+import signal
+
+
+def wait():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    threading.Event().wait()
+
+
+AcmeStorage.get = lambda self, key: wait() if key == "key" else _get(self, key)
+""",
+        "and no signal interrupts it",
+    ),
+    "the end of pytest": (
+        "test_basics.py::test_errbot_finds_the_storage_plugin",
+        """
+AcmePlugin.open = lambda self, namespace: (
+    threading.Thread(target=wait, name="writer").start() or _open(self, namespace)
+)
+""",
+        "The storage has left threads that never end, and a bot could not stop",
+    ),
+    "the first use": (
+        "test_basics.py",
+        """
+AcmePlugin.__init__ = lambda self, config: wait()
+""",
+        "cannot be tested: loading it fails before any test: it has not come back",
+    ),
+}
+"""Where a storage waits for ever: the tests to run, its code, and what must be said."""
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(("tests", "code", "said"), NEVER_ENDS.values(), ids=NEVER_ENDS)
+def test_what_waits_for_ever_ends_with_words(
+    project: Path, run_tests: Run, tests: str, code: str, said: str
+) -> None:
+    for file in ["database.py", "deadlines.py", "first_try.py"]:
+        path = project / "tests" / "contract" / "support" / file
+        seconds = r"^(OPENING|PROCESS|AT_ONCE|GRACE|SECONDS) = \d+$"
+        path.write_text(re.sub(seconds, r"\1 = 3", path.read_text(), flags=re.MULTILINE))
+    mapping = project / "tests" / "contract" / "test_mapping.py"
+    mapping.write_text(mapping.read_text().replace("deadline(100", "deadline(3"))
+    status, output = run_tests(PATCH + code, f"tests/contract/{tests}", "--time-limit=7")
+    assert status == 1, output
+    assert said in output
+    assert "TimeoutExpired" not in output
+
+
+LOGS = """
+_set = AcmeStorage.set
+AcmeStorage.set = lambda self, key, value: (
+    logging.getLogger("acme").error("%s = %r", key, value), _set(self, key, value)
+)[1]
+"""
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_values_in_the_log_are_reported_once(run_tests: Run) -> None:
+    code = f"import logging\n{LOGS}"
+    status, output = run_tests(
+        code, "tests/contract/test_mapping.py", "tests/contract/test_keys.py"
+    )
+    assert status == 1, output
+    assert len(re.findall("^ERROR tests/", output, re.MULTILINE)) == 1, output
+    assert "A value stands in the log" in output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_the_report_says_in_words_what_is_kept_and_broken(run_tests: Run, tmp_path: Path) -> None:
+    code = f"""
+import logging
+{LOGS}
+_remove = AcmeStorage.remove
+AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
+"""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"STORAGE = 'Acme'\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
+        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(tmp_path / 'project' / 'src')!r}\n"
+    )
+    page = tmp_path / "report.md"
+    options = [f"--errbot-config={config}", f"--contract-report={page}", "-k", "alike or getting"]
+    status, output = run_tests(code, *options, "tests/contract/test_keys.py")
+    assert status == 1, output
+    text = page.read_text()
+    broken, _, kept = text.partition("## Kept")
+    assert text.startswith("# What Acme keeps of the contract of Errbot\n"), text
+    assert "- **Keys that look alike are told apart to the letter.**" in broken
+    assert "(spaces around" in broken
+    assert "- **No value stands in the log, or in what is printed.**" in broken
+    assert kept.strip() == "- `get` of a missing key raises `KeyError`, and changes nothing."
+    assert "The storage keeps 1 promises, breaks 2; 0 were not tested." in text
+    assert "Broken: Keys that look alike are told apart to the letter." in output

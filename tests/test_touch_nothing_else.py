@@ -1,0 +1,388 @@
+"""`pytest --errbot-config` touches nothing in a database but what its tests have set.
+
+Each database holds tens of thousands of keys of others, and each storage is broken in a way by
+which tests could reach them.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import sqlalchemy
+from errbot.bootstrap import get_storage_plugin
+from pytest_cookies.plugin import Cookies
+from servers.mariadb import MariaDB
+from servers.postgresql import PostgreSQL
+from servers.redis import Redis
+
+OTHERS = ["shared", "a", "key", "Notes"]
+"""Namespaces in use, with names to which broken storages lead."""
+KEYS = ["a", "b", "key", "unstorable"]
+"""Keys in use, which tests set as well. There are more, by doubling them often."""
+DOUBLED = "ABCDEFGHIJKL"
+DATABASES = [
+    *["sqlite", "sql on SQLite"],
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ["redis", "postgresql", "mariadb"]),
+]
+
+MIXED_UP = {
+    "the namespace is forgotten": (
+        """
+_open = AcmePlugin.open
+AcmePlugin.open = lambda self, namespace: _open(self, "shared")
+""",
+        "is not empty",
+    ),
+    "the namespace is what follows the last blank": (
+        """
+_open = AcmePlugin.open
+AcmePlugin.open = lambda self, namespace: _open(self, namespace.rpartition(" ")[2] or "empty")
+""",
+        "is not empty",
+    ),
+    "a folder for each namespace": (
+        """
+import posixpath
+
+_open = AcmePlugin.open
+AcmePlugin.open = lambda self, namespace: _open(self, posixpath.normpath(namespace))
+""",
+        "",
+    ),
+    "the namespace is in lower case": (
+        """
+_open = AcmePlugin.open
+AcmePlugin.open = lambda self, namespace: _open(self, namespace.lower())
+""",
+        "",
+    ),
+    "a removed key is removed everywhere": (
+        """
+_open, _remove = AcmePlugin.open, AcmeStorage.remove
+
+
+def _open_all(self, namespace):
+    storage = _open(self, namespace)
+    storage.all = lambda: [_open(self, name) for name in self.namespaces()]
+    return storage
+
+
+def _remove_everywhere(self, key):
+    _remove(self, key)
+    for storage in self.all():
+        try:
+            _remove(storage, key)
+        except KeyError:
+            pass
+
+
+AcmePlugin.open, AcmeStorage.remove = _open_all, _remove_everywhere
+""",
+        "`remove` of one reaches into the other",
+    ),
+    "it fails now and then, and when it is closed": (
+        """
+import itertools
+
+_turns, _remove = itertools.count(1), AcmeStorage.remove
+
+
+def _fail(self, *_):
+    raise RuntimeError("the connection is gone")
+
+
+def _remove_sometimes(self, key):
+    return _fail(self) if next(_turns) % 40 == 0 else _remove(self, key)
+
+
+AcmeStorage.remove, _close = _remove_sometimes, AcmeStorage.close
+AcmeStorage.close = lambda self: _fail(self) if next(_turns) % 3 == 0 else _close(self)
+""",
+        "",
+    ),
+    "nothing is wrong": ("", ""),
+}
+"""How a storage is broken, and what the run says when it stops for that."""
+
+FILES = ["basics", "namespaces", "lifecycle", "mapping"]
+"""The files of tests that use the names and keys above; the others would take minutes."""
+
+
+Rows = dict[tuple[bytes, bytes], bytes]
+"""What a database holds: values by namespace and key."""
+
+
+class SqlRows:
+    """The rows of the table `errbot`."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+        self._key = self._engine.dialect.identifier_preparer.quote("key")
+
+    def double(self) -> None:
+        """Double the rows again and again, by keys that are one letter longer."""
+        longer = {
+            "sqlite": "iif(typeof({0}) = 'text', {0} || '{1}', CAST({0} || '{1}' AS BLOB))",
+            "postgresql": "{0} || '{1}'",
+            "mysql": "CONCAT({0}, '{1}')",
+        }[self._engine.name]
+        with self._engine.begin() as connection:
+            for letter in DOUBLED:
+                key = longer.format(self._key, letter)
+                insert = f"INSERT INTO errbot (namespace, {self._key}, value)"
+                select = f"SELECT namespace, {key}, value FROM errbot"
+                connection.execute(sqlalchemy.text(f"{insert} {select}"))
+
+    def read(self) -> Rows:
+        """Return all rows."""
+        with self._engine.connect() as connection:
+            select = sqlalchemy.text(f"SELECT namespace, {self._key}, value FROM errbot")
+            return {
+                (to_bytes(name), to_bytes(key)): to_bytes(value)
+                for name, key, value in connection.execute(select)
+            }
+
+
+class RedisRows:
+    """The fields of all hashes."""
+
+    def __init__(self, url: str) -> None:
+        self._server: Any = redis.Redis.from_url(url)
+
+    def double(self) -> None:
+        """Double the fields again and again, by keys that are one letter longer."""
+        for name in self._server.keys():  # noqa: SIM118
+            fields = self._server.hgetall(name)
+            for letter in DOUBLED:
+                fields |= {key + letter.encode(): value for key, value in fields.items()}
+            self._server.hset(name, mapping=fields)
+
+    def read(self) -> Rows:
+        """Return all fields."""
+        return {
+            (name, key): value
+            for name in self._server.keys()  # noqa: SIM118
+            for key, value in self._server.hgetall(name).items()
+        }
+
+
+def to_bytes(value: Any) -> bytes:
+    """Return a column's value as bytes, whatever its type is."""
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+class Place(NamedTuple):
+    """A database in use by others."""
+
+    project: Path
+    """A bake whose storage may be broken."""
+    config: Path
+    """The bot's configuration."""
+    rows: SqlRows | RedisRows
+
+    def run(self, *options: object, files: list[str] = FILES) -> tuple[int, str]:
+        """Check the storage. Returns the exit status of pytest, and what it printed."""
+        done = subprocess.run(self.command(*options, files=files), **self.how())
+        return done.returncode, done.stdout
+
+    def command(self, *options: object, files: list[str] = FILES) -> list[str]:
+        """Return the command that checks the storage."""
+        plugins = [f"-pno:{name}" for name in ["cacheprovider", "cookies", "xdist"]]
+        paths = [f"tests/contract/test_{name}.py" for name in files]
+        pytest_itself = [sys.executable, "-m", "pytest", "-q", "--tb=line", *plugins]
+        return [*pytest_itself, f"--errbot-config={self.config}", *map(str, options), *paths]
+
+    def how(self) -> dict[str, Any]:
+        """Return the options of the process that checks the storage."""
+        environment = os.environ | {"PYTHONPATH": str(self.project / "tests")}
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return {"cwd": self.project, "env": environment, **out}
+
+    def break_storage(self, code: str) -> None:
+        """Break the storage."""
+        with next(self.project.glob("src/*/storage.py")).open("a", encoding="utf-8") as source:
+            source.write(code)
+
+    def left(self) -> list[Path]:
+        """Return the notes of what runs have left."""
+        return list(self.project.glob("contract-*.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Callable[[str], Any]]:
+    """Starts each server when it is first asked for, in a folder that `nobody` can reach."""
+    made: dict[str, Any] = {"postgresql": PostgreSQL, "mariadb": MariaDB, "redis": Redis}
+    running: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as folder:
+
+        def server(name: str) -> Any:
+            if name not in running:
+                running[name] = made[name](Path(folder, name))
+                running[name].start()
+            return running[name]
+
+        yield server
+        for one in running.values():
+            one.stop()
+
+
+@pytest.fixture
+def place(
+    name: str, cookies_session: Cookies, servers: Callable[[str], Any], tmp_path: Path
+) -> Place:
+    """The database of that name, with tens of thousands of keys of others."""
+    bakes = {"sqlite": "sqlite", "redis": "redis"}
+    baked = cookies_session.bake(extra_context={"database": bakes.get(name, "sql")})
+    assert baked.exception is None, baked.exception
+    project = Path(shutil.copytree(baked.project_path, tmp_path / "project"))
+    file = f"sqlite:///{tmp_path / 'errbot.sqlite3'}"
+    rows: SqlRows | RedisRows
+    if name == "sqlite":
+        settings, rows = {}, SqlRows(file)
+    elif name == "redis":
+        server = servers(name)
+        server.cli("flushall")
+        settings, rows = {"url": server.url, "prefix": ""}, RedisRows(server.url)
+    else:
+        url = file
+        if name != "sql on SQLite":
+            url = sql_url(name, servers(name))
+        settings, rows = {"url": url, "table": "errbot"}, SqlRows(url)
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {settings!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
+        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n",
+        encoding="utf-8",
+    )
+    bot_config = SimpleNamespace(
+        STORAGE="Acme",
+        STORAGE_CONFIG=settings,
+        BOT_DATA_DIR=str(tmp_path),
+        BOT_EXTRA_STORAGE_PLUGINS_DIR=str(project / "src"),
+    )
+    plugin: Any = get_storage_plugin(bot_config)
+    for namespace in OTHERS:
+        storage = plugin.open(namespace)
+        for key in KEYS:
+            storage.set(key, [namespace, key])
+    rows.double()
+    return Place(project, config, rows)
+
+
+def sql_url(name: str, server: Any) -> str:
+    """Make a new database on a server, and return its URL."""
+    database = f"d{random.getrandbits(40)}"
+    server.sql(f"CREATE DATABASE {database}")
+    driver = {"postgresql": "postgresql+psycopg", "mariadb": "mysql+pymysql"}[name]
+    return f"{driver}://admin@127.0.0.1:{server.port}/{database}"
+
+
+@pytest.mark.parametrize("name", DATABASES)
+@pytest.mark.parametrize(("code", "stops"), MIXED_UP.values(), ids=MIXED_UP)
+def test_no_key_of_others_is_touched(place: Place, code: str, stops: str) -> None:
+    before = place.rows.read()
+    assert len(before) >= 50_000
+    place.break_storage(code)
+    status, output = place.run()
+    after = place.rows.read()
+    assert {row: after.get(row) for row in before} == before, output
+    ours = after.keys() - before.keys()
+    assert ours == set(), output
+    assert not place.left(), output
+    assert status == (1 if stops or " failed" in output or " error" in output else 0), output
+    assert (stops in output and len(output.splitlines()) < 20) if stops else " passed" in output
+
+
+CANNOT_REMOVE = """
+_remove = AcmeStorage.remove
+
+
+def _remove_some(self, key):
+    if key == "key 0":
+        raise RuntimeError("the connection is gone")
+    _remove(self, key)
+
+
+AcmeStorage.remove = _remove_some
+"""
+
+
+@pytest.mark.parametrize("name", ["sqlite"])
+def test_what_cannot_be_removed_is_named_and_can_be_removed_later(place: Place) -> None:
+    before = place.rows.read()
+    whole = next(place.project.glob("src/*/storage.py")).read_text()
+    place.break_storage(CANNOT_REMOVE)
+    status, output = place.run("-k", "nothing_alike or case", files=["namespaces"])
+    left = place.rows.read().keys() - before.keys()
+    [notes] = place.left()
+    assert status == 1, output
+    assert {key for _, key in left} == {b"key 0"}, output
+    for namespace, _ in left:
+        assert f"{namespace.decode()!r}: 'key 0'" in output
+    assert f"--remove-left={notes}" in output
+
+    next(place.project.glob("src/*/storage.py")).write_text(whole)
+    status, output = place.run(f"--remove-left={notes}")
+    assert status == 0, output
+    assert place.rows.read() == before, output
+    assert not place.left(), output
+
+
+@pytest.mark.parametrize("name", ["sqlite"])
+def test_notes_that_are_no_notes_remove_nothing(place: Place) -> None:
+    before = place.rows.read()
+    notes = place.project / "contract-notes.jsonl"
+    for text in ['["shared", "a"]\n', "[", "7\n"]:
+        notes.write_text(text)
+        status, output = place.run(f"--remove-left={notes}")
+        assert (status, place.rows.read()) == (4, before), output
+        assert f"--remove-left: {notes} holds no notes of the tests" in output
+
+
+@pytest.mark.parametrize("name", ["sqlite"])
+@pytest.mark.parametrize("signals", [["SIGINT"] * 4, ["SIGTERM"], ["SIGTERM", "SIGINT"]], ids=str)
+def test_a_run_that_is_interrupted_leaves_nothing(place: Place, signals: list[str]) -> None:
+    before = place.rows.read()
+    place.break_storage(
+        "import time\n\n_close, _remove = AcmeStorage.close, AcmeStorage.remove\n"
+        "AcmeStorage.remove = lambda self, key: (time.sleep(0.0005), _remove(self, key))[1]\n"
+    )
+    command = place.command("-k", "thousands", files=["keys"])
+    with subprocess.Popen(command, **place.how()) as process:
+        deadline = time.monotonic() + 30
+        while len(place.rows.read()) < len(before) + 3_000:
+            assert time.monotonic() < deadline, "The test has not begun."
+        for name in signals:
+            process.send_signal(getattr(signal, name))
+            time.sleep(0.5)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert place.rows.read() == before, output
+    assert not place.left(), output
+
+
+@pytest.mark.parametrize("name", ["sqlite"])
+def test_a_configuration_that_cannot_be_used_is_told_in_a_sentence(place: Place) -> None:
+    for line, words in {
+        "STORAGE = 'Acmee'": "loading it fails before any test: PluginNotFoundException",
+        "STORAGE_CONFIG = {'paht': 'x'}": "loading it fails before any test: ValueError: ",
+        "import nothing_of_that_name": "fails with ModuleNotFoundError",
+    }.items():
+        with place.config.open("a") as config:
+            config.write(f"{line}\n")
+        status, output = place.run()
+        assert status in (1, 4), output
+        assert words in output
+        assert len(output.splitlines()) < 20, output
+        assert "Traceback" not in output

@@ -1,0 +1,111 @@
+"""The tests always end, whatever the storage does, and say what has not come back."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+AT_ONCE = 60
+"""Seconds that threads at once may take."""
+GRACE = 10
+"""Seconds after which threads that pytest has left count as ones that never end."""
+STDERR = os.dup(2)
+"""Where to say something while pytest captures what is printed."""
+
+
+@contextmanager
+def deadline(
+    seconds: float, why: str, on_end: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Fail with these words in the main thread if the block has not ended by then. Not on Windows.
+
+    What it interrupts is also an operation that waits for a lock, an answer or another process.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        on_end()
+        pytest.fail(f"{why} It has not ended after {seconds:g} seconds.")
+
+    handler, began = signal.signal(signal.SIGALRM, ring), monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - monotonic() + began))
+
+
+@contextmanager
+def last_resort(seconds: float, name: str) -> Iterator[None]:
+    """End this process if the block has not ended by then: no signal ends what waits in C."""
+
+    def give_up() -> None:
+        end(f"{name} has not ended after {seconds:g} seconds, and no signal interrupts it.")
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end(why: str) -> None:
+    """End this process at once, with its reason."""
+    os.write(STDERR, f"\n{why} The run ends here.\n".encode())
+    os._exit(1)
+
+
+def end_with_threads() -> None:
+    """End this process when its main thread has ended and others, that are no daemons, go on."""
+
+    def watch() -> None:
+        while threading.main_thread().is_alive():
+            sleep(0.1)
+        sleep(GRACE)
+        names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        end(f"The storage has left threads that never end, and a bot could not stop: {names}.")
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def at_once(*works: Callable[[], Any], seconds: float = AT_ONCE) -> list[Any]:
+    """Run each work in a thread of its own, from the same moment on. Returns what they returned.
+
+    An error in a thread is raised here. Raises TimeoutError if some have not ended by then.
+    """
+    barrier = threading.Barrier(len(works))
+    results: list[Any] = [None] * len(works)
+    errors: list[BaseException] = []
+
+    def start(number: int) -> None:
+        try:
+            barrier.wait()
+            results[number] = works[number]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=start, args=[number], daemon=True) for number in range(len(works))
+    ]
+    for thread in threads:
+        thread.start()
+    until = monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0, until - monotonic()))
+    if errors:
+        raise errors[0]
+    if waiting := sum(thread.is_alive() for thread in threads):
+        raise TimeoutError(f"{waiting} of {len(works)} threads have not ended after {seconds:g} s")
+    return results

@@ -1,0 +1,102 @@
+"""What a run has found out, in plain words: which promises of the contract a storage keeps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+
+LOGGED = "A value stands in the log."
+LOGGED_PROMISE = "No value stands in the log, or in what is printed."
+
+
+@dataclass
+class Promise:
+    """What became of a test of the contract, with all the names and values that it tried."""
+
+    words: str
+    """The docstring of the test."""
+    test: str
+    kept: int = 0
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    """What failing runs said, and with which names or values each was."""
+    skipped: str = ""
+    """Why it was not tested."""
+
+    def told(self) -> Iterator[str]:
+        """Say how it is broken, once for all names and values that are alike in that."""
+        for said, names in self.faults.items():
+            shown = ", ".join(islice(names, 5)) + f" and {len(names) - 5} more" * (len(names) > 5)
+            yield said + f" ({shown})" * bool(names)
+
+
+class Promises:
+    """All that was tested in a run."""
+
+    def __init__(self) -> None:
+        self._promises: dict[str, Promise] = {}
+
+    def note(self, report: pytest.TestReport, words: str) -> None:
+        """Note what became of a phase of a test. `words` is the docstring of the test."""
+        test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
+        if report.failed and said_by(report).startswith(LOGGED):  # whichever test came upon it
+            test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
+        promise = self._promises.setdefault(test, Promise(words, test))
+        if report.failed:
+            names = promise.faults.setdefault(said_by(report), [])
+            names += [parameter.removesuffix("]")] if parameter else []
+        elif report.skipped:
+            promise.skipped = said_by(report)
+        else:
+            promise.kept += report.when == "call"
+
+    def broken(self) -> list[Promise]:
+        """Return the promises that are broken."""
+        return [promise for promise in self._promises.values() if promise.faults]
+
+    def kept(self) -> list[Promise]:
+        """Return the promises that are kept."""
+        return [
+            promise for promise in self._promises.values() if promise.kept and not promise.faults
+        ]
+
+    def untested(self) -> list[Promise]:
+        """Return the promises that were not tested."""
+        return [
+            promise
+            for promise in self._promises.values()
+            if not promise.kept and not promise.faults
+        ]
+
+    def summary(self) -> str:
+        """Return how many promises are kept, in a sentence."""
+        kept, broken, untested = map(len, [self.kept(), self.broken(), self.untested()])
+        return f"The storage keeps {kept} promises, breaks {broken}; {untested} were not tested."
+
+    def page(self, storage: str, stopped: str) -> str:
+        """Return all of it as a page in Markdown."""
+        lines = [f"# What {storage} keeps of the contract of Errbot", "", self.summary()]
+        lines += ["", f"The run stopped early: {stopped}."] * bool(stopped)
+        lines += ["", "## Broken", ""] * bool(self.broken())
+        for promise in self.broken():
+            lines += [f"- **{promise.words}** (`{promise.test}`)"]
+            lines += [f"  - {told}" for told in promise.told()]
+        lines += ["", "## Not tested", ""] * bool(self.untested())
+        lines += [f"- {promise.words} Because {promise.skipped}." for promise in self.untested()]
+        lines += ["", "## Kept", ""] * bool(self.kept())
+        lines += [f"- {promise.words}" for promise in self.kept()]
+        return "\n".join(lines) + "\n"
+
+
+def said_by(report: pytest.TestReport) -> str:
+    """Return the words of a test that failed or was skipped, without what pytest puts around."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash:
+        said = crash.message
+    else:
+        said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    said = said.partition("\nassert ")[0]
+    for prefix in ["AssertionError: ", "Failed: ", "Skipped: "]:
+        said = said.removeprefix(prefix)
+    said = " ".join(said.split())
+    return said if len(said) < 500 else f"{said[:500]} ..."

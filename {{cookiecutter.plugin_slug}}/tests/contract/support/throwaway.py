@@ -1,0 +1,280 @@
+"""Touch nothing else: with --errbot-config, what the tests set is noted first, and removed by name.
+
+A database in use holds the data of others, and the storage under test may mix them up with those
+of the tests. So each namespace of the tests must be empty when it is first opened, each key is
+noted in a file before it is set, and nothing is removed but what is noted there.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from errbot.storage.base import StorageBase, StoragePluginBase
+
+PREFIX = "contract "
+"""With this begins the name of each namespace of the tests."""
+PATIENCE = 30
+"""Seconds without any progress after which the clean-up gives up."""
+
+
+class NotEmptyError(Exception):
+    """A namespace of the tests shows what they have not set. The run stops."""
+
+
+class Notes:
+    """The keys that the tests have set and not yet removed, by namespace, in a file of JSON lines.
+
+    Other processes of the tests append to the same file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stopped = ""
+        """Why the run must stop, if it must: then nothing more is removed."""
+        self._keys: dict[str, set[str]] = {}
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+
+    def add(self, namespace: str, *keys: object) -> None:
+        """Note that a namespace is opened, and which keys are going to be set in it."""
+        known = self._keys.setdefault(namespace, set())
+        new = {text for key in keys for text in texts(key)} - known
+        os.write(self._file, f"{json.dumps([namespace, *new])}\n".encode())
+        known |= new
+
+    def knows(self, namespace: str) -> bool:
+        """Say whether this process has noted a namespace."""
+        return namespace in self._keys
+
+    def holds(self, namespace: str, key: object) -> bool:
+        """Say whether this process has noted a key."""
+        return texts(key) <= self._keys.get(namespace, set())
+
+    def read(self) -> dict[str, set[str]]:
+        """Return what all processes have noted. Raises ValueError if it is no file of notes."""
+        noted: dict[str, set[str]] = {}
+        for line in self.path.read_text("utf-8").splitlines():
+            namespace, *keys = json.loads(line)
+            if not namespace.startswith(PREFIX):
+                raise ValueError(f"{namespace!r} is no namespace of the tests.")
+            noted.setdefault(namespace, set()).update(keys)
+        return noted
+
+    def replace(self, left: dict[str, set[str]]) -> None:
+        """Note nothing but what is left."""
+        self._keys = {}
+        os.truncate(self.path, 0)
+        for namespace, keys in left.items():
+            self.add(namespace, *keys)
+
+    def close(self) -> None:
+        """Write nothing any more, and remove the file if nothing stands in it."""
+        os.close(self._file)
+        if not self.path.stat().st_size:
+            self.path.unlink()
+
+
+def texts(key: object) -> set[str]:
+    """Return under which names a storage may hold a key that it is given."""
+    if isinstance(key, str):
+        return {str.__str__(key)}  # of a class of its own, which may have another `__str__`
+    return {str(key), key.decode()} if isinstance(key, bytes) else {str(key)}
+
+
+class Wrapper:
+    """Passes for what it wraps, be that a storage or a plugin."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __bool__(self) -> bool:
+        return bool(self._wrapped)
+
+    @property
+    def __class__(self) -> Any:
+        return type(self._wrapped)
+
+    @__class__.setter
+    def __class__(self, _value: object) -> None:
+        raise AttributeError("__class__")
+
+
+class TrackedStorage(Wrapper):
+    """A storage whose keys are noted before they are set."""
+
+    def __init__(self, storage: StorageBase, namespace: str, notes: Notes) -> None:
+        super().__init__(storage)
+        self._namespace = namespace
+        self._notes = notes
+
+    def set(self, key: str, value: object) -> None:
+        """Note the key, and set it."""
+        if not self._notes.holds(self._namespace, key):
+            self._notes.add(self._namespace, key)
+        self._wrapped.set(key, value)
+
+
+class TrackedPlugin(Wrapper):
+    """A storage plugin that opens none but empty namespaces, and notes what is set in them."""
+
+    def __init__(self, plugin: StoragePluginBase, notes: Notes) -> None:
+        super().__init__(plugin)
+        self._notes = notes
+
+    def open(self, namespace: str) -> StorageBase:
+        """Open a namespace. Raises NotEmptyError if it shows what the tests have not set."""
+        storage = self._wrapped.open(namespace)
+        if not self._notes.knows(namespace):
+            noted = self._notes.read()
+            if namespace not in noted and not is_ours(self._wrapped, storage, noted):
+                storage.close()
+                self._notes.stopped = (
+                    f"The new namespace {namespace!r} is not empty: the storage mixes up"
+                    " namespaces, and to go on could harm the data of others. Nothing was removed."
+                )
+                raise NotEmptyError(self._notes.stopped)
+            self._notes.add(namespace)
+        return cast(StorageBase, TrackedStorage(storage, namespace, self._notes))
+
+
+def is_ours(plugin: StoragePluginBase, storage: StorageBase, noted: dict[str, set[str]]) -> bool:
+    """Say whether a namespace that was never opened is empty, or mixed up with none but ours.
+
+    It is another name for one of ours if it shows what is only now set there. As that was empty
+    when it was first opened, all in it is ours.
+    """
+    ours = set().union(*noted.values())
+    shown = set(islice(storage.keys(), len(ours) + 1))
+    if storage.len() > len(ours) or not shown <= ours:
+        return False
+    if not shown:
+        return True
+    for namespace in [namespace for namespace, keys in noted.items() if keys & shown]:
+        other, key = plugin.open(namespace), f"probe {uuid4().hex}"
+        try:
+            other.set(key, None)
+            if key in islice(storage.keys(), len(ours) + 2):
+                return True
+        finally:
+            with suppress(Exception):
+                other.remove(key)
+            other.close()
+    return False
+
+
+@contextmanager
+def shielded() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended. Yields the signals that came."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in [signal.SIGINT, signal.SIGTERM]
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def clean(notes: Notes, load: Callable[[], StoragePluginBase], attempts: int = 1) -> None:
+    """Remove what is noted, each key by itself, and go on after errors. Notes what is left.
+
+    It works in a thread, as a storage may wait for ever.
+    """
+    left = notes.read()
+    progress = [monotonic()]
+
+    def remove_all() -> None:
+        plugin = load()
+        for namespace in list(left):
+            with suppress(Exception):
+                storage = plugin.open(namespace)
+                if remove_keys(storage, left[namespace], progress):
+                    del left[namespace]
+                storage.close()
+
+    def try_again() -> None:
+        for _ in range(attempts):
+            with suppress(Exception):
+                remove_all()
+
+    thread = threading.Thread(target=try_again, daemon=True)
+    thread.start()
+    while thread.is_alive() and monotonic() < progress[0] + PATIENCE:
+        thread.join(1)
+    notes.replace({namespace: set(keys) for namespace, keys in dict(left).items()})
+
+
+def remove_keys(storage: StorageBase, keys: set[str], progress: list[float]) -> bool:
+    """Remove keys from a storage, and from the set. Returns whether the storage is empty then."""
+    for key in list(keys):
+        with suppress(Exception):
+            with suppress(KeyError):  # It is gone already.
+                storage.remove(key)
+            keys.discard(key)
+        progress[0] = monotonic()
+    return not keys and not list(islice(storage.keys(), 1))
+
+
+def check_isolation(plugin: StoragePluginBase, first: str, second: str) -> str:
+    """Return which operation reaches from one new namespace into another, or "" if none does."""
+    one, other = plugin.open(first), plugin.open(second)
+    key = f"probe {uuid4().hex}"
+    one.set(key, "one")
+    found = {"`keys`": key in islice(other.keys(), 9), "`len`": other.len() > 0}
+    with suppress(KeyError):
+        other.get(key)
+        found["`get`"] = True
+    with suppress(KeyError):
+        other.remove(key)
+        found["`remove`"] = True
+    other.set(key, "other")
+    with suppress(KeyError):
+        found["`set`"] = one.get(key) != "one"
+    for storage in [one, other]:
+        with suppress(KeyError):
+            storage.remove(key)
+        storage.close()
+    return " and ".join(operation for operation, reaches in found.items() if reaches)
+
+
+def describe(left: dict[str, set[str]], notes: Notes) -> Iterator[str]:
+    """Say which keys could not be removed, in lines, and how to remove them later."""
+    count = sum(map(len, left.values()))
+    yield f"{count} keys in {len(left)} namespaces of the tests were not removed:"
+    for namespace, keys in islice(left.items(), 20):
+        names = ", ".join(map(repr, islice(sorted(keys), 10)))
+        names += f" and {len(keys) - 10} more" * (len(keys) > 10)
+        yield f"  {namespace!r}: {names or 'it shows keys under names that no test has set'}"
+    if len(left) > 20:
+        yield f"  and {len(left) - 20} more namespaces"
+    yield (
+        f"{notes.path} lists all of them. To remove them later, give --remove-left={notes.path}"
+        " beside --errbot-config."
+    )
+
+
+def read_notes(path: Path) -> Notes:
+    """Return the notes that an earlier run has left. Raises pytest.UsageError if it has not."""
+    why = "there is no such file"
+    if path.is_file():
+        notes = Notes(path)
+        try:
+            notes.read()
+        except (ValueError, TypeError, AttributeError) as error:
+            why = str(error)
+        else:
+            return notes
+    raise pytest.UsageError(f"--remove-left: {path} holds no notes of the tests: {why}")
