@@ -17,7 +17,7 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
         [*command, database.namespace(name)],
         input=given,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         cwd=database.config_file.parent,
     )

@@ -50,7 +50,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
     with ExitStack() as running:
         processes = [
             running.enter_context(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8")
             )
             for _ in range(3)
         ]
@@ -76,7 +76,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
 
 def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> None:
     command = process_command(database, NAME, "write-many")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
         done = [process.stdout.readline() for _ in range(SETS)]
         process.kill()

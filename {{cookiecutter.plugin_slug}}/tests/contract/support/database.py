@@ -99,7 +99,7 @@ def process_command(database: Database, name: str, task: str) -> list[str]:
 def run_process(database: Database, name: str, task: str) -> str:
     """Let another process do a task of second_process.py, and return what it printed."""
     command = process_command(database, name, task)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
     return done.stdout.strip()
 

@@ -1,6 +1,7 @@
 """The contract's fixtures, and its option --errbot-config."""
 
 import logging
+import os
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check the storage that this Errbot configuration names, in namespaces of its own"
         " that are emptied afterwards, instead of this project's storage",
     )
+
+
+def pytest_configure() -> None:
+    """Let every Python that a test starts print UTF-8, as the tests read it, on Windows too."""
+    os.environ["PYTHONUTF8"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
