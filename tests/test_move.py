@@ -338,16 +338,16 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
 
 
 def blocks(storage: Storage, heading: str) -> list[str]:
-    """Return the shell commands of a section of the baked README."""
-    readme = (storage.source.parent / "README.md").read_text(encoding="utf-8")
-    section = readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    """Return the shell commands of a section of the baked docs/operation.md."""
+    page = (storage.source.parent / "docs/operation.md").read_text(encoding="utf-8")
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
     found: list[str] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     assert found, f"{heading} has no commands."
     return found
 
 
 def shell(storage: Storage, script: str, status: int = 0, **variables: str) -> str:
-    """Run shell commands of the README as they stand, in the folder of config.py."""
+    """Run shell commands of that page as they stand, in the folder of config.py."""
     programs = storage.folder / "bin"
     programs.mkdir(exist_ok=True)
     python = programs / "python"
