@@ -43,6 +43,22 @@ def wheel_of(project: Path, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.parametrize("database", ["sql", pytest.param("redis", marks=pytest.mark.slow)])
+def test_the_lowest_declared_versions_pass_the_tests(
+    bake: Bake, tmp_path: Path, database: str, python_version: str
+) -> None:
+    """Of every dependency: a bot's environment may hold what is old."""
+    project = bake(database=database)
+    interpreter = environment(
+        tmp_path / "environment",
+        PYTHONS[python_version],
+        f"{wheel_of(project, tmp_path)}[test]",
+        "--resolution=lowest-direct",
+    )
+    tests = run(interpreter, "-m", "pytest", "-q", cwd=project, env=clean_environment())
+    assert " passed" in tests.splitlines()[-1]
+
+
 def test_at_least_one_supported_python_is_here() -> None:
     assert PYTHONS, "None of Python 3.10 to 3.15 is on this machine."
 

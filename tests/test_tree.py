@@ -17,7 +17,13 @@ LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietar
 
 README = ["config_example.py", "development.md", "keys.md", "operation.md", "safety.md"]
 NEEDED = {"storage.py", "conftest.py", *(f"readme/{name}" for name in README)}
-PYPROJECT = ["dependencies.toml", "extras.toml", "mypy.toml", "test-dependencies.toml"]
+PYPROJECT = [
+    "dependencies.toml",
+    "extras.toml",
+    "filterwarnings.toml",
+    "mypy.toml",
+    "test-dependencies.toml",
+]
 EXTRA = {
     "bulk.py",
     "readme/install.md",
