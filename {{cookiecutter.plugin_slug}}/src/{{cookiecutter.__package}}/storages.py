@@ -255,9 +255,9 @@ class Shelf:
                 start = opened.read(16)
             if not start or start == b"SQLite format 3\0":
                 return "dbm.sqlite3"
-        found = dbm.whichdb(file)
+        found = dbm.whichdb(os.fspath(file))
         if found == "" and namespace.endswith(".db"):  # what dbm.ndbm of macOS calls its file
-            return None if dbm.whichdb(file.with_suffix("")) == "dbm.ndbm" else found
+            return None if dbm.whichdb(os.fspath(file.with_suffix(""))) == "dbm.ndbm" else found
         return found
 
     @contextmanager
