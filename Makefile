@@ -1,12 +1,13 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
 # make test-slow: repeat what takes long: on every Python, and against every broken storage.
+# make test-newer: install and test every bake on the Pythons of a newer Debian, too.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: benchmark check clean demo test test-slow
+.PHONY: benchmark check clean demo test test-newer test-slow
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -16,6 +17,10 @@ test: check
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-newer: $(READY)
+	[ -d .newer ] || tests/unpack_newer.sh .newer
+	PATH="$$PATH:$(CURDIR)/.newer/usr/bin" $(BIN)/python -m pytest -n 2 tests/test_installation.py
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -30,7 +35,7 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/move.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .newer .venv demo
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -17,6 +17,7 @@ from pytest_cookies.plugin import Cookies
 TEMPLATE = Path(__file__).parent.parent
 UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
+SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -119,7 +120,7 @@ def pythons() -> dict[str, str]:
         installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
         environment["PYENV_VERSION"] = ":".join(installed.stdout.split())
     found = {}
-    for version in ["3.10", "3.11", "3.12", "3.13"]:
+    for version in SUPPORTED:
         command = [str(UV), "python", "find", "--no-python-downloads", "--no-project", version]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode == 0:

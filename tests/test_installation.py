@@ -43,8 +43,24 @@ def wheel_of(project: Path, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.parametrize("database", ["sql", pytest.param("redis", marks=pytest.mark.slow)])
+def test_the_lowest_declared_versions_pass_the_tests(
+    bake: Bake, tmp_path: Path, database: str, python_version: str
+) -> None:
+    """Of every dependency: a bot's environment may hold what is old."""
+    project = bake(database=database)
+    interpreter = environment(
+        tmp_path / "environment",
+        PYTHONS[python_version],
+        f"{wheel_of(project, tmp_path)}[test]",
+        "--resolution=lowest-direct",
+    )
+    tests = run(interpreter, "-m", "pytest", "-q", cwd=project, env=clean_environment())
+    assert " passed" in tests.splitlines()[-1]
+
+
 def test_at_least_one_supported_python_is_here() -> None:
-    assert PYTHONS, "None of Python 3.10 to 3.13 is on this machine."
+    assert PYTHONS, "None of Python 3.10 to 3.15 is on this machine."
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -64,13 +80,17 @@ def test_the_wheel_holds_the_plug_file_and_nothing_stray(
         assert "console_scripts" not in archive.read(points).decode()
 
 
+ENDS = [
+    *zip([*PYTHONS][:1], ERRBOTS, strict=False),
+    *zip([*PYTHONS][-1:], ERRBOTS[-1:], strict=False),
+]
 ENVIRONMENTS = [
     (database, python, errbot)
     for database in DATABASES
     for python in PYTHONS
     for errbot in ERRBOTS
     # The skeleton on all; what comes of it on the oldest and on the newest.
-    if database == "dict" or (python, errbot) in (("3.10", "6.2.0"), ("3.13", "6.2.1"))
+    if database == "dict" or (python, errbot) in ENDS
 ]
 
 

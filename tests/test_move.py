@@ -444,20 +444,20 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
 
 
 def section(storage: Storage, heading: str) -> str:
-    """Return a section of the baked README."""
-    readme = (storage.source.parent / "README.md").read_text(encoding="utf-8")
-    return readme.split(f"### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    """Return a section of the baked docs/operation.md."""
+    page = (storage.source.parent / "docs/operation.md").read_text(encoding="utf-8")
+    return page.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
 def blocks(storage: Storage, heading: str, language: str = "sh") -> list[str]:
-    """Return the commands of a section of the baked README, or its blocks in another language."""
+    """Return the commands of such a section, or its blocks in another language."""
     found: list[str] = re.findall(rf"```{language}\n(.*?)```", section(storage, heading), re.DOTALL)
     assert found, f"{heading} has no commands."
     return found
 
 
 def shell(storage: Storage, script: str, status: int = 0, **variables: str) -> str:
-    """Run shell commands of the README as they stand, in the folder of config.py."""
+    """Run shell commands of that page as they stand, in the folder of config.py."""
     programs = storage.folder / "bin"
     programs.mkdir(exist_ok=True)
     python = programs / "python"

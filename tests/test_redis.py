@@ -627,10 +627,10 @@ def test_a_server_is_reached_by_tls_and_its_certificate_checked(
 
 
 def acl_of(project: Path) -> list[str]:
-    """Return the words of the ACL that the project's README recommends."""
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"^ACL SETUSER errbot on .*$", readme, re.MULTILINE)
-    assert found, "README.md shows no ACL."
+    """Return the words of the ACL that docs/operation.md recommends."""
+    page = (project / "docs/operation.md").read_text(encoding="utf-8")
+    found = re.search(r"^ACL SETUSER errbot on .*$", page, re.MULTILINE)
+    assert found, "docs/operation.md shows no ACL."
     return found[0].split()
 
 
@@ -643,7 +643,9 @@ def test_the_acl_grants_what_is_needed(
     plugin = load(project, url=url)
     use_all(plugin)
     refused = re.findall(r"\nobject\n(.*)", server.cli("acl", "log"))
-    assert set(refused) <= {"client|setinfo"}, "README.md says that this one may be left out."
+    assert set(refused) <= {"client|setinfo"}, (
+        "docs/operation.md says that this one may be left out."
+    )
     with redis.Redis.from_url(url) as client:
         for command in ["FLUSHALL", "KEYS *", "CONFIG GET *", "HGETALL errbot:namespace", "SAVE"]:
             with pytest.raises(redis.exceptions.NoPermissionError):

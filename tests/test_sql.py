@@ -567,8 +567,8 @@ def test_the_tls_of_the_readme_refuses_other_servers(
 
 
 def grants(project: Path, server: str) -> str:
-    """Return the statements that README.md gives to the administrator of a server."""
-    blocks = re.findall(r"```sql\n(.*?)```", (project / "README.md").read_text(), re.DOTALL)
+    """Return the statements that docs/operation.md gives to the administrator of a server."""
+    blocks = re.findall(r"```sql\n(.*?)```", (project / "docs/operation.md").read_text(), re.DOTALL)
     return str(blocks[SERVERS.index(server)])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DATABASES, TEMPLATE, Bake, files, run
+from conftest import DATABASES, SUPPORTED, TEMPLATE, Bake, files, run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,8 +17,19 @@ LICENCES = ["MIT", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-or-later", "Proprietar
 
 README = ["config_example.py", "development.md", "keys.md", "operation.md", "safety.md"]
 NEEDED = {"storage.py", "conftest.py", *(f"readme/{name}" for name in README)}
-PYPROJECT = ["dependencies.toml", "extras.toml", "mypy.toml", "test-dependencies.toml"]
-EXTRA = {"bulk.py", "readme/requirements.md", *(f"pyproject/{name}" for name in PYPROJECT)}
+PYPROJECT = [
+    "dependencies.toml",
+    "extras.toml",
+    "filterwarnings.toml",
+    "mypy.toml",
+    "test-dependencies.toml",
+]
+EXTRA = {
+    "bulk.py",
+    "readme/install.md",
+    "readme/requirements.md",
+    *(f"pyproject/{name}" for name in PYPROJECT),
+}
 EXTRA |= {"ci/github.yml", "ci/gitlab.yml"}
 """What the folder of a database must hold, and what else it may hold."""
 
@@ -49,24 +60,47 @@ def test_the_tree_is_the_one_that_the_readme_shows(default_project: Path) -> Non
 @pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
 def test_ci_files_are_the_chosen_ones(bake: Bake, database: str, ci: str) -> None:
     paths = files(bake(ci=ci, database=database))
-    found = [path for path in paths if path in (".github/workflows/test.yml", ".gitlab-ci.yml")]
-    chosen = {"github": [".github/workflows/test.yml"], "gitlab": [".gitlab-ci.yml"], "none": []}
-    assert found == chosen[ci]
-    assert not [path for path in paths if path.startswith(".git") and path not in found] or (
-        [path for path in paths if path.startswith(".git") and path not in found] == [".gitignore"]
-    )
-    for path in found:
+    workflows = [".github/workflows/release.yml", ".github/workflows/test.yml"]
+    chosen = {
+        "github": [".github/dependabot.yml", *workflows],
+        "gitlab": [".gitlab-ci.yml", "renovate.json"],
+        "none": [],
+    }
+    found = [path for path in paths if path.startswith((".git", "renovate"))]
+    assert sorted(found) == sorted([".gitignore", *chosen[ci]])
+    for path in chosen[ci]:
         assert yaml.safe_load(paths[path])
 
 
 def test_github_ci_has_least_permissions_and_keeps_no_credentials(default_project: Path) -> None:
     workflow = yaml.safe_load((default_project / ".github/workflows/test.yml").read_text())
     assert workflow["permissions"] == {"contents": "read"}
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python"] == SUPPORTED
     for job in workflow["jobs"].values():
         checkout = next(step for step in job["steps"] if "checkout" in step.get("uses", ""))
         assert checkout["with"]["persist-credentials"] is False
-    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
-    assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+
+
+def test_a_release_is_published_by_a_job_that_can_do_nothing_else(default_project: Path) -> None:
+    workflow = yaml.safe_load((default_project / ".github/workflows/release.yml").read_text())
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert workflow["permissions"] == {}
+    assert build["permissions"] == {"contents": "read"}
+    assert publish["permissions"] == {"id-token": "write"}
+    assert (publish["needs"], publish["environment"]) == ("build", "release")
+    assert [step["uses"].split("@")[0] for step in publish["steps"]] == [
+        "actions/download-artifact",
+        "pypa/gh-action-pypi-publish",
+    ]
+
+
+@pytest.mark.parametrize("ci", ["github", "gitlab"])
+def test_what_is_proprietary_is_never_published_on_pypi(bake: Bake, ci: str) -> None:
+    paths = files(bake(ci=ci, license="Proprietary"))
+    path = {"github": ".github/workflows/release.yml", "gitlab": ".gitlab-ci.yml"}[ci]
+    assert b"gh-action-pypi-publish" not in paths[path]
+    assert b"TWINE_REPOSITORY_URL: $" in paths[path]
 
 
 @pytest.mark.parametrize("database", DATABASES)

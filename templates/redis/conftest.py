@@ -79,7 +79,7 @@ def running_server(binary: str, folder: Path) -> Iterator[str]:
         process = subprocess.Popen([*command, "--save", ""], stdout=output, stderr=output)
     try:
         for _ in range(100):
-            assert process.poll() is None, (folder / "output.log").read_text()
+            assert process.poll() is None, (folder / "output.log").read_bytes().decode()
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break

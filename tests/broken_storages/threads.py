@@ -83,7 +83,7 @@ def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
 
 @caught_by("test_threads_with_keys_of_their_own_lose_nothing")
 def a_storage_belongs_to_one_thread(Storage, Plugin):
-    """Python's sqlite3 as it comes, and Errbot's Shelf on Python 3.13."""
+    """Python's sqlite3 as it comes, and Errbot's Shelf on Python 3.13 and newer."""
 
     @replace(Storage)
     def __init__(old, self, *arguments):

@@ -126,7 +126,9 @@ def shelf(tmp_path: Path) -> Path:
     plugin.open("Nothing").close()
     config = tmp_path / "old" / "config.py"
     config.parent.mkdir()
-    config.write_text(f"print('noise', flush=True)\nBOT_DATA_DIR = {str(folder)!r}\n")
+    config.write_text(
+        f"print('noise', flush=True)\nBOT_DATA_DIR = {str(folder)!r}\n", encoding="utf-8"
+    )
     return config
 
 
@@ -311,15 +313,17 @@ def test_move_compares_what_was_really_stored(
 
 
 def test_move_reads_any_storage_plugin(bot: Bot, tmp_path: Path) -> None:
-    (tmp_path / "other.plug").write_text("[Core]\nName = Other\nModule = other\n")
-    (tmp_path / "other.py").write_text(OTHER)
+    (tmp_path / "other.plug").write_text("[Core]\nName = Other\nModule = other\n", encoding="utf-8")
+    (tmp_path / "other.py").write_text(OTHER, encoding="utf-8")
     objects = [Person(MARK), {"a": (1, 2)}]
     config = tmp_path / "old.py"
     rows = {f"key {number}": pickle.dumps(value) for number, value in enumerate(objects)}
     rows["gone"] = rows["key 0"].replace(b"contract.", b"kontrakt.")
     given = {"STORAGE": "Other", "STORAGE_CONFIG": rows, "BACKEND": "Text"}
     given |= {"BOT_EXTRA_STORAGE_PLUGINS_DIR": str(tmp_path), "BOT_DATA_DIR": str(tmp_path)}
-    config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
+    config.write_text(
+        "".join(f"{name} = {value!r}\n" for name, value in given.items()), encoding="utf-8"
+    )
     printed = bot.run("move", config, status=1)
     assert "text_backend, gone: No module named 'kontrakt'" in printed
     assert "repomgr: cannot be opened: RuntimeError" in printed
@@ -382,7 +386,7 @@ def test_a_config_that_fails_is_a_clear_error(
     bot: Bot, tmp_path: Path, text: str, why: str
 ) -> None:
     config = tmp_path / "bad.py"
-    config.write_text(text)
+    config.write_text(text, encoding="utf-8")
     printed = bot.run("move", config, status=2)
     assert why in printed
     assert "a-secret" not in printed
@@ -566,6 +570,6 @@ def test_it_runs_as_a_program(bot: Bot, as_file: bool, tmp_path: Path) -> None:
     program = [str(source / package / "__main__.py")] if as_file else ["-m", package]
     command = [sys.executable, *program, "list", "--json", "-c", str(bot.database.config_file)]
     cwd = tmp_path if as_file else source
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["keys"] == 1

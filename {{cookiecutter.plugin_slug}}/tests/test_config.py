@@ -21,6 +21,7 @@ README = Path(__file__).parent.parent / "README.md"
 SECRET = "p4ssw0rd-that-nobody-may-see"
 HEADING = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
 KNOWN = ", ".join(Config.model_fields)
+NEEDS_A_KEY = "The plugin needs a key of STORAGE_CONFIG that has no default."
 KINDS = {"string": "str", "number": "float", "integer": "int", "boolean": "bool", "array": "list"}
 
 
@@ -78,12 +79,12 @@ def test_readme_has_the_table_of_all_keys() -> None:
 @pytest.mark.parametrize("storage_config", [{}, None], ids=repr)
 def test_an_empty_storage_config_is_enough(database: Database, storage_config: object) -> None:
     database.config.STORAGE_CONFIG = storage_config
-    assert database.plugin(), "The plugin needs a key of STORAGE_CONFIG that has no default."
+    assert database.plugin() is not None, NEEDS_A_KEY
 
 
 def test_storage_config_may_be_missing(database: Database) -> None:
     del database.config.STORAGE_CONFIG
-    assert database.plugin(), "The plugin needs a key of STORAGE_CONFIG that has no default."
+    assert database.plugin() is not None, NEEDS_A_KEY
 
 
 @pytest.mark.parametrize("wrong", [[], "text", 5, [("timeout", 1)]], ids=repr)

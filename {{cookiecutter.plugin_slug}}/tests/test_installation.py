@@ -27,7 +27,7 @@ def find(folder: Path, search_path: Path | None = None, more: str = "") -> Path:
     paths = [*path, *(entry for entry in sys.path if "site-packages" in entry)]
     script = f"import sys\nsys.path[:0] = {paths!r}\n{code}"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=folder
+        [sys.executable, "-S", "-c", script], capture_output=True, encoding="utf-8", cwd=folder
     )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())

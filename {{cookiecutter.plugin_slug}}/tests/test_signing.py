@@ -1,6 +1,7 @@
 """signing_key: a value that somebody planted in the database is refused, and never unpickled."""
 
 import pickle
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -271,7 +272,7 @@ def test_a_value_that_cannot_be_unpickled_is_a_clear_error(database: Database) -
     ("name", "gone", "reason"),
     [
         (b"contract.", b"kontrakt.", "No module named 'kontrakt'"),
-        (b"Person", b"Nobody", "Can't get attribute 'Nobody'"),
+        (b"Person", b"Nobody", "(Can't get|has no) attribute 'Nobody'"),
     ],
     ids=["module", "class"],
 )
@@ -282,7 +283,7 @@ def test_an_error_names_what_is_gone(
     storage.write("key", pickle.dumps(Person(MARK), protocol=5).replace(name, gone))
     with pytest.raises(StoreException) as caught:
         storage.get("key")
-    assert str(caught.value) == f"Cannot unpickle {WHERE}: {reason}.", (
+    assert re.fullmatch(f"Cannot unpickle {re.escape(WHERE)}: {reason}\\.", str(caught.value)), (
         "The error does not say which plugin the bot has lost, or which of its classes."
     )
 

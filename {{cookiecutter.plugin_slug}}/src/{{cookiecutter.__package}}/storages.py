@@ -226,7 +226,7 @@ class OtherNamespace:
         except KeyError:
             raise
         except Exception as error:  # The message could hold a value.
-            found = re.search(r"No module named '[\w.]+'|Can't get attribute '[\w.]+'", str(error))
+            found = re.search(r"(No module \w+|(Can't get|has no) attribute) '[\w.]+'", str(error))
             raise Unreadable(found[0] if found else type(error).__name__) from None
 
 
@@ -312,8 +312,8 @@ def open_dbm(file: Path, kind: str | None) -> Iterator[tuple[Any, Any]]:
         with closing(importlib.import_module(kind).open(os.fspath(file), "r")) as database:
             yield database.keys, database.__getitem__
         return
-    # Python 3.13's format, in any Python. Merely to read it, SQLite may write files beside it, and
-    # what was set last may be in such a file: so a copy is read.
+    # The format of Python 3.13 and newer, in any Python. Merely to read it, SQLite may write files
+    # beside it, and what was set last may be in such a file: so a copy is read.
     with TemporaryDirectory() as folder:
         for ending in ["", "-wal", "-journal"]:
             with suppress(FileNotFoundError):

@@ -25,7 +25,7 @@ def test_errbot_finds_the_storage_plugin(database: Database) -> None:
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
     """An empty storage that is open counts as open."""
-    assert database.open(), (
+    assert bool(database.open()), (
         "An empty open storage is false, and Errbot takes it for closed. Define no __len__ and no"
         " __bool__."
     )

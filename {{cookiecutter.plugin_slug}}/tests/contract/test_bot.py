@@ -98,5 +98,5 @@ def test_a_bot_remembers_over_a_restart(tmp_path: Path) -> None:
             f"After a restart the bot has lost the configuration of its plugins: {shown}"
         )
         assert "has been written" in answer(bot, "!backup"), "Errbot's !backup failed."
-    backup = (tmp_path / "second" / "backup.py").read_text()
+    backup = (tmp_path / "second" / "backup.py").read_text(encoding="utf-8")
     assert "['milk', 'bread']" in backup, "Errbot's !backup does not hold the plugins' data."

@@ -121,7 +121,7 @@ def run_command(
     """Run a command to its end, in the words of the tests if it has none."""
     with suppress(subprocess.TimeoutExpired):
         return subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=PROCESS, cwd=folder
+            command, input=given, capture_output=True, encoding="utf-8", timeout=PROCESS, cwd=folder
         )
     pytest.fail(
         f"Another process on the same database has not ended after {PROCESS} seconds:"
@@ -134,7 +134,7 @@ def run_command(
 def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     """Run a command, and kill it if it has not ended with the block."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8") as process:
         try:
             yield process
         finally:

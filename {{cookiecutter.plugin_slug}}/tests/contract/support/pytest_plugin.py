@@ -1,6 +1,7 @@
 """The contract's fixtures, and its options --errbot-config and --remove-left."""
 
 import logging
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the configuration that is asked for."""
+    os.environ["PYTHONUTF8"] = "1"  # Every Python that a test starts prints UTF-8, on Windows too.
     config.stash[PROMISES] = Promises()
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
