@@ -240,9 +240,14 @@ def check_isolation(plugin: StoragePluginBase, first: str, second: str) -> str:
     with suppress(KeyError):
         other.remove(key)
         found["`remove`"] = True
-    other.set(key, "other")
-    with suppress(KeyError):
+    if not found.get("`remove`"):
+        other.set(key, "other")
         found["`set`"] = one.get(key) != "one"
+        other.remove(key)  # It may look for the key in its own namespace before it reaches out.
+        try:
+            one.get(key)
+        except KeyError:
+            found["`remove`"] = True
     for storage in [one, other]:
         with suppress(KeyError):
             storage.remove(key)
