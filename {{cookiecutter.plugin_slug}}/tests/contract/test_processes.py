@@ -1,7 +1,9 @@
 """Other processes open the database of a running bot, and a bot may be killed."""
 
+import random
 import subprocess
 from contextlib import ExitStack
+from time import sleep
 
 import pytest
 
@@ -85,6 +87,7 @@ def finished_when_killed(database: Database, task: str) -> list[str]:
         assert process.stdout is not None
         with deadline(PROCESS, f"Another process sets {SETS} keys, and waits for ever."):
             done = [process.stdout.readline() for _ in range(SETS)]
+        sleep(random.uniform(0.002, 0.02))  # so that it is in the middle of a `set`
         process.kill()
         done += process.stdout.readlines()
     finished = [line.strip() for line in done if line.endswith("\n")]

@@ -170,6 +170,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         if session.config.stash.get(FAULT, ""):
             return None  # The fixtures fail as well, of the one fault that is told.
         raise
+    except KeyboardInterrupt:
+        if CONFIGURED in session.config.stash:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+            return None  # The run ends anyway, and what a fixture did not remove is removed now.
+        raise
     finally:
         clean_up(session)
 
