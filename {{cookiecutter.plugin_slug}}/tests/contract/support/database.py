@@ -134,7 +134,9 @@ def run_command(
 def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     """Run a command, and kill it if it has not ended with the block."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8"
+    ) as process:
         try:
             yield process
         finally:
