@@ -1,10 +1,12 @@
 """What the tests of the template share: how to bake, and how to run what was baked."""
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,18 @@ DATABASES = ["dict", "sqlite", "sql", "redis"]
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Else each of hundreds of processes would compile all that it imports.
+
+MEMORY = Path("/dev/shm")
+if (
+    MEMORY.is_dir()
+    and shutil.disk_usage(MEMORY).free > 4e9
+    and "PYTEST_XDIST_WORKER" not in os.environ
+):
+    # Processes that tests start keep throwaway databases in memory, where fsync takes no time.
+    tempfile.gettempdir()  # This process has asked: what pytest keeps stays on the disk.
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="errbot-storage-template-", dir=MEMORY)
+    os.chmod(os.environ["TMPDIR"], 0o711)  # PostgreSQL does not run as root.
+    atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 
 Bake = Callable[..., Path]
 """Bakes a project from answers given as keyword arguments, and returns its folder."""
@@ -162,6 +176,20 @@ def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
     install = [UV, "pip", "install", "--quiet", "--python", interpreter]
     run(*install, *requirements, cwd=folder.parent)
     return interpreter
+
+
+@pytest.fixture(scope="session")
+def interpreter_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Path, str], Path]:
+    """Makes an environment for the tests of a baked project, by its folder and Python, once."""
+
+    @cache
+    def interpreter_of(project: Path, version: str) -> Path:
+        folder = tmp_path_factory.mktemp("environment") / version
+        return environment(folder, pythons()[version], f"{project}[test]")
+
+    return interpreter_of
 
 
 def clean_environment() -> Mapping[str, str]:

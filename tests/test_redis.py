@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import clean_environment, environment, pythons, run
+from conftest import clean_environment, run
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -147,12 +147,11 @@ def test_the_contract_holds(
     project: Path,
     everywhere: dict[str, Any],
     python_version: str,
+    interpreter_of: Callable[[Path, str], Path],
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    interpreter = environment(
-        tmp_path / "environment", pythons()[python_version], f"{project}[test]"
-    )
+    interpreter = interpreter_of(project, python_version)
     config = tmp_path / "config.py"
     config.write_text(
         f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {everywhere!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from conftest import clean_environment, environment, pythons, run
+from conftest import clean_environment, run
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
@@ -129,10 +129,15 @@ def table() -> str:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_the_baked_tests_pass(
-    project: Path, tmp_path: Path, name: str, url: str, python_version: str
+    project: Path,
+    tmp_path: Path,
+    name: str,
+    url: str,
+    python_version: str,
+    interpreter_of: Callable[[Path, str], Path],
 ) -> None:
     copy = shutil.copytree(project, tmp_path / "project")
-    interpreter = environment(tmp_path / "environment", pythons()[python_version], f"{copy}[test]")
+    interpreter = interpreter_of(project, python_version)
     variables = {**clean_environment(), "STORAGE_TEST_URL": url}
     passed = run(interpreter, "-m", "pytest", "-q", cwd=copy, env=variables).splitlines()[-1]
     print(f"Python {python_version}, {name}: {passed}")

@@ -4,6 +4,7 @@ It works on bytes: it loads no plugin of the bot, and unpickles nothing.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -430,4 +431,10 @@ def delete(namespace: str, key: str | None, yes: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m {{ cookiecutter.__package }}")
+    try:
+        main(prog_name="python -m {{ cookiecutter.__package }}")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # It has been told. Without this, Python fails once more at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
