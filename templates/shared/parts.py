@@ -4,6 +4,7 @@
         self._signing_keys = secrets
         quoted = quote(namespace, safe="", errors="surrogatepass")
         self._heads, self._parts = f"heads/{quoted}/", f"parts/{quoted}/"
+        self.collect()
 
     # Bytes: the same for every database that limits values. Nothing to edit from here on. Under a
     # key is a head: a small value, or where the parts of a large one are. Parts are written under a

@@ -1,6 +1,6 @@
 """Etcd, a storage plugin for Errbot.
 
-It keeps everything in etcd, below a prefix, and talks to etcd's JSON gateway. Keys are raw bytes.
+It keeps everything in etcd, below a prefix. It talks JSON to etcd, by Python's own HTTP client.
 
 Errbot executes this file by its path, so it cannot import its neighbours.
 """
@@ -12,6 +12,7 @@ import pickle
 import re
 import ssl
 from base64 import b64decode, b64encode
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -39,8 +40,7 @@ class EtcdConfig(BaseModel):
     host: str = Field(default="localhost", description="Host of etcd.")
     port: int = Field(default=2379, strict=True, description="Port for clients.")
     ca_cert: str | None = Field(default=None, description="File of the CA. It turns TLS on.")
-    cert: str | None = Field(default=None, description="File of the bot's certificate, for TLS.")
-    cert_key: str | None = Field(default=None, description="File of that certificate's key.")
+    cert: str | None = Field(default=None, description="File of the bot's certificate and key.")
     prefix: str = Field(default="errbot/", description="Begins each name. Each bot has its own.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
     signing_key: SigningKey | Annotated[list[SigningKey], Field(min_length=1)] = Field(
@@ -81,6 +81,7 @@ class EtcdStorage(StorageBase):
         self._signing_keys = secrets
         quoted = quote(namespace, safe="", errors="surrogatepass")
         self._heads, self._parts = f"heads/{quoted}/", f"parts/{quoted}/"
+        self.collect()
 
     # Bytes: the same for every database that limits values. Nothing to edit from here on. Under a
     # key is a head: a small value, or where the parts of a large one are. Parts are written under a
@@ -239,15 +240,13 @@ class EtcdPlugin(StoragePluginBase):
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         self._config = EtcdConfig.load(self._storage_config)
-        self._idle: list[HTTPConnection] = []
-        self._process = os.getpid()
+        # By process, since a fork's child would get its parent's answers.
+        self._idle: dict[int, list[HTTPConnection]] = defaultdict(list)
 
     def _take(self) -> HTTPConnection:
-        """Return a connection that no thread uses, and no other process."""
-        if self._process != os.getpid():  # A fork's child would get its parent's answers.
-            self._idle, self._process = [], os.getpid()
+        """Return a connection that no thread uses."""
         with suppress(IndexError):
-            while wait([(connection := self._idle.pop()).sock], timeout=0):
+            while wait([(connection := self._idle[os.getpid()].pop()).sock], timeout=0):
                 connection.close()  # There is nothing to read, unless etcd has closed it.
             return connection
         config = self._config
@@ -255,7 +254,7 @@ class EtcdPlugin(StoragePluginBase):
             return HTTPConnection(config.host, config.port, timeout=config.timeout)
         context = ssl.create_default_context(cafile=config.ca_cert)
         if config.cert:
-            context.load_cert_chain(config.cert, config.cert_key)
+            context.load_cert_chain(config.cert)
         return HTTPSConnection(config.host, config.port, timeout=config.timeout, context=context)
 
     def _ask(self, task: str, **what: Any) -> Any:
@@ -268,13 +267,12 @@ class EtcdPlugin(StoragePluginBase):
             if response.status != 200:
                 raise ValueError(answer.get("error"))
         except (OSError, HTTPException, ValueError) as error:
-            place = f"{self._config.host}:{self._config.port}"
-            raise StoreException(f"etcd at {place}: {task} failed: {error}") from None
-        self._idle.append(connection)  # Not after Ctrl-C: an answer may be on its way.
+            raise StoreException(f"etcd at {self._config.host}: {task} failed: {error}") from None
+        self._idle[os.getpid()].append(connection)  # Not after Ctrl-C: an answer may be on its way.
         return answer
 
     def _key(self, place: str, name: str) -> bytes:
-        return f"{self._config.prefix}{place}{name}".encode("utf-8", "surrogatepass")
+        return (self._config.prefix + place + name).encode("utf-8", "surrogatepass")
 
     def _range(self, place: str, start: str = "") -> dict[str, bytes]:
         return {"key": self._key(place, start), "range_end": self._key(place[:-1], "0")}
@@ -315,9 +313,7 @@ class EtcdPlugin(StoragePluginBase):
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        storage = EtcdStorage(self, namespace, self._config.signing_keys)
-        storage.collect()
-        return storage
+        return EtcdStorage(self, namespace, self._config.signing_keys)
 
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces that hold a key."""
