@@ -129,6 +129,9 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 
 NewDatabase = Callable[[], Any]
+ETCD_IS_SLOW = pytest.mark.parametrize(
+    "new_database", ["dict", pytest.param("etcd", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture(params=["dict", "etcd"])
@@ -209,6 +212,7 @@ def steps_of(new_database: NewDatabase, before: bytes | None, operation: Operati
     return hostile.steps
 
 
+@ETCD_IS_SLOW
 @pytest.mark.parametrize(("before", "operation", "after"), OPERATIONS)
 def test_an_operation_that_is_killed_leaves_the_old_or_the_new_value(
     new_database: NewDatabase,
@@ -259,6 +263,7 @@ def test_a_reader_gets_a_whole_value_whatever_is_done_meanwhile(
         assert hostile.at == -1
 
 
+@ETCD_IS_SLOW
 @pytest.mark.parametrize("first", [SMALL, LARGE])
 @pytest.mark.parametrize("second", [OTHER_SMALL, OTHER_LARGE, None])
 @pytest.mark.parametrize("before", [None, b"before", b"before, in parts"])
@@ -279,6 +284,7 @@ def test_of_two_writers_one_is_last_and_nothing_is_left_of_the_other(
         check_no_orphans(store)
 
 
+@ETCD_IS_SLOW
 @pytest.mark.parametrize("old", [SMALL, LARGE])
 @pytest.mark.parametrize("new", [OTHER_SMALL, OTHER_LARGE])
 @pytest.mark.parametrize("meanwhile", [b"meanwhile", b"stored meanwhile, in parts"])
@@ -309,9 +315,10 @@ def test_a_writer_that_is_too_slow_gives_up(
 ) -> None:
     store = with_value(new_database(), LARGE)
     hostile = Hostile(store._database)
-    hostile.at, hostile.happens = 3, partial(later, 1_900)
+    slow = open_store(hostile)
+    hostile.at, hostile.happens = hostile.steps + 3, partial(later, 1_900)
     with pytest.raises(StoreException, match="key 'key' took too long"):
-        open_store(hostile).write("key", OTHER_LARGE)
+        slow.write("key", OTHER_LARGE)
     assert seen(store) == LARGE
 
 
