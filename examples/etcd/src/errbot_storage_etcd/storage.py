@@ -83,10 +83,10 @@ class EtcdStorage(StorageBase):
         self._heads, self._parts = f"heads/{quoted}/", f"parts/{quoted}/"
         self.collect()
 
-    # Bytes: the same for every database that limits values. Nothing to edit from here on. Under a
-    # key is a head: a small value, or where the parts of a large one are. Parts are written under a
-    # fresh id and never change; then the head is switched in one step; then the old parts are
-    # deleted. A bot that is killed leaves parts that no head names: `collect` finds them.
+    # Bytes: the same for every database that limits values. Nothing to edit from here on, but PART.
+    # Under a key is a head: a small value, or where the parts of a large one are. Parts are written
+    # under a fresh id and never change; then the head is switched in one step; then the old parts
+    # are deleted. A bot that is killed leaves parts that no head names: `collect` finds them.
     #
     # The database has six methods. A place and a name together lead to bytes:
     #   get(place, name)               returns the bytes, None if there are none
