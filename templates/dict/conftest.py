@@ -16,7 +16,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 def errbot_config(tmp_path: Path) -> SimpleNamespace:
     """What config.py says: this storage plugin, on a database that is empty and this test's alone.
 
-    A fixture that has to drop the database afterwards yields the configuration instead.
+    A fixture that has to drop the database afterwards yields the configuration instead. To start a
+    server for all tests, use `running` from contract/support/server.py in a fixture of the session.
     """
     return SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",

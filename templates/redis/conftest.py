@@ -9,9 +9,6 @@ Without either, fakeredis stands in: a Redis inside of the tests' own process.
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -21,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 import redis
+from contract.support.server import free_ports, running
 
 SOURCE = Path(__file__).parent.parent / "src"
 TEST_URL = os.environ.get("STORAGE_TEST_URL")
@@ -64,31 +62,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for key in server.scan_iter(match=f"{PREFIX}*", count=1_000):
                 server.delete(key)
     elif BINARY:
-        yield from running_server(BINARY, tmp_path_factory.mktemp("redis"))
+        folder, [port] = tmp_path_factory.mktemp("redis"), free_ports(1)
+        command = [BINARY, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+        with running([*command, "--save", ""], port, folder / "output.log", "redis-server"):
+            yield f"redis://127.0.0.1:{port}/0"
     else:
         yield from fake_server()
-
-
-def running_server(binary: str, folder: Path) -> Iterator[str]:
-    """Run a server on a free port, and yield its url."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    with (folder / "output.log").open("wb") as output:
-        process = subprocess.Popen([*command, "--save", ""], stdout=output, stderr=output)
-    try:
-        for _ in range(100):
-            assert process.poll() is None, (folder / "output.log").read_bytes().decode()
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def fake_server() -> Iterator[str]:

@@ -1,10 +1,13 @@
 """Errbot finds the plugin, as a wheel that is installed and as a folder that config.py names."""
 
+import ast
 import configparser
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,47 @@ def test_the_plug_file_is_read_as_errbot_reads_it() -> None:
     assert plug.get("Core", "Name") == "{{ cookiecutter.plugin_name }}"
     assert plug.get("Core", "Module") == "storage"
     assert plug.get("Documentation", "Description"), "storage.plug has no description."
+
+
+def imported() -> set[str]:
+    """Return the names of the distributions that storage.py imports."""
+    modules = set()
+    for node in ast.walk(ast.parse((PACKAGE / "storage.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module.partition(".")[0])
+    known = packages_distributions()
+    return {known.get(module, [module])[0] for module in modules - sys.stdlib_module_names}
+
+
+def normal(name: str) -> str:
+    """Return the name of a distribution as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_storage_py_imports_is_declared() -> None:
+    pyproject = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = pyproject.partition("\ndependencies = [")[2].partition("\ntest = [")[0]
+    names = {normal(name) for name in re.findall(r'"([\w.-]+)', declared)}
+    missing = {name for name in imported() if normal(name) not in names}
+    assert not missing, (
+        f"storage.py imports {missing}, which pyproject.toml does not declare: where the plugin is"
+        " installed, it does not start. Add it to `dependencies`."
+    )
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8").lower()
+    missing = {name for name in imported() if name.lower() not in readme}
+    assert not missing, f"README.md does not say that a plugin in a folder needs {missing}."
+
+
+def test_nothing_speaks_of_a_stand_in_that_is_gone() -> None:
+    storage = PACKAGE / "storage.py"
+    if "# YOUR DATABASE" in storage.read_text(encoding="utf-8"):
+        return  # It is still there.
+    left = [
+        f"{file.name}, line {number}: {line.strip()}"
+        for file in [storage, PROJECT / "README.md", PROJECT / "tests" / "conftest.py"]
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search("dict://|stand-in|YOUR DATABASE", line)
+    ]
+    assert not left, "Your database is in. This still speaks of the stand-in:\n" + "\n".join(left)

@@ -1,0 +1,330 @@
+"""Etcd, a storage plugin for Errbot.
+
+It keeps everything in etcd, below a prefix. It talks JSON to etcd, by Python's own HTTP client.
+
+Errbot executes this file by its path, so it cannot import its neighbours.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import ssl
+from base64 import b64decode, b64encode
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from io import BytesIO
+from multiprocessing.connection import wait
+from time import time
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
+from uuid import uuid4
+
+from errbot.storage import StoreException
+from errbot.storage.base import StorageBase, StoragePluginBase
+from itsdangerous import BadSignature, Signer
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
+
+
+class EtcdConfig(BaseModel):
+    """The keys of STORAGE_CONFIG. A test compares them with the table in README.md."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = Field(default="localhost", description="Host of etcd.")
+    port: int = Field(default=2379, strict=True, description="Port for clients.")
+    ca_cert: str | None = Field(default=None, description="File of the CA. It turns TLS on.")
+    cert: str | None = Field(default=None, description="File of the bot's certificate and key.")
+    prefix: str = Field(default="errbot/", description="Begins each name. Each bot has its own.")
+    timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
+    signing_key: SigningKey | Annotated[list[SigningKey], Field(min_length=1)] = Field(
+        default=[], description="Signs every value. To change it, give a list, the new key last."
+    )
+
+    @property
+    def signing_keys(self) -> list[SecretStr]:
+        """The signing keys, the newest last; none if values are not signed."""
+        return self.signing_key if isinstance(self.signing_key, list) else [self.signing_key]
+
+    @classmethod
+    def load(cls, storage_config: object) -> "EtcdConfig":
+        """Read STORAGE_CONFIG. Raises ValueError that names each wrong key and shows no value."""
+        try:
+            return cls.model_validate({} if storage_config is None else storage_config)
+        except ValidationError as error:
+            problems = error.errors(include_input=False, include_context=False)
+        del storage_config  # Sentry sends the locals of each frame of an error.
+        known = ", ".join(cls.model_fields)
+        lines: dict[str | int, str] = {}
+        for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
+            key, *_ = problem["loc"] or [""]
+            line = f"{key}: no such key. It takes {known}."
+            if field := cls.model_fields.get(str(key)):
+                line = f"{key}: {problem['msg']}. {field.description}"
+            lines.setdefault(key, line if problem["loc"] else f"It takes a dict with {known}.")
+        heading = "STORAGE_CONFIG of Etcd is wrong:"
+        raise ValueError("\n  ".join([heading, *lines.values()]))
+
+
+class EtcdStorage(StorageBase):
+    """One open namespace. Any number of threads may use it at once."""
+
+    def __init__(self, database: Any, namespace: str, secrets: list[SecretStr]) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._signing_keys = secrets
+        quoted = quote(namespace, safe="", errors="surrogatepass")
+        self._heads, self._parts = f"heads/{quoted}/", f"parts/{quoted}/"
+        self.collect()
+
+    # Bytes: the same for every database that limits values. Nothing to edit from here on, but PART.
+    # Under a key is a head: a small value, or where the parts of a large one are. Parts are written
+    # under a fresh id and never change; then the head is switched in one step; then the old parts
+    # are deleted. A bot that is killed leaves parts that no head names: `collect` finds them.
+    #
+    # The database has six methods. A place and a name together lead to bytes:
+    #   get(place, name)               returns the bytes, None if there are none
+    #   put(place, name, data)         stores bytes
+    #   switch(place, name, new, old)  in one step: stores new bytes, or removes the name if new is
+    #                                  None; does neither unless old is None or there; returns the
+    #                                  bytes that were there
+    #   delete(place, beginning)       removes every name that begins so
+    #   names(place, start, limit)     returns so many names, in order, beginning with start or next
+    #   count(place)                   returns the number of names
+
+    PART = 500_000  # bytes of a part, and of a value in its head; `switch` may send two heads
+    HOUR = 3_600  # seconds after which parts without a head count as left behind
+
+    def read(self, key: str) -> bytes:
+        """Return the bytes stored under a key. Raises KeyError if there are none."""
+        before = None
+        while (head := self._database.get(self._heads, key)) != before:
+            if head is not None and (data := self._join(head)) is not None:
+                return data
+            before = head  # Its parts are gone, so there should be a newer one.
+        if head is None:
+            raise KeyError(key)
+        raise StoreException(f"A part of the value of the key {key!r} is missing.")
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store bytes under a key, in one step. They are in the database on return."""
+        head = self._store(key, data)
+        self._discard(self._database.switch(self._heads, key, head, None))
+
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        head = self._database.get(self._heads, key)
+        if head is None or self._join(head) != old:
+            return False
+        other = self._store(key, new)
+        done = bool(self._database.switch(self._heads, key, other, head) == head)
+        self._discard(head if done else other)
+        return done
+
+    def remove(self, key: str) -> None:
+        """Remove a key. Raises KeyError if it is not there."""
+        head = self._database.switch(self._heads, key, None, None)
+        if head is None:
+            raise KeyError(key)
+        self._discard(head)
+
+    def len(self) -> int:
+        """Return the number of keys."""
+        return int(self._database.count(self._heads))
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys, which may be added and removed meanwhile."""
+        return self._names(self._heads)
+
+    def close(self) -> None:
+        """Do nothing: every operation is done on return, and the connection is the plugin's."""
+
+    def collect(self) -> None:
+        """Delete parts that no head has named for an hour: a bot was killed in a `set`."""
+        for id in {name.split("/")[0] for name in self._names(self._parts)}:
+            if time() - int(id.split("-")[0]) > self.HOUR:
+                key = self._database.get(self._parts, f"{id}/key") or b""
+                head = self._database.get(self._heads, key.decode("utf-8", "surrogatepass")) or b""
+                if not head.startswith(id.encode()):
+                    self._database.delete(self._parts, f"{id}/")
+
+    def _names(self, place: str) -> Iterator[str]:
+        start = ""
+        while page := self._database.names(place, start, 100):
+            yield from page
+            start = page[-1] + "\0"
+
+    def _store(self, key: str, data: bytes) -> bytes:
+        """Write the parts of a large value, and return the head for it."""
+        if len(data) <= self.PART:
+            return b"=" + data
+        id, cuts = f"{int(time())}-{uuid4().hex}", range(0, len(data), self.PART)
+        self._database.put(self._parts, f"{id}/key", key.encode("utf-8", "surrogatepass"))
+        for number, cut in enumerate(cuts):
+            self._database.put(self._parts, f"{id}/{number}", data[cut : cut + self.PART])
+        if time() - int(id.split("-")[0]) > self.HOUR / 2:  # `collect` must never meet it.
+            raise StoreException(f"{len(data)} bytes for the key {key!r} took too long to store.")
+        return f"{id} {len(cuts)}".encode()
+
+    def _join(self, head: bytes) -> bytes | None:
+        """Return the value of a head, None if its parts have been deleted."""
+        if head.startswith(b"="):
+            return head[1:]
+        id, count = head.decode().split()
+        found = [self._database.get(self._parts, f"{id}/{number}") for number in range(int(count))]
+        return None if None in found else b"".join(found)
+
+    def _discard(self, head: bytes | None) -> None:
+        """Delete the parts of a head that is no more."""
+        if head and not head.startswith(b"="):
+            self._database.delete(self._parts, head.split()[0].decode() + "/")
+
+    # Values: the same for every database. Nothing to edit down to the end of this class.
+
+    def get(self, key: str) -> Any:
+        """Return a value. Raises KeyError if there is none, StoreException if it is unreadable."""
+        return self._load(key, self.read(key))
+
+    def set(self, key: str, value: Any) -> None:
+        """Store a value. If it cannot be pickled, nothing changes."""
+        self.write(key, self._dump(key, value))
+
+    def signer(self, key: str) -> Signer:
+        """Make a signer for this namespace and key, so that a moved value does not verify."""
+        place = json.dumps([self._namespace, key])
+        if json.loads(place) != [self._namespace, key]:  # A surrogate pair looks like its emoji.
+            place = ascii([self._namespace, key])
+        keys = [secret.get_secret_value() for secret in self._signing_keys]
+        return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
+
+    def _dump(self, key: str, value: Any) -> bytes:
+        """Pickle a value, and sign it if there is a signing key."""
+        if not isinstance(key, str):
+            raise TypeError(f"A key of the storage is a str, not a {type(key).__name__}.")
+        data = pickle.dumps(value, protocol=5)
+        return self.signer(key).sign(data) if self._signing_keys else data
+
+    def _load(self, key: str, data: bytes) -> Any:
+        """Check the signature before unpickling, because unpickling runs code."""
+        where = f"the value of the key {key!r} in the namespace {self._namespace!r}"
+        why = "was signed, and STORAGE_CONFIG has no signing_key"
+        if self._signing_keys:
+            why = "was changed, moved here, or stored without a signing_key of STORAGE_CONFIG"
+        try:
+            stream = BytesIO(self.signer(key).unsign(data) if self._signing_keys else data)
+            value = pickle.load(stream)
+            if stream.read(1):
+                raise BadSignature("data after the pickle")
+            return value
+        except BadSignature:
+            raise StoreException(f"Refused {where}: it {why}.") from None
+        except Exception as error:
+            found = re.search(r"No module named '[\w.]+'|Can't get attribute '[\w.]+'", str(error))
+            reason = found[0] if found else type(error).__name__
+            raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
+
+    __reduce__ = None  # type: ignore[assignment]  # No pickle: it holds keys.
+
+
+class EtcdPlugin(StoragePluginBase):
+    """Connects once, when the bot starts, and opens a namespace for each plugin of the bot."""
+
+    def __init__(self, bot_config: Any) -> None:
+        """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
+        super().__init__(bot_config)  # type: ignore[no-untyped-call]
+        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        self._config = EtcdConfig.load(self._storage_config)
+        # By process, since a fork's child would get its parent's answers.
+        self._idle: dict[int, list[HTTPConnection]] = defaultdict(list)
+
+    def _take(self) -> HTTPConnection:
+        """Return a connection that no thread uses."""
+        with suppress(IndexError):
+            while wait([(connection := self._idle[os.getpid()].pop()).sock], timeout=0):
+                connection.close()  # There is nothing to read, unless etcd has closed it.
+            return connection
+        config = self._config
+        if config.ca_cert is None:
+            return HTTPConnection(config.host, config.port, timeout=config.timeout)
+        context = ssl.create_default_context(cafile=config.ca_cert)
+        if config.cert:
+            context.load_cert_chain(config.cert)
+        return HTTPSConnection(config.host, config.port, timeout=config.timeout, context=context)
+
+    def _ask(self, task: str, **what: Any) -> Any:
+        """Let etcd do a task, and return its answer. Raises StoreException if it fails."""
+        text = json.dumps(what, default=lambda data: b64encode(data).decode())
+        try:
+            connection = self._take()
+            connection.request("POST", f"/v3/kv/{task}", text)
+            answer = json.load(response := connection.getresponse())
+            if response.status != 200:
+                raise ValueError(answer.get("error"))
+        except (OSError, HTTPException, ValueError) as error:
+            raise StoreException(f"etcd at {self._config.host}: {task} failed: {error}") from None
+        self._idle[os.getpid()].append(connection)  # Not after Ctrl-C: an answer may be on its way.
+        return answer
+
+    def _key(self, place: str, name: str) -> bytes:
+        return (self._config.prefix + place + name).encode("utf-8", "surrogatepass")
+
+    def _range(self, place: str, start: str = "") -> dict[str, bytes]:
+        return {"key": self._key(place, start), "range_end": self._key(place[:-1], "0")}
+
+    def get(self, place: str, name: str) -> bytes | None:
+        """Return the bytes under a name, None if there are none."""
+        return value(self._ask("range", key=self._key(place, name)))
+
+    def put(self, place: str, name: str, data: bytes) -> None:
+        """Store bytes under a name."""
+        self._ask("put", key=self._key(place, name), value=data)
+
+    def switch(self, place: str, name: str, new: bytes | None, old: bytes | None) -> bytes | None:
+        """Replace or remove what is under a name, if it is still the old. Returns what it met."""
+        key = self._key(place, name)
+        find = {"request_range": {"key": key}}
+        change: Any = {"request_put": {"key": key, "value": new}}
+        if new is None:
+            change = {"request_delete_range": {"key": key}}
+        compare = [] if old is None else [{"target": "VALUE", "key": key, "value": old}]
+        answer = self._ask("txn", compare=compare, success=[find, change], failure=[find])
+        return value(answer["responses"][0]["response_range"])
+
+    def delete(self, place: str, beginning: str) -> None:
+        """Remove the names that begin so, up to a slash."""
+        self._ask("deleterange", **self._range(place + beginning))
+
+    def names(self, place: str, start: str, limit: int) -> list[str]:
+        """Return the first names from start on."""
+        what = self._range(place, start)
+        found = self._ask("range", **what, keys_only=True, limit=limit).get("kvs", [])
+        names = [b64decode(pair["key"]).decode("utf-8", "surrogatepass") for pair in found]
+        return [name.removeprefix(self._config.prefix + place) for name in names]
+
+    def count(self, place: str) -> int:
+        """Return the number of names."""
+        return int(self._ask("range", **self._range(place), count_only=True).get("count", 0))
+
+    def open(self, namespace: str) -> StorageBase:
+        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
+        return EtcdStorage(self, namespace, self._config.signing_keys)
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces that hold a key."""
+        found, start = [], ""
+        while page := self.names("heads/", start, 1):
+            namespace = page[0].split("/")[0]
+            found.append(unquote(namespace, errors="surrogatepass"))
+            start = namespace + "0"
+        return found
+
+
+def value(found: Any) -> bytes | None:
+    """Return the value in what etcd found under a name, None if it found nothing."""
+    return b64decode(found["kvs"][0].get("value", "")) if "kvs" in found else None

@@ -1,0 +1,53 @@
+"""A server that the tests start for themselves, on free ports of the loopback address."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextmanager
+def running(
+    command: Sequence[str], port: int, log: Path, package: str, seconds: float = 30
+) -> Iterator[None]:
+    """Run a server in the foreground while the block lasts, which begins when it takes connections.
+
+    If the program is not installed, the tests are skipped; under CI, they fail.
+    """
+    if not shutil.which(command[0]):
+        missing = f"There is no {command[0]} to run the tests on: install {package}."
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent)
+    try:
+        deadline = time.monotonic() + seconds
+        while not takes_connections(port):
+            assert process.poll() is None, f"{command[0]} ended: {log.read_text(errors='replace')}"
+            assert time.monotonic() < deadline, f"{command[0]} takes no connections on port {port}."
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def takes_connections(port: int) -> bool:
+    """Say whether somebody listens on a port of the loopback address."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
