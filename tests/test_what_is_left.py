@@ -40,7 +40,12 @@ def test_an_import_that_is_not_declared_is_found(bake: Bake) -> None:
         AssertionError, match=r"imports \{'PyYAML'\}, which pyproject\.toml does not"
     ):
         check(project, "test_what_storage_py_imports_is_declared")
-    edit(project, "pyproject.toml", '"pydantic>=2.7",\n', '"pydantic>=2.7",\n    "pyyaml>=6",\n')
+    edit(
+        project,
+        "pyproject.toml",
+        '"itsdangerous>=2.1",\n',
+        '"itsdangerous>=2.1",\n    "pyyaml>=6",\n',
+    )
     with pytest.raises(AssertionError, match=r"README\.md does not say .* needs \{'PyYAML'\}"):
         check(project, "test_what_storage_py_imports_is_declared")
     edit(project, "README.md", "itsdangerous pydantic`", "itsdangerous pydantic pyyaml`")

@@ -225,7 +225,7 @@ class EtcdStorage(StorageBase):
         except BadSignature:
             raise StoreException(f"Refused {where}: it {why}.") from None
         except Exception as error:
-            found = re.search(r"No module named '[\w.]+'|Can't get attribute '[\w.]+'", str(error))
+            found = re.search(r"(No module \w+|(Can't get|has no) attribute) '[\w.]+'", str(error))
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
 
