@@ -1,12 +1,13 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
 # make test-servers: run the contract on every server with the oldest Python, too.
+# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures again.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: benchmark check clean demo test test-servers
+.PHONY: bench check clean demo test test-servers
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -22,11 +23,9 @@ check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-benchmark: $(READY)
-	$(BIN)/python benchmarks/bake.py
-	$(BIN)/python benchmarks/sqlite_storage.py
-	$(BIN)/python benchmarks/redis_storage.py
-	$(BIN)/python benchmarks/sql_storage.py
+bench: $(READY)
+	$(BIN)/python docs/terminal.py
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf .venv demo
