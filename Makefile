@@ -2,12 +2,13 @@
 # make test: check the template, and every project that it can bake.
 # make test-slow: repeat what takes long: on every Python, and against every broken storage.
 # make test-newer: install and test every bake on the Pythons of a newer Debian, too.
+# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures again.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: benchmark check clean demo test test-newer test-slow
+.PHONY: bench check clean demo test test-newer test-slow
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -27,11 +28,9 @@ check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-benchmark: $(READY)
-	$(BIN)/python benchmarks/bake.py
-	$(BIN)/python benchmarks/sqlite_storage.py
-	$(BIN)/python benchmarks/redis_storage.py
-	$(BIN)/python benchmarks/sql_storage.py
+bench: $(READY)
+	$(BIN)/python docs/terminal.py
+	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/move.py
 
 clean:

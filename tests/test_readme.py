@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import textwrap
+from pathlib import Path
 
 from conftest import TEMPLATE, Bake, run
 
@@ -35,6 +36,19 @@ def with_methods(source: str, class_name: str, block: str) -> str:
         source = "".join([*lines[:start], code, *lines[old.end_lineno if old else start :]])
         before = new.name
     return source
+
+
+def test_the_diagram_is_the_same_in_the_design_and_in_a_bake(default_project: Path) -> None:
+    """And the classes in it are those of the bake."""
+    texts = [TEMPLATE / "docs/design.md", default_project / "README.md"]
+    design, baked = (
+        re.findall(r"```mermaid\n.*?```", text.read_text(), re.DOTALL) for text in texts
+    )
+    assert design == baked
+    assert len(baked) == 1
+    source = (default_project / "src/errbot_storage_acme/storage.py").read_text()
+    for name in re.findall(r"<b>(Acme\w+)</b>", baked[0]):
+        assert f"\nclass {name}(" in source
 
 
 def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
