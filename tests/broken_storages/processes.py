@@ -197,7 +197,7 @@ def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
             raise RuntimeError("database is locked") from None
         try:
             old(self, key, value)
-            time.sleep(0.02)
+            time.sleep(0.06)
         finally:
             os.remove(path)
 
@@ -232,5 +232,5 @@ def a_value_is_removed_before_it_is_replaced(Storage, Plugin):
         if sys.argv[-1] == "replace-many":
             with suppress(KeyError):
                 self.remove(key)
-            time.sleep(0.02)
+            time.sleep(0.06)
         old(self, key, value)
