@@ -1,6 +1,7 @@
 """Storages that other processes do not see. They need data that outlive the process."""
 
 import atexit
+import itertools
 import os
 import sys
 import threading
@@ -226,11 +227,12 @@ def replaced_values_wait_for_the_next_sets(Storage, Plugin):
 @caught_by("test_a_killed_process_has_lost_no_value_that_it_replaced", outlives_process=True)
 def a_value_is_removed_before_it_is_replaced(Storage, Plugin):
     """DELETE and INSERT, each a transaction of its own."""
+    turns = itertools.count()
 
     @replace(Storage)
     def set(old, self, key, value):
         if sys.argv[-1] == "replace-many":
             with suppress(KeyError):
                 self.remove(key)
-            time.sleep(0.06)
+            time.sleep(0.2 if next(turns) > 190 else 0)  # It is killed after some 197 turns.
         old(self, key, value)
