@@ -272,7 +272,7 @@ def plugins(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 SUMS = [f"!plugin{number} sum" for number in range(1, 7)]
 
 
-@pytest.fixture(scope="module", params=["3.11", "3.13"])
+@pytest.fixture(scope="module", params=[pytest.param("3.11", marks=pytest.mark.slow), "3.13"])
 def shelf(
     request: pytest.FixtureRequest, plugins: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
