@@ -33,10 +33,10 @@ PACKAGES = ["errbot", "cookiecutter", "SQLAlchemy", "psycopg", "PyMySQL", "redis
 PACKAGES += ["diskcache", "sqlitedict"]
 SPEED = {
     "sqlite": {"set": 0.7, "get": 0.7, "len": 0.9, "keys": 0.7},
-    "sql, PostgreSQL": {"set": 0.7, "get": 0.5},
+    "sql, PostgreSQL": {"set": 0.7, "get": 0.4},
     "redis": {"set": 0.85, "get": 0.85, "len": 0.85, "keys": 0.85},
 }
-"""Speed over that of the bare client at the least: of `keys` at 100,000 keys, else at 1,000."""
+"""Speed over that of the bare client at the least: of `keys` at 100,000 keys, else at 10,000."""
 FIRST_KEY = 50
 """Milliseconds at most until the first key of the largest namespace is there."""
 MEMORY = {"sqlite": 50, "sql, PostgreSQL": 50, "sql, MariaDB": 50, "redis": 150}
@@ -72,6 +72,7 @@ def main() -> None:
 def measure(*, quick: bool) -> dict[str, Any]:
     """Start the servers, measure everything, and return the figures."""
     logging.disable(logging.WARNING)
+    os.sched_setaffinity(0, [0])  # page.md says why; the servers inherit it
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         servers = Servers.start(Path(name), stack)
@@ -103,7 +104,7 @@ def machine(folder: Path) -> dict[str, Any]:
         def sync(data: bytes) -> None:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fdatasync(file.fileno())
 
         waits = repeat(sync, [b"x" * 100] * 100, 1)
     return {
@@ -160,7 +161,7 @@ def limits(results: dict[str, Any]) -> list[dict[str, Any]]:
         bare = results["stores"][name]["bare"]
         for operation, bound in bounds.items():
             ratio = results["ratios"][name][operation].get(
-                "100000" if operation == "keys" else "1000"
+                "100000" if operation == "keys" else "10000"
             )
             limit(f"{name}: speed of `{operation}`, that of {bare} being 1", ratio, "≥", bound)
     for name, bound in MEMORY.items():

@@ -25,6 +25,5 @@ def page(results: dict[str, Any]) -> str:
         shown=shown,
         few=sizes[0],
         most=sizes[-1],
-        bakes=[name for name, store in results["stores"].items() if store["kind"] == "bake"],
     )
     return rendered.rstrip() + "\n"

@@ -1,6 +1,7 @@
 """Draw the figures as SVG: for the page, for README.md, and for light and dark backgrounds."""
 
 import io
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -155,18 +156,19 @@ def lines(axes: Axes, results: dict[str, Any], section: str, operation: str) -> 
     axes.grid()
     axes.tick_params(length=0)
     axes.tick_params("y", labelcolor=SOFT)
+    every: list[float] = []
     for name, (colour, dashes) in LINES.items():
         sizes = results[section].get(name, {}).get(operation, {})
         times = [figures["median"] for figures in sizes.values()]
-        axes.plot(
-            [int(size) for size in sizes],
-            times,
-            dashes,
-            color=colour,
-            marker="o",
-            markersize=3.5,
-            linewidth=1.8,
+        every += times
+        line = Line2D(
+            [int(size) for size in sizes], times, linewidth=1.8, marker="o", markersize=3.5
         )
+        line.set(color=colour, linestyle=dashes)
+        axes.add_line(line)
+    axes.autoscale_view()
+    low, high = math.log10(min(every)), math.log10(max(every))
+    axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades have two ticks
 
 
 def with_legend(figure: Figure, results: dict[str, Any]) -> Figure:

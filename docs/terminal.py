@@ -146,7 +146,8 @@ class Terminal:
     def picture(self) -> str:
         """Return the picture, which loads no font from elsewhere."""
         self.console.print()
-        form = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+        remote = r"@font-face \{\{.*?\}\}\n|<!--.*?-->\n"
+        form = re.sub(remote, "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
         form = form.replace("Fira Code, monospace", FONT).replace(
             "font-family: arial", "font-family: sans-serif"
         )

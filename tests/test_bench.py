@@ -1,18 +1,28 @@
 """make bench, in its short form; and the page of published figures is what the figures say."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import pytest
 from conftest import TEMPLATE, run
 
 sys.path.append(str(TEMPLATE / "benchmarks"))
 
 from page import page  # noqa: E402
 
+DOCS = TEMPLATE / "docs"
 OPERATIONS = {"set", "overwrite", "get", "in", "len", "first", "keys", "remove", "clear"}
 SECTIONS = ["operations", "largest", "values", "threads", "open"]
+
+
+@pytest.fixture(scope="session")
+def figures() -> dict[str, Any]:
+    """The published figures."""
+    return dict(json.loads((DOCS / "benchmarks/results.json").read_text()))
 
 
 def test_the_short_form_measures_and_draws_everything(tmp_path: Path) -> None:
@@ -36,3 +46,30 @@ def test_the_short_form_measures_and_draws_everything(tmp_path: Path) -> None:
     for plot in ["throughput", "growth", "values"]:
         drawn = tmp_path / f"benchmarks/{plot}.svg"
         assert "sqlite" in "".join(ElementTree.parse(drawn).getroot().itertext())
+
+
+def test_the_published_page_is_what_its_figures_say(figures: dict[str, Any]) -> None:
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(figures), (
+        "Run benchmarks/bench.py --draw."
+    )
+
+
+def test_published_figures_are_of_a_full_run(figures: dict[str, Any]) -> None:
+    """Whether it kept its limits, `make bench` itself says, and the page."""
+    assert "1000000" in figures["operations"]["sqlite"]["get"]
+    limits = figures["limits"]
+    assert limits
+    assert [limit["what"] for limit in limits if limit["figure"] == "not measured"] == []
+    assert not re.search(r"/(tmp|home|root|work)\b|localhost|127\.0\.0\.1", json.dumps(figures))
+
+
+@pytest.mark.parametrize("picture", [*DOCS.rglob("*.svg")], ids=lambda path: path.stem)
+def test_pictures_load_nothing_and_can_be_read_on_both_backgrounds(picture: Path) -> None:
+    svg = picture.read_text(encoding="utf-8")
+    names = ("http://www.w3.org/", "http://purl.org/", "http://creativecommons.org/")
+    urls = [url for url in re.findall(r"https?://[^\s\"')<]+", svg) if not url.startswith(names)]
+    shown = "".join(ElementTree.fromstring(svg).itertext())
+    assert not [url for url in urls if url not in shown], "A picture loads something."
+    assert "@font-face" not in svg
+    assert "@import" not in svg
+    assert "prefers-color-scheme: dark" in svg or "terminal" in picture.stem
