@@ -136,6 +136,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
+        logging.getLogger("redis.cluster").setLevel(logging.INFO)  # at DEBUG it logs values
         unix = self.config.url.get_secret_value().startswith("unix:")
         if bool(self.config.sentinels) + self.config.cluster + unix > 1:
             heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
@@ -205,7 +206,6 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         options: dict[str, Any] = {"socket_timeout": wait, "socket_connect_timeout": wait}
         options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2}
         if config.cluster:
-            logging.getLogger("redis.cluster").setLevel(logging.INFO)  # at DEBUG it logs values
             return redis.RedisCluster.from_url(url, **options)
         if not config.sentinels:
             return redis.Redis.from_url(url, **options)

@@ -1,5 +1,6 @@
 """Ctrl-C interrupts the main thread at any moment, and then plugins save their data."""
 
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -86,7 +87,11 @@ class Interrupts:
 
 @pytest.fixture(params=[KeyboardInterrupt, SystemExit])
 def interrupts(request: pytest.FixtureRequest) -> Iterator[Interrupts]:
-    """Signals that raise what Ctrl-C raises, or what a service's handler may raise."""
+    """Signals that raise what Ctrl-C raises, or what a service's handler may raise.
+
+    Nothing is logged meanwhile: an interrupt can leave the locks of `logging` itself taken.
+    """
+    logging.disable()
     interrupts = Interrupts(request.param)
     handler = signal.signal(signal.SIGALRM, interrupts.signalled)
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
@@ -94,6 +99,7 @@ def interrupts(request: pytest.FixtureRequest) -> Iterator[Interrupts]:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, *timer)
+    logging.disable(logging.NOTSET)
 
 
 class Other:
