@@ -107,7 +107,7 @@ def _remove_sometimes(self, key):
 
 
 AcmeStorage.remove, _close = _remove_sometimes, AcmeStorage.close
-AcmeStorage.close = lambda self: _fail(self) if next(_turns) % 3 == 0 else _close(self)
+AcmeStorage.close = lambda self: _fail(self) if next(_turns) % 40 > 30 else _close(self)
 """,
         "",
     ),

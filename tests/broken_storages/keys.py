@@ -283,7 +283,7 @@ def leaving_a_loop_rolls_back(Storage, Plugin):
         try:
             yield from old(self)
         except GeneratorExit:
-            for key in self.transaction:
+            for key in self.transaction or []:
                 self.remove(key)
             raise
         finally:

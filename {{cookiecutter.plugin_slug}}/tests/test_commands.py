@@ -547,7 +547,8 @@ def test_only_one_whole_pickle_is_whole() -> None:
 @pytest.mark.usefixtures("other_processes")
 def test_what_cannot_be_printed_is_a_clear_error(bot: Bot) -> None:
     source = Path(__file__).parent.parent / "src"
-    command = [sys.executable, "-m", "{{ cookiecutter.__package }}", "list", "-c"]
+    package = "{{ cookiecutter.__package }}"
+    command = [sys.executable, "-m", package, "list", "-c"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*command, str(bot.database.config_file)],
