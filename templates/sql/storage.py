@@ -35,8 +35,7 @@ SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 # Names are stored as bytes, because collations mix them up. Both fit into an index of each server.
 NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 
-# The drivers that the extras install, by what a URL begins with.
-DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
+DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}  # by what a URL begins with
 DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
 UNDONE = {"40001", "40P01", 1213}  # deadlock or serialization failure: safe to repeat
@@ -171,7 +170,8 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     def __del__(self) -> None:
         """Close the connections. Errbot drops its storage plugin, but never closes it."""
         while self._idle and os.getpid() == self._process:
-            self._idle.pop().close()
+            with suppress(Exception):  # When Python ends, it may be closed already.
+                self._idle.pop().close()
 
     def _create_if_missing(self) -> None:
         with suppress(Refused):

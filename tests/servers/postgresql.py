@@ -27,7 +27,7 @@ class PostgreSQL(Server):
             "listen_addresses": self.host,
             "port": str(self.port),
             "unix_socket_directories": "",
-            "max_connections": "60",
+            "max_connections": "200",
             "shared_buffers": "32MB",
             "fsync": "off",  # the tests kill servers, but not the machine
             **settings,
