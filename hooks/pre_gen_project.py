@@ -45,12 +45,12 @@ TAKEN_PACKAGES = """
     brotli brotlicffi bs4 cdifflib certifi cffi chardet charset_normalizer click colorama colorlog
     cryptography daemonize deepmerge dissolve dulwich errbot exceptiongroup fakeredis flask greenlet
     hatchling hiredis hyperscan hypothesis idna importlib_metadata iniconfig itsdangerous jinja2
-    legacy_cgi librt markdown markupsafe merge3 mypy mypy_extensions mypyc opentelemetry org
-    packaging pathspec pip pluggy psycopg psycopg_binary psycopg_c psycopg_pool py pycparser
-    pydantic pydantic_core pygments pygments_markdown_lexer pymysql pyopenssl pytest re2 redis
-    requests ruff setuptools simplejson socks sortedcontainers soupsieve sqlalchemy tomli tomlkit
-    trove_classifiers typing_extensions typing_inspection tzdata urllib3 waitress webob webtest
-    werkzeug wheel xxhash
+    lazy_importer legacy_cgi librt markdown markupsafe merge3 mypy mypy_extensions mypyc org
+    opentelemetry packaging pathspec pip pluggy psycopg psycopg_binary psycopg_c psycopg_pool py
+    pycparser pydantic pydantic_core pygments pygments_markdown_lexer pymysql pyopenssl pytest re2
+    redis requests ruff setuptools simplejson socks sortedcontainers soupsieve sqlalchemy tomli
+    tomlkit trove_classifiers typing_extensions typing_inspection tzdata urllib3 waitress webob
+    webtest werkzeug wheel xxhash zipp
 
     aifc annotationlib asynchat asyncore audioop binhex cgi cgitb chunk compression crypt distutils
     imghdr imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes profiling smtpd sndhdr spwd

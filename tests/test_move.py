@@ -135,13 +135,14 @@ def servers(folder: Path) -> Iterator[Callable[[str], Any]]:
         one.stop()
 
 
-def execute(command: list[str], printed: Path) -> None:
+def execute(command: list[str], printed: Path, variables: dict[str, str]) -> None:
     """Become a program that has been started with this command."""
     sys.argv = command
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in [1, 2]:
         os.dup2(output, number)
     os.chdir(printed.parent)
+    os.environ.update(variables)
     runpy.run_path(command[0], run_name="__main__")
 
 
@@ -173,7 +174,8 @@ class Storage:
         """Start a command, from the checkout. What it prints goes to a file, `printed`."""
         program = str(self.source / self.package / "__main__.py")
         command = [program, *map(str, words), "-c", str(self.config)]
-        process = PROCESSES.Process(target=execute, args=(command, self.folder / "printed"))
+        given = command, self.folder / "printed", dict(os.environ)
+        process = PROCESSES.Process(target=execute, args=given)
         process.start()
         return process
 
