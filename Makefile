@@ -1,14 +1,16 @@
 # make demo: bake a project and talk to a bot that keeps its data in it.
 # make test: check the template, and every project that it can bake.
 # make test-slow: repeat what takes long: on every Python, and against every broken storage.
-# make test-newer: install and test every bake on the Pythons of a newer Debian, too.
+# make test-servers: the tests of the servers alone. PATH says which ones, MYSQL_SERVER=mysqld takes
+#   MySQL in place of MariaDB, and REDIS_SERVER=valkey-server takes Valkey in place of Redis.
+# make test-newer: all bakes on the Pythons and servers of a newer Debian, unpacked into .newer.
 # make bench: measure everything that docs/benchmarks.md shows, and draw all pictures again.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: bench check clean demo test test-newer test-slow
+.PHONY: bench check clean demo test test-newer test-servers test-slow
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -19,9 +21,16 @@ test: check
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
 
+test-servers: $(READY)
+	$(BIN)/python -m pytest -n 2 tests/test_sql.py tests/test_redis.py tests/test_planted_rows.py
+
+NEWER = $(CURDIR)/.newer/usr
+test-newer: export PATH := $(NEWER)/lib/postgresql/18/bin:$(NEWER)/sbin:$(NEWER)/bin:$(PATH)
 test-newer: $(READY)
 	[ -d .newer ] || tests/unpack_newer.sh .newer
-	PATH="$$PATH:$(CURDIR)/.newer/usr/bin" $(BIN)/python -m pytest -n 2 tests/test_installation.py
+	$(BIN)/python -m pytest -n 2 tests/test_installation.py
+	$(MAKE) test-servers
+	$(MAKE) test-servers MYSQL_SERVER=mysqld REDIS_SERVER=valkey-server
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -30,8 +39,8 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python docs/terminal.py
-	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/move.py
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf .newer .venv demo

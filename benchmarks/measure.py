@@ -37,7 +37,7 @@ class Effort:
         self.slice = 0.002 if quick else 0.05
         self.threads = 0.01 if quick else 0.4
         self.fill = 10.0
-        self.clear = 1.0 if quick else 40.0
+        self.clear = 1.0 if quick else 60.0
 
 
 MOST = 2_000

@@ -1,21 +1,22 @@
 """Remove the CI files that were not chosen, and say what comes next."""
 
-import json
 import os
 
-ANSWERS = json.loads(r"""{{ cookiecutter|tojson }}""")
-SLUG = ANSWERS["plugin_slug"]
+# pre_gen_project.py has made sure that none of these can end a string.
+SLUG = "{{ cookiecutter.plugin_slug }}"
+DATABASE = "{{ cookiecutter.database }}"
+CI = "{{ cookiecutter.ci }}"
 
 # Rendering can leave out a file, but not a folder.
-if ANSWERS["ci"] != "github":
+if CI != "github":
     for file in ["dependabot.yml", "workflows/release.yml", "workflows/test.yml"]:
         os.remove(f".github/{file}")
     os.removedirs(".github/workflows")
-if ANSWERS["ci"] != "gitlab":
+if CI != "gitlab":
     os.remove(".gitlab-ci.yml")
     os.remove("renovate.json")
 
-if ANSWERS["database"] == "dict":
+if DATABASE == "dict":
     then = "Then put your database into storage.py: README.md says how."
 else:
     then = "README.md says what the config.py of a bot needs to use it."

@@ -3,6 +3,7 @@
 import sys
 import zipfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -81,18 +82,13 @@ def test_the_wheel_holds_the_plug_file_and_nothing_stray(
         assert "console_scripts" not in archive.read(points).decode()
 
 
-ENDS = [
-    *zip([*PYTHONS][:1], ERRBOTS, strict=False),
-    *zip([*PYTHONS][-1:], ERRBOTS[-1:], strict=False),
-]
-# All on the newest, the skeleton on the oldest. `make test-slow`: the other way round, and on all.
+FOUND = [*PYTHONS] or ["none"]
+OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
+QUICK = [("dict", *OLD), ("sqlite", *NEW), ("redis", *NEW)]
 ENVIRONMENTS = [
-    pytest.param(database, python, errbot, marks=[] if quick else pytest.mark.slow)
-    for database in DATABASES
-    for python in PYTHONS
-    for errbot in ERRBOTS
-    if database == "dict" or (python, errbot) in ENDS
-    for quick in [(python, errbot) in (ENDS if database == "dict" else ENDS[-1:])]
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in product(DATABASES, PYTHONS, ERRBOTS)
+    if case[0] == "dict" or case[1:] in (OLD, NEW)
 ]
 
 

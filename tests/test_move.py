@@ -48,7 +48,6 @@ BAKES = {"sqlite": "sqlite", "redis": "redis", "cluster": "redis"}
 PASSWORD = "hunter2-s3cret"
 OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
-KILLS = 20
 KEYS = 2_000
 
 # A plugin of the bot, with classes of its own, which only Errbot can load.
@@ -382,16 +381,17 @@ def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["sqlite", "postgresql"])
 def test_a_move_that_was_killed_is_completed_by_running_it_again(
-    storage: Callable[[str], Storage], name: str
+    storage: Callable[[str], Storage], name: str, kills: int
 ) -> None:
     old, new = storage("sqlite"), storage(name)
     fill(old, 3_000)
     before = old.contents()
     chance = random.Random(1)
     partly = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = new.start("move", old.config)
         wait_until_it_writes(new, process)
         time.sleep(chance.uniform(0, 0.3))

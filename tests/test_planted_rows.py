@@ -15,7 +15,7 @@ import redis
 import sqlalchemy as sa
 from errbot.storage import StoreException
 from pytest_cookies.plugin import Cookies
-from servers.mariadb import MariaDB
+from servers.mariadb import SCHEME, MariaDB
 from servers.postgresql import PostgreSQL
 from servers.redis import Redis
 
@@ -47,11 +47,11 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def mariadb(folder: Path) -> Iterator[str]:
-    """The URL of a MariaDB server."""
+    """The URL of a MariaDB or MySQL server."""
     server = MariaDB(folder / "mariadb")
     server.start()
     server.add_account("bot", "password", "bot")
-    yield f"mariadb://bot:password@127.0.0.1:{server.port}/bot"
+    yield f"{SCHEME}://bot:password@127.0.0.1:{server.port}/bot"
     server.stop()
 
 
@@ -158,7 +158,7 @@ def test_a_name_that_is_no_utf8_stops_nothing_on_a_server(
     storage = open_with_keys(plugin)
     row = [b"namespace", NO_UTF8] if of == "key" else [NO_UTF8, b"key"]
     url = sa.make_url(request.getfixturevalue(name))
-    driver = {"postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}[name]
+    driver = {"postgresql": "postgresql+psycopg", "mariadb": f"{SCHEME}+pymysql"}[name]
     engine = sa.create_engine(url.set(drivername=driver))
     with engine.begin() as other:
         insert = sa.text(f"INSERT INTO {table} VALUES (:namespace, :key, :value)")

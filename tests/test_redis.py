@@ -34,6 +34,7 @@ PROCESSES.set_forkserver_preload(
     ["errbot.storage.base", "itsdangerous", "pydantic", "redis", "pytest", "pytest_cookies.plugin"]
 )
 KILLS = 50
+SLOW = pytest.mark.slow
 SECRET = "s3cret-that-nobody-may-see"
 
 
@@ -116,7 +117,9 @@ def module_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisS
         sentinel.stop()
 
 
-@pytest.fixture(params=["server", "sentinel", "cluster"])
+@pytest.fixture(
+    params=["server", *(pytest.param(kind, marks=SLOW) for kind in ["sentinel", "cluster"])]
+)
 def everywhere(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A STORAGE_CONFIG for each kind of installation."""
     installation = request.getfixturevalue(f"module_{request.param}")

@@ -83,7 +83,11 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
     return project
 
 
-@pytest.mark.parametrize("configured", [False, True], ids=["in the bake", "by --errbot-config"])
+@pytest.mark.parametrize(
+    "configured",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["in the bake", "by --errbot-config"],
+)
 def test_a_sound_storage_is_green(project: Path, tmp_path: Path, configured: bool) -> None:
     command: list[object] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     # What makes it another one imports helpers of the tests.

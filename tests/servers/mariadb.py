@@ -1,4 +1,4 @@
-"""A MariaDB server."""
+"""A MariaDB server. `MYSQL_SERVER=mysqld` takes one of MySQL instead."""
 
 import os
 import subprocess
@@ -6,16 +6,19 @@ from pathlib import Path
 
 from servers.base import Server, needs
 
+MYSQL = os.environ.get("MYSQL_SERVER")
+SCHEME = "mysql" if MYSQL else "mariadb"
+"""What the server's URLs begin with."""
+
 
 class MariaDB(Server):
-    """A MariaDB server; its account `admin` may do everything, and needs no password."""
+    """A MariaDB or MySQL server; its account `admin` may do everything, and needs no password."""
 
     refuses_root = True
 
     def __init__(self, folder: Path, port: int | None = None, **settings: str) -> None:
-        self.install, self.mariadbd, self.client = needs(
-            "mariadb-install-db", "mariadbd", "mariadb", package="mariadb-server"
-        )
+        programs = (MYSQL, "mysql") if MYSQL else ("mariadbd", "mariadb", "mariadb-install-db")
+        self.server, self.client, *self.install = needs(*programs, package=f"{SCHEME}-server")
         super().__init__(folder, port)
         self.data = folder / "data"
         # Not /tmp: a server that starts removes all temporary tables there, and another's too.
@@ -31,18 +34,21 @@ class MariaDB(Server):
             "innodb-buffer-pool-size": "32M",
             "innodb-flush-method": "nosync",  # the tests kill servers, but not the machine
             "skip-name-resolve": "ON",
+            # MySQL would take a second port, and files from a folder of the machine.
+            **({"mysqlx": "OFF", "secure-file-priv": "NULL"} if MYSQL else {}),
             **settings,
         }
 
     def prepare(self) -> None:
         """Make the server's data folder."""
         self.give_folder_away()
-        command = [
-            *(self.install, "--no-defaults", f"--datadir={self.data}"),
-            *("--skip-test-db", "--auth-root-authentication-method=normal"),
-        ]
+        if MYSQL:
+            command = [self.server, "--no-defaults", "--initialize-insecure"]
+        else:
+            command = [*self.install, "--no-defaults", "--skip-test-db"]
+            command.append("--auth-root-authentication-method=normal")
         done = subprocess.run(
-            command,
+            [*command, f"--datadir={self.data}"],
             user=self.user(),
             cwd=self.folder,
             env={**os.environ, "TMPDIR": str(self.temporary)},
@@ -54,7 +60,7 @@ class MariaDB(Server):
     def command(self) -> list[str]:
         """Return the command that runs the server in the foreground."""
         options = [f"--{name}={value}" for name, value in self.settings.items()]
-        return [self.mariadbd, "--no-defaults", *options]
+        return [self.server, "--no-defaults", *options]
 
     def start(self) -> None:
         """Start the server, and return when it answers."""

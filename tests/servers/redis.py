@@ -1,5 +1,9 @@
-"""Redis for the tests: one server, a master with a replica and Sentinels, and a Cluster."""
+"""Redis for the tests: one server, a master with a replica and Sentinels, and a Cluster.
 
+`REDIS_SERVER=valkey-server` takes Valkey instead.
+"""
+
+import os
 import socket
 import subprocess
 import threading
@@ -13,7 +17,9 @@ class Redis(Server):
 
     def __init__(self, folder: Path, *settings: str, port: int | None = None) -> None:
         super().__init__(folder, port)
-        self.binary, self.client = needs("redis-server", "redis-cli", package="redis-server")
+        name = os.environ.get("REDIS_SERVER", "redis-server")
+        client = name.replace("-server", "-cli")
+        self.binary, self.client = needs(name, client, package=Path(name).name)
         self.settings = [
             *("bind 127.0.0.1", f"port {self.port}", 'save ""', "appendonly yes"),
             *("appendfsync always", "daemonize no", "repl-diskless-sync-delay 0"),
