@@ -1,8 +1,8 @@
-# make demo: bake a project and talk to a bot that keeps its data in it.
-# make test: check the template, and every project that it can bake.
-# make test-slow: repeat what takes long: on every Python, and against every broken storage.
-# make test-newer: install and test every bake on the Pythons of a newer Debian, too.
-# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures again.
+# make demo: bake a project, and talk to a bot that uses it
+# make test: check the template, and the project that it bakes for each database
+# make test-slow: test on every Python, and the whole contract against each broken storage
+# make test-newer: install and test every bake on the Pythons of a newer Debian as well
+# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures
 
 PYTHON ?= python3
 BIN = .venv/bin

@@ -1,4 +1,4 @@
-"""Remove the CI files that were not chosen, and say what comes next."""
+"""Remove the CI files that were not chosen, and print the next steps."""
 
 import json
 import os
@@ -16,13 +16,13 @@ if ANSWERS["ci"] != "gitlab":
     os.remove("renovate.json")
 
 if ANSWERS["database"] == "dict":
-    then = "Then put your database into storage.py: README.md says how."
+    then = "Then connect your database: see README.md."
 else:
-    then = "README.md says what the config.py of a bot needs to use it."
+    then = "Then configure your bot: see README.md."
 
 activate = r".venv\Scripts\activate" if os.name == "nt" else ". .venv/bin/activate"
 print(f"""
-{SLUG} is baked. Next:
+{SLUG} is ready. Next:
 
   cd {SLUG}
   python -m venv .venv

@@ -83,7 +83,7 @@ def test_a_bad_answer_in_a_recording_is_refused_and_nothing_is_left(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: Any
 ) -> None:
     told = check_refused(replay, tmp_path, capfd, **{answer: given})
-    if "Nothing was baked" in told:
+    if "No project was created" in told:
         assert f"  {answer} " in told, "The refusal does not name the answer."
         assert EXAMPLES[answer] in told, "The refusal gives no example."
     else:
@@ -128,7 +128,7 @@ def test_a_recorded_slug_removes_no_folder_that_was_there(
     kept = tmp_path / "output" / "kept" / "file"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    with pytest.raises(KeyError, match="plugin_slug must be one folder, and is "):
+    with pytest.raises(KeyError, match="plugin_slug must be one folder, not "):
         replay({"plugin_slug": slug.format(tmp_path)})
     assert kept.exists()
 
