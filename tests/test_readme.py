@@ -75,7 +75,8 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake) -> None:
     readme = project / "README.md"
     row = "| `path` | str | `'errbot.sqlite'` | The file of the database. |"
     readme.write_text(re.sub(r"\| `url` .*", row, readme.read_text()))
-    for path in [file, readme]:  # A test of the bake requires this, see step 5.
+    operation = project / "docs/operation.md"
+    for path in [file, readme, operation]:  # A test of the bake requires this, see step 5.
         stand_in = r"(?m)^.*(dict://|stand-in|YOUR DATABASE).*\n"
         path.write_text(re.sub(stand_in, "", path.read_text()))
 

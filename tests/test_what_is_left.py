@@ -29,7 +29,11 @@ def test_lines_that_mention_a_removed_stand_in_are_found(bake: Bake) -> None:
     edit(project, STORAGE, "# YOUR DATABASE", "#")
     with pytest.raises(AssertionError) as caught:
         check(project, "test_nothing_speaks_of_a_stand_in_that_is_gone")
-    for name, text in [("storage.py", "YOUR DATABASE"), ("README.md", "stand-in")]:
+    for name, text in [
+        ("storage.py", "YOUR DATABASE"),
+        ("README.md", "stand-in"),
+        ("operation.md", "stand-in"),
+    ]:
         assert re.search(rf"{name}, line \d+: .*{text}", str(caught.value))
 
 

@@ -73,8 +73,8 @@ class {{ cookiecutter.__class }}Config(BaseModel):
     )
     service: str = Field(default="mymaster", description="The Sentinels' name for the master.")
     sentinel_username: str | None = Field(default=None, description="Account on the Sentinels.")
-    sentinel_password: Secret | None = Field(default=None, description="Its password there.")
-    cluster: bool = Field(default=False, strict=True, description="Whether url is of a Cluster.")
+    sentinel_password: Secret | None = Field(default=None, description="That account's password.")
+    cluster: bool = Field(default=False, strict=True, description="Whether it is a Cluster.")
     prefix: str = Field(default="errbot:", description="Prefix of names. Each bot needs its own.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}

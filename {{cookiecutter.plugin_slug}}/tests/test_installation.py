@@ -14,6 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "{{ cookiecutter.__package }}"
+TO_EDIT = ["README.md", "docs/operation.md", "tests/conftest.py"]
 FIND = """
 from types import SimpleNamespace
 from errbot.bootstrap import get_storage_plugin
@@ -119,7 +120,7 @@ def test_nothing_speaks_of_a_stand_in_that_is_gone() -> None:
         return  # The stand-in is still in use.
     left = [
         f"{file.name}, line {number}: {line.strip()}"
-        for file in [storage, PROJECT / "README.md", PROJECT / "tests" / "conftest.py"]
+        for file in [storage, *(PROJECT / name for name in TO_EDIT)]
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if re.search("dict://|stand-in|YOUR DATABASE", line)
     ]
