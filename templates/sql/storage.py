@@ -157,7 +157,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 Path(url.database or "").touch(mode=0o600, exist_ok=False)
         self._create_if_missing()
         if not self.config.signing_keys and url.drivername != "sqlite":
-            log.warning("No signing_key: anyone who can write to it can run code in the bot.")
+            log.warning("No signing_key: any writer to the table can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
         """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""

@@ -365,7 +365,7 @@ def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str
 @click.argument("namespace", metavar="NS")
 @click.argument("key", required=False)
 def show(namespace: str, key: str | None) -> None:
-    """Show a value as text, or the beginning of every value of a namespace.
+    """Show a value as text, or the start of each one in a namespace.
 
     No class is loaded: an instance is shown as the name of its class and its content. A value that
     a bot would refuse can be shown, too.
@@ -415,7 +415,7 @@ def missing(namespace: str, key: str | None = None) -> NoReturn:
 @click.argument("key", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(namespace: str, key: str | None, yes: bool) -> None:
-    """Remove a key, or every key of a namespace, without reading the values."""
+    """Remove a key or a whole namespace, without reading values."""
     plugin = storage_plugin()
     with closing(plugin.open(namespace)) as storage:
         keys = [key] if key is not None else list(storage.keys())
