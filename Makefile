@@ -1,10 +1,10 @@
-# make demo: bake a project and talk to a bot that keeps its data in it.
-# make test: check the template, and every project that it can bake.
-# make test-slow: repeat what takes long: on every Python, and against every broken storage.
-# make test-servers: the tests of the servers alone. PATH says which ones, MYSQL_SERVER=mysqld takes
-#   MySQL in place of MariaDB, and REDIS_SERVER=valkey-server takes Valkey in place of Redis.
-# make test-newer: all bakes on the Pythons and servers of a newer Debian, unpacked into .newer.
-# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures again.
+# make demo: bake a project, and talk to a bot that uses it
+# make test: check the template, and the project that it bakes for each database
+# make test-slow: test on every Python, and the whole contract against each broken storage
+# make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld takes MySQL instead of MariaDB,
+#   and REDIS_SERVER=valkey-server takes Valkey instead of Redis
+# make test-newer: test on the Pythons and servers of a newer Debian, which it unpacks into .newer
+# make bench: measure everything that docs/benchmarks.md shows, and draw all pictures
 
 PYTHON ?= python3
 BIN = .venv/bin

@@ -1,6 +1,6 @@
-"""Bake the default project into demo/, install it, and talk to a real bot that runs on it.
+"""Bake the default project into demo/, install it, and talk to a real bot that uses it.
 
-`make demo` runs this file twice: here, and as `demo.py talk` in the environment of the bot.
+`make demo` runs this file twice: here, and as `demo.py talk` in the bot's environment.
 """
 
 import importlib
@@ -25,7 +25,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str | Path) -> None:
-    """Show a command and run it. Raises CalledProcessError where it fails."""
+    """Show a command and run it. Raises CalledProcessError if it fails."""
     words = [str(word) for word in command]
     shown = " ".join(words).replace(f"{HERE}{os.sep}", "").replace(str(HERE), ".")
     print(f"  $ {shown}", flush=True)
@@ -33,21 +33,21 @@ def run(*command: str | Path) -> None:
 
 
 def bake_and_install() -> None:
-    """Bake the project, install it as a bot's administrator would, and start the conversation."""
+    """Bake the project, install it as a bot's administrator would, and talk to the bot."""
     tools = Path(sys.executable).parent
     shutil.rmtree(DEMO, ignore_errors=True)
-    say("Bake a storage plugin, with the answers one gets by pressing Enter")
+    say("Bake a storage plugin with the default answers")
     run(tools / "cookiecutter", HERE, "--no-input", "--output-dir", DEMO)
-    say("Install it into the environment of a bot, with Errbot and its bot for tests")
+    say("Install it next to Errbot, in a new environment")
     run(tools / "uv", "venv", "--quiet", "--python", sys.executable, DEMO / ".venv")
     run(tools / "uv", "pip", "install", "--quiet", "--python", BOT, f"{PROJECT}[test]")
-    say("Start a bot there whose config.py says STORAGE = 'Acme', and talk to it")
+    say("Start a bot whose config.py says STORAGE = 'Acme', and talk to it")
     run(BOT, HERE / "demo.py", "talk")
-    print(f"\nThe project is in {PROJECT.relative_to(HERE)}: its README.md says what to do next.")
+    print(f"\nThe project is in {PROJECT.relative_to(HERE)}. See its README.md for the next steps.")
 
 
 def talk() -> None:
-    """Have the same bot started twice, and show that it remembers; then look into the database."""
+    """Start the same bot twice to show that it remembers, and look into the database."""
     from errbot.backends.test import TestBot
 
     logging.disable(logging.CRITICAL)
@@ -69,7 +69,7 @@ def talk() -> None:
         bot.start()
         plugin: Any = bot.bot.storage_plugin
         file = Path(str(sys.modules[type(plugin).__module__].__file__))
-        print(f"  -- the bot starts, and loads {file.relative_to(DEMO)}")
+        print(f"  -- the bot starts and loads {file.relative_to(DEMO)}")
         for line in lines:
             print(f"  you: {line}")
             answer = bot.exec_command(line)
@@ -78,12 +78,12 @@ def talk() -> None:
         print("  -- the bot stops")
     if "Good morning: milk, bread" not in answer:
         sys.exit("The bot has forgotten what it was told.")
-    say("What the database holds: namespace, key, and the signed value")
+    say("What the database contains: namespaces, keys and signed values")
     database = vars(sys)["errbot_storage_acme"]["dict://demo"]
     for namespace, rows in database.items():
         for key, value in rows.items():
             print(f"  {namespace:8} {key:8} {value[:40]!r}... {len(value)} bytes")
-    say("What happens when somebody changes a value in the database")
+    say("What happens if someone changes a value in the database")
     rows = database["Notes"]
     rows["notes"] = rows["notes"].replace(b"bread", b"money")
     try:
@@ -92,12 +92,12 @@ def talk() -> None:
         print(f"  {type(error).__name__}: {error}")
     else:
         sys.exit("The changed value was not refused.")
-    say("What the bot's administrator sees of it")
+    say("How the bot's administrator finds it")
     show_commands(config)
 
 
 def show_commands(config: dict[str, Any]) -> None:
-    """Run two commands of the plugin, in this process: the stand-in for a database is in it."""
+    """Run two of the plugin's commands in this process, because its memory holds the data."""
     from click.testing import CliRunner
 
     file = DEMO / "data" / "config.py"

@@ -1,8 +1,8 @@
 """Measure every storage in turn on this machine, and publish the figures: `make bench`.
 
-Writes docs/benchmarks/results.json, and from it the plots beside it and docs/benchmarks.md. Fails
-if a limit is missed. `--quick FOLDER` does a little of everything and writes into that folder, to
-show that the program works; `--draw` only writes page and plots again.
+Writes docs/benchmarks/results.json, and from it the plots next to it and docs/benchmarks.md. Fails
+if a limit is missed. `--quick FOLDER` does a little of everything and writes to that folder, to
+test this program. `--draw` only writes the page and the plots again.
 """
 
 import argparse
@@ -36,18 +36,18 @@ SPEED = {
     "sql, PostgreSQL": {"set": 0.7, "get": 0.4},
     "redis": {"set": 0.85, "get": 0.85, "len": 0.85, "keys": 0.85},
 }
-"""Speed over that of the bare client at the least: of `keys` at 100,000 keys, else at 10,000."""
+"""Minimum speed relative to the bare client: `keys` with 100,000 keys, the others with 10,000."""
 FIRST_KEY = 50
-"""Milliseconds at most until the first key of the largest namespace is there."""
+"""Maximum milliseconds to get the first key of the largest namespace."""
 MEMORY = {"sqlite": 50, "sql, PostgreSQL": 50, "sql, MariaDB": 50, "redis": 150}
-"""MB at most by which memory grows while all keys of the largest namespace are gone through."""
+"""Maximum MB of memory to iterate over all keys of the largest namespace."""
 CLEAR = {"sqlite": 12, "sql, PostgreSQL": 16, "sql, MariaDB": 12, "redis": 12}
-"""Ten times as many keys take so many times as long to clear at most.
+"""Clearing ten times as many keys takes at most so many times as long.
 
 PostgreSQL passes over the index entries of removed keys until autovacuum, once a minute.
 """
 BAKE = 1.3
-"""The time of a bake over that of a template of one file at most."""
+"""Maximum time of a bake relative to a template with one file."""
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Return what kind of machine this is, and how long it waits for its disk."""
+    """Return the kind of machine, and how long it waits for its disk."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with (folder / "sync").open("wb") as file:
@@ -126,7 +126,7 @@ def versions() -> dict[str, str]:
 
 
 def ratios(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the speed of each storage over that of the bare client, by operation and size."""
+    """Return the speed of each storage relative to the bare client, by operation and size."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, store in results["stores"].items():
         for operation, sizes in results["operations"][name].items() if store["bare"] else []:
@@ -140,7 +140,7 @@ def ratios(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def exponents(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return how the time grows with the number of keys: 0 not at all, 1 in proportion."""
+    """Return how time grows with the number of keys: 0 is constant, 1 is proportional."""
     found: dict[str, dict[str, float]] = {}
     for name, operations in results["operations"].items():
         for operation, sizes in operations.items():
@@ -152,7 +152,7 @@ def exponents(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def limits(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each limit with its figure, and whether it is kept: not if there is no figure."""
+    """Return each limit with its figure, and whether it is kept. It is not if not measured."""
     found = []
 
     def limit(what: str, figure: float | None, sign: str, bound: float) -> None:

@@ -1,4 +1,4 @@
-"""How everything is measured: in turn, so that whatever else the machine does slows down all."""
+"""Measures everything in turn, so that other work on the machine slows down all alike."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from stores import TEMPLATE, Candidate, Store, key
 
 
 class Effort:
-    """How much to measure: everything, or a little of it to show that the program works."""
+    """How much to measure: everything, or a little to test this program."""
 
     def __init__(self, quick: bool) -> None:
         self.sizes = [100, 1_000] if quick else [1_000, 10_000, 100_000, 1_000_000]
@@ -33,7 +33,7 @@ class Effort:
         self.bots = self.contracts = 1 if quick else None
         self.bakes = 1 if quick else 11
         self.tests = "test_basics.py" if quick else "."
-        # Seconds, the last two at most: what would take longer is left out.
+        # Seconds. The last two are maximums: anything that would take longer is left out.
         self.slice = 0.002 if quick else 0.05
         self.threads = 0.01 if quick else 0.4
         self.fill = 10.0
@@ -41,14 +41,14 @@ class Effort:
 
 
 MOST = 2_000
-"""How often an operation is repeated in a round at most."""
+"""Maximum repetitions of an operation per round."""
 
 Samples = dict[tuple[str, str, int], list[float]]
 """Seconds by store, operation and size."""
 
 
 class Bench:
-    """One run. Each section puts its figures into `results`."""
+    """One run. Each section adds its figures to `results`."""
 
     def __init__(
         self, effort: Effort, folder: Path, stores: list[Candidate], progress: Progress
@@ -60,7 +60,7 @@ class Bench:
     def run(self) -> dict[str, Any]:
         """Measure everything."""
         start = time.monotonic()
-        gc.disable()  # It would look through a million keys in the middle of some other work.
+        gc.disable()  # It would look at a million keys in the middle of another measurement.
         for section in [self.operations, self.clearing, self.sizes_of_values, self.opening]:
             section()
             gc.collect()
@@ -72,11 +72,11 @@ class Bench:
         return self.results
 
     def track(self, title: str, items: Iterable[Any]) -> Iterator[Any]:
-        """Go through some items, and show how far it is."""
+        """Iterate over some items, and show the progress."""
         return iter(self.progress.track(list(items), description=title))
 
     def operations(self) -> None:
-        """Fill a namespace of each store to each size, and do everything there for a moment."""
+        """Fill a namespace of each store to each size, and measure all operations there."""
         samples: Samples = defaultdict(list)
         stores = {some.name: some.open("growing") for some in self.all}
         filled = dict.fromkeys(stores, 0)
@@ -102,13 +102,13 @@ class Bench:
             store.close()
 
     def one_round(self, store: Store, size: int, turn: int) -> dict[str, list[float]]:
-        """Do everything for a moment each. The store then holds what it held before."""
+        """Do each operation for a moment. Afterwards, the store has the same keys as before."""
         keys = [key(n) for n in random.Random(turn).choices(range(size), k=MOST)]
         seconds, times = self.effort.slice, {}
         set_one = setter(store, self.value)
         set_one("new")
         removal = repeat(store.remove, ["new"], 0)[0]
-        # As many new keys as there is time to remove again.
+        # Only as many new keys as there is time to remove.
         new = [f"new {n}" for n in range(max(1, min(MOST, int(seconds / removal))))]
         times["set"] = repeat(set_one, new, seconds)
         new = new[: len(times["set"])]
@@ -124,13 +124,13 @@ class Bench:
         return times
 
     def clearing(self) -> None:
-        """Clear namespaces of growing sizes, as long as it can be expected to end in time."""
+        """Clear namespaces of growing sizes, as long as it is likely to end in time."""
         samples: Samples = defaultdict(list)
         for some in self.track("clear", self.all):
             known = self.results["operations"][some.name]
             last, growth = 0.0, 10.0
             for size in known["get"]:
-                # What Errbot does for each key; bare clients and other packages need not.
+                # Errbot does this for each key. Bare clients and other packages do not.
                 each = sum(known[step][size]["median"] for step in ("first", "get", "remove"))
                 mapping = some.kind in ("errbot", "bake")
                 expected = max(last * growth, int(size) * each if mapping else 0)
@@ -199,7 +199,7 @@ class Bench:
         self.results["open"] = summaries(samples)
 
     def starting(self) -> None:
-        """Start a bot on each, from the start of its process until it is ready."""
+        """Start a bot on each storage, and measure until it is ready."""
         samples: Samples = defaultdict(list)
         failed: dict[str, str] = {}
         bots = [some for some in self.all if some.start][: self.effort.bots]
@@ -219,10 +219,10 @@ class Bench:
         self.results["start"] = summaries(samples) | failed
 
     def baking(self) -> None:
-        """Bake a template of one file and no hooks, and this one, as whole processes.
+        """Bake a template with one file and no hooks, and this one, as whole processes.
 
-        As in a new environment, where Python has not yet compiled Cookiecutter. Once it has, both
-        take about half as long, and the difference stays.
+        This is as in a new environment, where Python first compiles Cookiecutter. Later, both take
+        about half as long, and the difference is the same.
         """
         samples: Samples = defaultdict(list)
         one = self.folder / "one file"
@@ -239,7 +239,7 @@ class Bench:
         self.results["bake"] = summaries(samples)
 
     def contract(self) -> None:
-        """Run the contract of each bake, as its developer does."""
+        """Run the contract of each bake, as a developer does."""
         results = {}
         baked = [some for some in self.all if some.project and "signed" not in some.name]
         for some in self.track("contract", baked[: self.effort.contracts]):
@@ -259,7 +259,7 @@ class Bench:
 
 
 def value_of(size: int) -> dict[str, Any]:
-    """Return a value whose pickle has so many bytes. Its text cannot be compressed."""
+    """Return a value whose pickle has this size. Its text cannot be compressed."""
     value = {"since": 1_700_000_000, "tags": ["a", "b"], "note": ""}
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
     while (missing := size - len(pickle.dumps(value, protocol=5))) > 0:
@@ -268,7 +268,7 @@ def value_of(size: int) -> dict[str, Any]:
 
 
 def repeat(call: Callable[[Any], object], arguments: Iterable[Any], seconds: float) -> list[float]:
-    """Time a call with one argument after the other until the seconds are over, once at least."""
+    """Time a call with each argument in turn until the time is up, at least once."""
     clock = time.perf_counter
     samples, end = [], clock() + seconds
     for argument in arguments:
@@ -282,12 +282,12 @@ def repeat(call: Callable[[Any], object], arguments: Iterable[Any], seconds: flo
 
 
 def rounded(figure: float) -> float:
-    """Keep four digits."""
+    """Round to four digits."""
     return float(f"{figure:.4g}")
 
 
 def summaries(samples: Samples) -> dict[str, dict[str, dict[str, Any]]]:
-    """Sum up seconds: median, p99, and the middle half's spread in percent of the median."""
+    """Summarize: median, p99, and the interquartile range in percent of the median."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for (store, operation, size), times in samples.items():
         ordered, count = sorted(times), len(times)
@@ -303,9 +303,9 @@ def summaries(samples: Samples) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def setter(store: Store, value: dict[str, Any]) -> Callable[[str], None]:
-    """Return a function that sets a key to a value that is another one each time.
+    """Return a function that sets a key to a different value each time.
 
-    SQLite writes nothing if a value stays as it was.
+    SQLite writes nothing if a value does not change.
     """
     value = dict(value)
 
@@ -317,18 +317,18 @@ def setter(store: Store, value: dict[str, Any]) -> Callable[[str], None]:
 
 
 def count_keys(store: Store) -> int:
-    """Go through all keys."""
+    """Iterate over all keys, and count them."""
     return sum(1 for _key in iter(store.keys()))
 
 
 def resident_bytes() -> int:
-    """Return how much memory this process holds."""
+    """Return how much memory this process uses."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of_keys(store: Store) -> int:
-    """Return by how many bytes this process grows while it goes through all keys."""
+    """Return by how many bytes this process grows while it iterates over all keys."""
     gc.collect()
     before = most = resident_bytes()
     for count, _key in enumerate(store.keys()):
@@ -338,7 +338,7 @@ def memory_of_keys(store: Store) -> int:
 
 
 def run(command: list[str], **options: Any) -> str:
-    """Run a program, and return what it printed. Fails with all of it if the program does."""
+    """Run a program, and return its output. If the program fails, fail with the output."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
@@ -349,7 +349,7 @@ def run(command: list[str], **options: Any) -> str:
 def together(
     some: Candidate, store: Store, operation: str, count: int, seconds: float
 ) -> float | str:
-    """Return the operations a second of some threads, or the error that one of them met."""
+    """Return the operations per second of some threads, or the error of one of them."""
     barrier, done, errors = threading.Barrier(count), [0] * count, []
     value = value_of(100)
 

@@ -1,9 +1,9 @@
 """The baked command `move`: 100,000 keys of 300 bytes from SQLite to PostgreSQL.
 
-It is compared with a plain loop of bare psycopg that inserts the same rows one by one, on the same
-server, without waiting for the disk. `move` is timed as a whole process: it reads, signs and
-writes, then reads everything again and compares it. Fails if a limit is missed, without a signing
-key and with one on both sides.
+It is compared with a loop that inserts the same rows one by one with bare psycopg, on the same
+server, which does not wait for the disk. `move` is timed as a whole process: it reads, signs and
+writes, then reads everything again and compares it. Fails if a limit is missed, either without a
+signing key or with one on both sides.
 """
 
 import os
@@ -25,7 +25,7 @@ KEYS = 100_000
 VALUE = os.urandom(285)
 SPEED_LIMIT = 0.7
 MEMORY_LIMIT = 50_000_000
-"""Bytes that it may take more than for a few keys."""
+"""Maximum additional bytes of memory, compared with moving a few keys."""
 FILL = """
 import pickle, sys
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ print(len(storage.read("key 0")))
 
 
 def bake(database: str, folder: Path, storage_config: dict[str, str]) -> tuple[Path, Path]:
-    """Bake a project, and write a config.py. Returns the program with the commands and that."""
+    """Bake a project, and write a config.py. Returns the file with the commands, and config.py."""
     folder.mkdir()
     answers, where = {"database": database}, str(folder)
     template = str(TEMPLATE)
@@ -58,7 +58,7 @@ def bake(database: str, folder: Path, storage_config: dict[str, str]) -> tuple[P
 
 
 def move(program: Path, old: Path, new: Path) -> tuple[float, int, str]:
-    """Run `move`. Returns the seconds and the most memory that it took, and its last line."""
+    """Run `move`. Returns its seconds, its peak memory and the last line of its output."""
     command = [sys.executable, str(program), "move", str(old), "-c", str(new)]
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as printed:
@@ -84,7 +84,7 @@ def insert_one_by_one(url: str, table: str) -> float:
 
 
 def main() -> None:
-    """Measure, print, and fail where a limit is missed."""
+    """Measure, print, and fail if a limit is missed."""
     missed: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,13 +99,13 @@ def main() -> None:
 
 
 def tell(text: str, kept: bool, missed: list[str]) -> None:
-    """Print a figure, and note it if it misses its limit."""
+    """Print a figure, and record it if it misses its limit."""
     print(text if kept else f"{text}  <- MISSED", flush=True)
     missed += [] if kept else [text]
 
 
 def measure(folder: Path, server: PostgreSQL, missed: list[str], key: dict[str, str]) -> None:
-    """Move a few keys, to learn what the program itself takes, and then all of them."""
+    """Move a few keys, to measure the program's own memory, and then all of them."""
     folder.mkdir()
     print(f"Python {sys.version.split()[0]}, PostgreSQL {server.sql('SHOW server_version')}")
     url = f"postgresql://admin@{server.host}:{server.port}/postgres"

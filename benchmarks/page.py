@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from the figures and the text in page.md."""
+"""Writes docs/benchmarks.md from the figures and the text in page.md."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Draw the figures as SVG: for the page, for README.md, and for light and dark backgrounds."""
+"""Draws the figures as SVG, for docs/benchmarks.md and README.md, on light and dark backgrounds."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 INK, SOFT, GRID, CARD = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 DARK = {INK: "#e6edf3", SOFT: "#9198a1", GRID: "#30363d", CARD: "#0d1117"}
-"""The colours that change on a dark background; those of the data can be read on both."""
+"""The colours that change on a dark background. Those of the data suit both."""
 KINDS = {
     "bake": ("#2f81f7", "baked by this template"),
     "bare": ("#8b949e", "bare client: the limit"),
@@ -67,7 +67,7 @@ def write_plots(results: dict[str, Any], folder: Path) -> None:
 
 
 def as_svg(figure: Figure) -> str:
-    """Return a figure as SVG whose text is text, and whose colours follow the reader's."""
+    """Return a figure as SVG, with real text, and colours for light and dark backgrounds."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     rules = "".join(
@@ -82,7 +82,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def amount(number: float, _position: object = None) -> str:
-    """Write a number as a short text: 1,200 as 1.2k."""
+    """Format a number: 1,200 becomes 1.2k."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):
         if number >= unit:
             return (
@@ -94,7 +94,7 @@ def amount(number: float, _position: object = None) -> str:
 
 
 def duration(seconds: float, _position: object = None) -> str:
-    """Write seconds as a short text."""
+    """Format seconds: 0.0012 becomes 1.2 ms."""
     for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= unit * 0.9999:
             return f"{seconds / unit:.3g} {name}"
@@ -109,11 +109,11 @@ def log_axis(axis: Any, formatter: Any) -> None:
 
 
 def throughput(results: dict[str, Any]) -> Figure:
-    """Compare operations a second of everything that has been measured at this size."""
+    """Compare the operations per second of everything that was measured at one size."""
     size = "100000" if "100000" in results["operations"]["sqlite"]["get"] else "1000"
     names = [n for n in results["stores"] if size in results["operations"][n]["get"]][::-1]
     places = [results["stores"][name]["place"] for name in names]
-    # Half a row between what keeps its data in different places.
+    # Half a row between different places of data.
     rows = [n + sum(a != b for a, b in pairwise(places[: n + 1])) / 2 for n in range(len(names))]
     figure = Figure(figsize=(9, 0.28 * rows[-1] + 1.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -149,7 +149,7 @@ def throughput(results: dict[str, Any]) -> Figure:
 
 
 def lines(axes: Axes, results: dict[str, Any], section: str, operation: str) -> None:
-    """Draw the median time of an operation over the size, for each store of LINES."""
+    """Plot the median time of an operation against the size, for each store in LINES."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     log_axis(axes.yaxis, duration)
@@ -172,7 +172,7 @@ def lines(axes: Axes, results: dict[str, Any], section: str, operation: str) -> 
 
 
 def with_legend(figure: Figure, results: dict[str, Any]) -> Figure:
-    """Name the lines above the panels."""
+    """Add a legend above the panels."""
     marks = [
         Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=name)
         for name, (colour, dashes) in LINES.items()

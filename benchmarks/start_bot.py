@@ -1,4 +1,4 @@
-"""Start Errbot's bot for tests with a configuration given as JSON, and say when it is ready."""
+"""Start Errbot's test bot with a configuration in JSON, and report when it is ready."""
 
 import json
 import logging
@@ -11,4 +11,4 @@ logging.disable(logging.CRITICAL)
 bot = TestBot(extra_config=json.loads(sys.argv[1]))
 bot.start(timeout=20)
 print("ready", flush=True)
-os._exit(0)  # How long a bot takes to stop is not measured.
+os._exit(0)  # The time that a bot takes to stop is not measured.

@@ -1,8 +1,8 @@
 """What is measured: Errbot's storages, every bake, the bare clients, and two packages from PyPI.
 
-All of them do the same work through the same few methods. A bare client is what one would write
-without a storage: the same table or hash and the same pickle, and its own way to look for a key
-and to clear. It is the limit of what a storage over it can reach.
+All of them do the same work through the same methods. A bare client is code without a storage: it
+uses the same table or hash and the same pickles, but its own way to look for a key and to clear. No
+storage on top of it can be faster.
 """
 
 import dbm
@@ -37,11 +37,11 @@ from servers.mariadb import MariaDB  # noqa: E402
 from servers.postgresql import PostgreSQL  # noqa: E402
 from servers.redis import Redis  # noqa: E402
 
-PAGE = 10_000  # keys that are filled in at once
+PAGE = 10_000  # keys that are added at once
 
 
 def key(number: int) -> str:
-    """Return the key of a number."""
+    """Return the key with this number."""
     return f"key {number}"
 
 
@@ -60,7 +60,7 @@ class Store(Protocol):
 
 
 Fill = Callable[[Any, str, int, int, Any], None]
-"""Puts the keys of a range of numbers into an open namespace of that name, all with one value."""
+"""Adds keys with a range of numbers to an open namespace of that name, all with the same value."""
 
 
 @dataclass
@@ -71,28 +71,29 @@ class Candidate:
     kind: str
     """`errbot`, `bake`, `bare` or `peer`."""
     place: str
-    """Where the data are: in memory, in a file, or in which server."""
+    """Where the data are: in memory, in a file, or the name of the server."""
     open: Callable[[str], Store]
     fill: Fill
     bare: str = ""
     """The bare client of the same database."""
     per_thread: bool = False
-    """Whether each thread needs a connection of its own."""
+    """Whether each thread needs its own connection."""
     start: dict[str, Any] | None = None
-    """What config.py says to start a bot on it."""
+    """The settings in config.py to start a bot on it."""
     project: Path | None = None
-    """The baked project, and below, the server that its tests are to use."""
+    """The baked project."""
     url: str = ""
+    """The server for the project's tests."""
 
 
 def fill_by_set(store: Store, _namespace: str, start: int, stop: int, value: Any) -> None:
-    """Fill in keys one by one."""
+    """Add keys one by one."""
     for number in range(start, stop):
         store.set(key(number), value)
 
 
 class ErrbotStore:
-    """A storage as Errbot uses it: `in` and `clear` are those of its `StoreMixin`."""
+    """A storage as Errbot uses it, with `in` and `clear` from `StoreMixin`."""
 
     def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
         self.storage: Any = plugin.open(namespace)
@@ -104,12 +105,12 @@ class ErrbotStore:
         self.close = self.storage.close
 
     def first(self) -> str:
-        """Return the first key, as `popitem` asks for it."""
+        """Return the first key, as `popitem` does."""
         return str(next(iter(self.storage.keys())))
 
 
 def shelf(folder: Path, module: str) -> Candidate:
-    """Errbot's Shelf on one module of dbm."""
+    """Errbot's Shelf with one of the dbm modules."""
     (folder / module).mkdir()
     plugin = ShelfStoragePlugin(SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=folder / module))
 
@@ -123,7 +124,7 @@ def shelf(folder: Path, module: str) -> Candidate:
 
 
 def fill_shelf(store: Any, namespace: str, start: int, stop: int, value: Any) -> None:
-    """Fill in keys one by one, but in one transaction if the Shelf is an SQLite file."""
+    """Add keys one by one, but in one transaction if the Shelf is an SQLite file."""
     connection = getattr(store.storage.shelf.dict, "_cx", None)
     if connection:
         connection.execute("BEGIN")
@@ -133,7 +134,7 @@ def fill_shelf(store: Any, namespace: str, start: int, stop: int, value: Any) ->
 
 
 def dbm_modules() -> list[str]:
-    """Return the modules of dbm that this Python has. It takes the first for a new file."""
+    """Return the dbm modules that this Python has. Python uses the first for new files."""
     found = []
     for name in dbm._names:  # type: ignore[attr-defined]
         with suppress(ImportError):
@@ -199,7 +200,7 @@ class Projects:
 
 
 def stored(store: Any, value: Any) -> bytes:
-    """Return the bytes as which a storage stores a value."""
+    """Return the bytes that a storage stores for a value."""
     store.set("sample", value)
     data: bytes = store.storage.read("sample")
     store.remove("sample")
@@ -207,14 +208,14 @@ def stored(store: Any, value: Any) -> bytes:
 
 
 def fill_bytes(store: Any, _namespace: str, start: int, stop: int, value: Any) -> None:
-    """Fill in keys by writing bytes."""
+    """Add keys by writing bytes."""
     data = stored(store, value)
     for number in range(start, stop):
         store.storage.write(key(number), data)
 
 
 def fill_sqlite(file: Path, table: str, *, encoded: bool) -> Fill:
-    """Fill in keys in one transaction."""
+    """Add keys in one transaction."""
 
     def fill(_store: Any, namespace: str, start: int, stop: int, value: Any) -> None:
         data = pickle.dumps(value, protocol=5)
@@ -229,20 +230,20 @@ def fill_sqlite(file: Path, table: str, *, encoded: bool) -> Fill:
 
 
 def fill_postgresql(url: str, table: str) -> Fill:
-    """Let the server make the keys."""
+    """Let the server generate the keys."""
 
     def fill(_store: Any, namespace: str, start: int, stop: int, value: Any) -> None:
         insert = f"""INSERT INTO {table} SELECT %b, convert_to('key ' || n, 'UTF8'), %b
             FROM generate_series({start}::int, {stop - 1}) AS n"""
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(insert, (namespace.encode(), pickle.dumps(value, protocol=5)))
-            connection.execute(f"ANALYZE {table}")  # as the server does by itself in a minute
+            connection.execute(f"ANALYZE {table}")  # as the server itself does within a minute
 
     return fill
 
 
 def fill_mariadb(server: MariaDB, table: str) -> Fill:
-    """Let the server make the keys."""
+    """Let the server generate the keys."""
 
     def fill(_store: Any, namespace: str, start: int, stop: int, value: Any) -> None:
         server.sql(
@@ -254,7 +255,7 @@ def fill_mariadb(server: MariaDB, table: str) -> Fill:
 
 
 def fill_redis(url: str, prefix: str) -> Fill:
-    """Fill in many keys with each command."""
+    """Add many keys with each command."""
 
     def fill(_store: Any, namespace: str, start: int, stop: int, value: Any) -> None:
         data = pickle.dumps(value, protocol=5)
@@ -267,11 +268,11 @@ def fill_redis(url: str, prefix: str) -> Fill:
 
 
 class BareSQL:
-    """Bare sqlite3, psycopg or PyMySQL: one connection that commits by itself, and one table."""
+    """Bare sqlite3, psycopg or PyMySQL: one connection in autocommit mode, and one table."""
 
     def __init__(self, connection: Any, namespace: str, *, mark: str, upsert: str) -> None:
         self.connection = connection
-        # Names are text for sqlite3 and bytes for the servers, as in the bakes.
+        # Names are text in sqlite3 and bytes on the servers, as in the bakes.
         self.encode: Callable[[str], Any] = str if mark == "?" else str.encode
         self.namespace = self.encode(namespace)
         self.upsert = f"INSERT INTO bare VALUES ({mark}, {mark}, {mark}) {upsert}"
@@ -298,7 +299,7 @@ class BareSQL:
         self.run(f"DELETE {self.here}", self.encode(key))
 
     def contains(self, key: str) -> bool:
-        """Look whether a row is there."""
+        """Return whether a row exists."""
         return self.run(f"SELECT 1 {self.here}", self.encode(key)).fetchone() is not None
 
     def len(self) -> int:
@@ -343,7 +344,7 @@ class BareRedis:
         self.client.hdel(self.name, key)
 
     def contains(self, key: str) -> bool:
-        """Look whether a field is there."""
+        """Return whether a field exists."""
         return bool(self.client.hexists(self.name, key))
 
     def len(self) -> int:
@@ -369,7 +370,7 @@ class BareRedis:
 
 
 class Peer:
-    """A mapping of another package, which keeps pickles in an SQLite file."""
+    """A mapping from another package, which keeps pickles in an SQLite file."""
 
     def __init__(self, mapping: Any) -> None:
         self.mapping = mapping
@@ -479,7 +480,7 @@ def bare_redis(url: str) -> Candidate:
 
 @dataclass
 class Servers:
-    """The three servers, which do not wait for the disk."""
+    """The three servers. They do not wait for the disk."""
 
     postgresql: PostgreSQL
     mariadb: MariaDB
@@ -487,7 +488,7 @@ class Servers:
 
     @classmethod
     def start(cls, folder: Path, stack: ExitStack) -> "Servers":
-        """Start them on this machine, to be stopped with the stack."""
+        """Start them on this machine, and stop them when the stack closes."""
         postgresql = PostgreSQL(
             folder / "postgresql",
             fsync="on",
@@ -508,7 +509,7 @@ class Servers:
         return servers
 
     def versions(self) -> dict[str, str]:
-        """Return what is running."""
+        """Return the servers' versions."""
         info: Any = redis.Redis.from_url(self.redis.url).info()
         return {
             "PostgreSQL": self.postgresql.sql("SHOW server_version").split()[0],
@@ -518,7 +519,7 @@ class Servers:
 
 
 def candidates(folder: Path, servers: Servers) -> list[Candidate]:
-    """Return all that is measured, the storages of one database next to each other."""
+    """Return everything to measure, grouped by database."""
     postgresql, mariadb, redis_url = servers.postgresql, servers.mariadb, servers.redis.url
     postgresql_url = f"postgresql://admin@{postgresql.host}:{postgresql.port}/postgres"
     mariadb_url = f"mariadb://bot:bot@{mariadb.host}:{mariadb.port}/bot"

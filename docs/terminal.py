@@ -1,8 +1,8 @@
-"""Draw docs/terminal.svg, the picture of README.md, from what happens in a terminal.
+"""Draw docs/terminal.svg, the picture in README.md, from a real terminal session.
 
-Everything in it is run: the template is baked with typed answers, the tests of the bake are run,
-and a bot is started twice. Only the address of the template is another one, a folder and not
-GitHub's. `--quick FILE` runs a few of the tests and draws into that file.
+All commands in it are run: the template is baked with typed answers, the bake's tests run, and a
+bot starts twice. Only the template's address differs: the picture shows GitHub, the run uses this
+folder. `--quick FILE` runs only a few tests and draws into that file.
 """
 
 import argparse
@@ -24,9 +24,9 @@ TEMPLATE = HERE.parent
 WIDTH = 104
 COOKIECUTTER = "cookiecutter gh:org/errbot-storage-template"
 ANSWERS = {3: "2"}
-"""What is typed at which question. At the others, Enter is pressed."""
+"""The typed answers by question. At the other questions, only Enter is pressed."""
 SHOWN = [1, 3]
-"""The questions in the picture. There is no room for all."""
+"""The questions in the picture, which has no room for all of them."""
 PYTEST = "python -m pytest -q"
 NOTES = TEMPLATE / "{{cookiecutter.plugin_slug}}/tests/contract/support/notes_plugin"
 CONFIG = f"""import os
@@ -45,7 +45,7 @@ LINES = [
     ["!plugin config Notes {'GREETING': 'Good morning'}", "!note milk"],
     ["!notes"],
 ]
-"""What is said to the bot, each time that it is started."""
+"""The messages to the bot for each of its starts."""
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 THEME = TerminalTheme(
     (13, 17, 23),
@@ -56,7 +56,7 @@ THEME = TerminalTheme(
 
 
 class Terminal:
-    """Runs commands, and shows them and what they print."""
+    """Runs commands, and shows them with their output."""
 
     def __init__(self, folder: Path) -> None:
         tools, source = Path(sys.executable).parent, folder / "errbot-storage-acme/src"
@@ -76,14 +76,14 @@ class Terminal:
         self.console.print(f"\n[bold green]$[/] [bold]{command}[/]", highlight=False)
 
     def show(self, printed: str) -> None:
-        """Show what a program printed, without blank lines."""
+        """Show a program's output without blank lines."""
         for line in printed.split("\n"):
             text = Text.from_ansi(line.rstrip("\r").rpartition("\r")[2])  # as a terminal does
             if text.plain.strip():
                 self.console.print(text)
 
     def start(self, command: str, folder: str = "") -> "pexpect.spawn[str]":
-        """Start a program in a terminal of its own."""
+        """Start a program in its own terminal."""
         return pexpect.spawn(
             "bash",
             ["-c", command],
@@ -95,7 +95,7 @@ class Terminal:
         )
 
     def run(self, command: str, folder: str = "") -> str:
-        """Run a command, and show what it prints. Fails if the command fails."""
+        """Run a command, and show its output. Fails if the command fails."""
         self.type(command)
         program = self.start(command, folder)
         program.expect(pexpect.EOF)
@@ -130,7 +130,7 @@ class Terminal:
             self.console.print(text, style="dim", highlight=False)
 
     def talk(self, lines: list[str]) -> None:
-        """Start the bot, say something, and stop it."""
+        """Start the bot, send it some messages, and stop it."""
         self.type("errbot --text")
         program = self.start("errbot --text")
         program.expect(">>> ")
@@ -144,7 +144,7 @@ class Terminal:
         program.expect(pexpect.EOF)
 
     def picture(self) -> str:
-        """Return the picture, which loads no font from elsewhere."""
+        """Return the picture, which loads no remote font."""
         self.console.print()
         remote = r"@font-face \{\{.*?\}\}\n|<!--.*?-->\n"
         form = re.sub(remote, "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

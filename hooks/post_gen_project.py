@@ -1,8 +1,8 @@
-"""Remove the CI files that were not chosen, and say what comes next."""
+"""Remove the CI files that were not chosen, and print the next steps."""
 
 import os
 
-# pre_gen_project.py has made sure that none of these can end a string.
+# pre_gen_project.py ensures that none of these can end a string.
 SLUG = "{{ cookiecutter.plugin_slug }}"
 DATABASE = "{{ cookiecutter.database }}"
 CI = "{{ cookiecutter.ci }}"
@@ -17,13 +17,13 @@ if CI != "gitlab":
     os.remove("renovate.json")
 
 if DATABASE == "dict":
-    then = "Then put your database into storage.py: README.md says how."
+    then = "Then connect your database: see README.md."
 else:
-    then = "README.md says what the config.py of a bot needs to use it."
+    then = "Then configure your bot: see README.md."
 
 activate = r".venv\Scripts\activate" if os.name == "nt" else ". .venv/bin/activate"
 print(f"""
-{SLUG} is baked. Next:
+{SLUG} is ready. Next:
 
   cd {SLUG}
   python -m venv .venv

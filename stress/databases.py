@@ -1,4 +1,4 @@
-"""Every database, started for a program on a free port, with a storage that is baked for it."""
+"""Starts every database on a free port, with a storage that is baked for it."""
 
 import argparse
 import importlib.util
@@ -51,7 +51,7 @@ def running(name: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def load_plugin(storage: Path, folder: Path, storage_config: dict[str, Any]) -> Any:
-    """Start the storage plugin in storage.py, as a bot does whose BOT_DATA_DIR is the folder."""
+    """Start the storage plugin in storage.py with the folder as BOT_DATA_DIR, as a bot does."""
     spec = importlib.util.spec_from_file_location("errbot.storage.storage", storage)
     assert spec
     assert spec.loader
@@ -62,15 +62,15 @@ def load_plugin(storage: Path, folder: Path, storage_config: dict[str, Any]) -> 
 
 
 def main(option: str, default: int, work: Callable[[Any, int], dict[str, Any]]) -> int:
-    """Let `work` measure each database in a process of its own, and print what it returns.
+    """Let `work` measure each database in its own process, and print the results.
 
-    It gets a plugin and the number that the option names. Returns the exit status: 1 if something
-    went wrong, which is any count whose name does not end in a colon.
+    `work` gets a plugin and the number from the option. Returns the exit status: 1 if a database
+    has counts of wrong, lost or dead.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument(option, dest="amount", type=int, default=default)
     parser.add_argument("--database", choices=DATABASES, action="append")
-    parser.add_argument("--storage-config", type=json.loads, default={}, help="more of it, as JSON")
+    parser.add_argument("--storage-config", type=json.loads, default={}, help="more keys, as JSON")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -1,9 +1,9 @@
 """A parent and two forked children use one storage at once: python stress/forks.py --seconds 60
 
 The parent's threads never stop. Every two seconds it forks three children: one that works and ends
-with os._exit, one that works and ends with sys.exit, and one that ends with sys.exit at once.
-Counted are values that are wrong (another key's, or older than what was acknowledged), and values
-that are lost in the end.
+with os._exit, one that works and ends with sys.exit, and one that calls sys.exit at once. The
+program counts values that are wrong (another key's, or older than acknowledged), and values that
+are lost at the end.
 """
 
 import json
@@ -19,13 +19,13 @@ from databases import main
 KEYS = 5
 THREADS = 4
 ROUND = 2.0
-"""Seconds that two children work."""
+"""Seconds for which the two children work."""
 WAIT = 30.0
 """Seconds that a child may take to end."""
 
 
 class Work:
-    """Threads of one process that set and get keys of their own, and get those of others."""
+    """Threads of one process that set and get their own keys, and get others' keys."""
 
     def __init__(self, storage: Any, name: str) -> None:
         self.storage = storage
@@ -45,14 +45,14 @@ class Work:
         """Wait until the threads have ended."""
         for thread in self.threads:
             thread.join(WAIT)
-            self.counts["lost"] += thread.is_alive()  # It waits for ever.
+            self.counts["lost"] += thread.is_alive()  # It hangs.
 
     def run(self, number: int) -> None:
         """Set and get until the deadline."""
         turn = 0
         while time.monotonic() < self.deadline:
             turn += 1
-            time.sleep(random.choice([0, 0.002]))  # A connection that is idle is one to inherit.
+            time.sleep(random.choice([0, 0.002]))  # so that some connections are idle
             key = f"{self.name} {number} {turn % KEYS}"
             try:
                 self.storage.set(key, [key, turn])
@@ -67,7 +67,7 @@ class Work:
                 time.sleep(0.01)
 
     def check(self, key: str, number: int) -> None:
-        """Get a key. If it is this thread's own, it has the value that was set last."""
+        """Get a key. This thread's own keys must have the values that were set last."""
         own = key.startswith(f"{self.name} {number} ")
         expected = self.done.get(key, 0) if own else None
         got = self.storage.get(key)
@@ -78,7 +78,7 @@ class Work:
 
 
 def child(storage: Any, name: str, result: int) -> None:
-    """Work for a while in a child, and report what came of it."""
+    """Work for a while in a child, and report the results."""
     work = Work(storage, name)
     work.deadline = time.monotonic() + ROUND
     work.start()
@@ -89,7 +89,7 @@ def child(storage: Any, name: str, result: int) -> None:
 
 
 def fork(storage: Any, name: str, ends: str) -> tuple[int, int]:
-    """Start a child. Returns its process id, and where it reports."""
+    """Start a child. Returns its process id, and the pipe with its report."""
     reading, writing = os.pipe()
     if pid := os.fork():
         os.close(writing)
@@ -104,7 +104,7 @@ def fork(storage: Any, name: str, ends: str) -> tuple[int, int]:
 
 
 def await_end(pid: int) -> bool:
-    """Wait until a child has ended well, and say so. Kills one that does not."""
+    """Wait until a child has ended, and return whether it succeeded. Kills it after WAIT."""
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)

@@ -1,9 +1,9 @@
 """Real signals at random moments: python stress/interrupts.py --signals 10000
 
-The main thread gets and sets, and is interrupted again and again, in turn by KeyboardInterrupt and
-by SystemExit. Three other threads go on with keys of their own. Counted are values that are wrong
-(another key's, or none of those that may be there), and storages that are dead: in which after
-the signals a thread fails or waits for ever.
+The main thread gets and sets keys, and is interrupted again and again, by KeyboardInterrupt and
+SystemExit in turn. Three other threads use keys of their own. The program counts values that are
+wrong (another key's, or not a possible one), and dead storages, where a thread fails or hangs after
+the signals.
 """
 
 import random
@@ -18,28 +18,28 @@ from databases import main
 KEYS = 5
 THREADS = 3
 WAIT = 30.0
-"""Seconds after which a thread that has not gone on counts as dead."""
+"""Seconds after which a thread without progress counts as dead."""
 
 
 class Interrupts:
-    """A timer that interrupts the main thread while it is at work, and never at another time."""
+    """A timer that interrupts the main thread only during an operation."""
 
     def __init__(self) -> None:
         self.armed = False
         self.raised = 0
         self.seconds = 0.001
-        """How long the timer waits at most: so long that half of the operations are interrupted."""
+        """The timer's maximum, which adapts so that half of the operations are interrupted."""
         signal.signal(signal.SIGALRM, self.interrupt)
 
     def interrupt(self, *_: object) -> None:
-        """Raise what Ctrl-C raises, or what a service's handler of SIGTERM does."""
+        """Raise KeyboardInterrupt, as Ctrl-C does, or SystemExit, as a SIGTERM handler may."""
         if self.armed:
             self.armed = False
             self.raised += 1
             raise (KeyboardInterrupt, SystemExit)[self.raised % 2]
 
     def run(self, operation: Any, *arguments: Any) -> tuple[bool, Any]:
-        """Run an operation. Says whether it came to its end, and what it returned."""
+        """Run an operation. Returns whether it was completed, and its result."""
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, self.seconds))
         try:
             self.armed = True
@@ -55,7 +55,7 @@ class Interrupts:
 
 
 class Other:
-    """A thread that sets and gets keys of its own."""
+    """A thread that sets and gets its own keys."""
 
     def __init__(self, storage: Any, number: int) -> None:
         self.storage = storage
@@ -80,7 +80,7 @@ class Other:
             self.turn += 1
 
     def goes_on(self) -> bool:
-        """Wait until a whole turn is done, and say whether it was."""
+        """Wait for a complete turn, and return whether it succeeded."""
         turn, failed, deadline = self.turn, self.failed, time.monotonic() + WAIT
         while self.turn < turn + 2 and time.monotonic() < deadline:
             time.sleep(0.001)

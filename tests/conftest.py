@@ -1,4 +1,4 @@
-"""What the tests of the template share: how to bake, and how to run what was baked."""
+"""Shared fixtures and helpers: they bake projects and run their tests."""
 
 import atexit
 import os
@@ -22,8 +22,8 @@ CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
 
+# With it, each of hundreds of processes would compile all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Else each of hundreds of processes would compile all that it imports.
 
 MEMORY = Path("/dev/shm")
 if (
@@ -31,8 +31,8 @@ if (
     and shutil.disk_usage(MEMORY).free > 4e9
     and "PYTEST_XDIST_WORKER" not in os.environ
 ):
-    # Processes that tests start keep throwaway databases in memory, where fsync takes no time.
-    tempfile.gettempdir()  # This process has asked: what pytest keeps stays on the disk.
+    # Subprocesses keep throwaway databases in memory, where fsync takes no time.
+    tempfile.gettempdir()  # Python remembers the answer, so pytest's own files stay on the disk.
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="errbot-storage-template-", dir=MEMORY)
     os.chmod(os.environ["TMPDIR"], 0o711)  # PostgreSQL does not run as root.
     atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
@@ -42,7 +42,7 @@ Bake = Callable[..., Path]
 
 
 def run(*command: object, cwd: Path, **options: Any) -> str:
-    """Run a command, and return what it printed. Fails with all of it where the command fails."""
+    """Run a command, and return what it printed. If the command fails, fail with its output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -56,7 +56,7 @@ def run(*command: object, cwd: Path, **options: Any) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files below a folder, by their paths."""
+    """Return the contents of all files below a folder, by path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -66,7 +66,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def bake(cookies: Cookies) -> Bake:
-    """Bake without prompts, as `cookiecutter --no-input` does. Raises what the bake raised."""
+    """Bake without prompts, as `cookiecutter --no-input` does. Raises the bake's exception."""
 
     def bake(**answers: str) -> Path:
         result = cookies.bake(extra_context=answers)
@@ -79,7 +79,7 @@ def bake(cookies: Cookies) -> Bake:
 
 @pytest.fixture(scope="session")
 def default_project(cookies_session: Cookies) -> Path:
-    """The project that comes of pressing Enter. Tests read it, and do not change it."""
+    """The project with default answers. Tests must not change it."""
     result = cookies_session.bake()
     if result.exception:
         raise result.exception
@@ -90,7 +90,7 @@ def default_project(cookies_session: Cookies) -> Path:
 def bake_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bake]:
     """Bake with answers typed at the prompts.
 
-    Unlike answers given with --no-input, Cookiecutter does not render these as templates.
+    Unlike with --no-input, Cookiecutter does not render these answers as templates.
     """
     count = 0
 
@@ -118,7 +118,7 @@ def bake_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bake
 
 
 def contract_tests(*files: Path) -> set[str]:
-    """Return the names of the contract's tests, or of those in some of its files."""
+    """Return the names of all tests of the contract, or of those in some files."""
     return {
         name
         for file in files or CONTRACT.glob("test_*.py")
@@ -128,7 +128,7 @@ def contract_tests(*files: Path) -> set[str]:
 
 @cache
 def pythons() -> dict[str, str]:
-    """Return the Pythons of this machine that a baked project supports, by version."""
+    """Return the Pythons on this machine that a baked project supports, by version."""
     environment = dict(os.environ)
     if pyenv := shutil.which("pyenv"):
         installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
@@ -143,9 +143,9 @@ def pythons() -> dict[str, str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test that takes a `python_version` the newest one and, if asked, the oldest one.
+    """Parametrize `python_version` with the newest version and, with `-m slow`, the oldest.
 
-    Only such a test: to look for them takes longer than all else that is done here.
+    Only if a test needs it, because finding the Pythons takes a while.
     """
     if "python_version" in metafunc.fixturenames:
         *older, newest = pythons() or ["none"]
@@ -170,7 +170,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
-    """Make an environment with these packages, and return its Python."""
+    """Create an environment with these packages, and return its Python."""
     run(UV, "venv", "--quiet", "--python", python, folder, cwd=folder.parent)
     interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [UV, "pip", "install", "--quiet", "--python", interpreter]
@@ -182,7 +182,7 @@ def environment(folder: Path, python: str, *requirements: str | Path) -> Path:
 def interpreter_of(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Path, str], Path]:
-    """Makes an environment for the tests of a baked project, by its folder and Python, once."""
+    """Creates an environment for a baked project's tests, once per project and Python."""
 
     @cache
     def interpreter_of(project: Path, version: str) -> Path:
@@ -193,5 +193,5 @@ def interpreter_of(
 
 
 def clean_environment() -> Mapping[str, str]:
-    """Return the environment of this process without what pytest and Python put there."""
+    """Return this process's environment variables without those of Python and pytest."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PY")}

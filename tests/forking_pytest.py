@@ -1,8 +1,8 @@
 """Run tests of one project many times, each time in a fork of a pytest that has collected them.
 
-Starting Python, importing Errbot and collecting the tests takes longer than most of the tests do.
-`Forking` does that once: it starts pytest with this file as a plugin, which waits as soon as the
-tests are collected, and forks for each request. What the child does then is pytest's own work.
+Starting Python, importing Errbot and collecting the tests takes longer than most of the tests.
+`Forking` does this once. It starts pytest with this file as a plugin, which waits after the
+collection, and forks for each request. In the child, pytest runs the tests as usual.
 """
 
 import json
@@ -19,14 +19,14 @@ from typing import NamedTuple
 import pytest
 
 FOLDER = "FORKING_PYTEST"
-"""What tells this plugin where to write, and the ends of the pipes that it reads and writes."""
+"""The environment variable with the folder for output, and the pipes to read and write."""
 OUTPUT, OUTCOMES, TEMPORARY = "output.txt", "outcomes.json", "temporary"
 TIMEOUT = 300.0
 """Seconds that the tests of one request may take."""
 
 
 class Result(NamedTuple):
-    """What became of the tests: the names of their functions."""
+    """The names of the test functions by outcome."""
 
     passed: set[str]
     failed: set[str]
@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
 
 class Forking:
-    """A pytest that has collected the tests of a project, and runs some of them when asked."""
+    """A pytest that has collected a project's tests, and runs some of them on request."""
 
     def __init__(self, project: Path, folder: Path) -> None:
         self._folder = folder
@@ -52,7 +52,7 @@ class Forking:
                     **os.environ,
                     FOLDER: json.dumps([str(folder), requests[0], replies[1]]),
                     "PYTHONPATH": os.pathsep.join(paths),
-                    "CI": "true",  # where pytest shows differences in full, which must end soon
+                    "CI": "true",  # so that pytest shows differences in full, which must be fast
                 },
                 stdout=output,
                 stderr=output,
@@ -64,10 +64,10 @@ class Forking:
         self._replies = os.fdopen(replies[0])
 
     def run(self, tests: Iterable[str], **environment: str) -> Result:
-        """Run the test functions of these names in a fork, with this added to its environment."""
+        """Run these test functions in a fork with more environment variables."""
         output = self._folder / OUTPUT
         start = output.stat().st_size
-        with suppress(BrokenPipeError):  # It has ended, and the output says why.
+        with suppress(BrokenPipeError):  # pytest has ended, and its output says why.
             print(json.dumps([sorted(tests), environment]), file=self._requests, flush=True)
         reply = self._replies.readline()
         printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
@@ -84,7 +84,7 @@ class Forking:
 
 
 class Outcomes:
-    """In the child: notes what became of the tests, and writes it down at the end."""
+    """In the child: records the outcomes of the tests, and writes them to a file at the end."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -92,19 +92,19 @@ class Outcomes:
         self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note one phase of one test."""
+        """Record one phase of one test."""
         if report.failed or (report.passed and report.when == "call"):
             function = report.location[2].partition("[")[0]
             (self._failed if report.failed else self._passed).add(function)
 
     def pytest_unconfigure(self) -> None:
-        """Write down which functions passed with all their parameters, and which did not."""
+        """Write which functions passed with all their parameters, and which failed."""
         outcomes = [sorted(self._passed - self._failed), sorted(self._failed)]
         self._file.write_text(json.dumps(outcomes))
 
 
 def await_end(pid: int) -> str:
-    """Wait until a child has ended, and say how. Kills it, and what it started, if it does not."""
+    """Wait until a child has ended, and return how. After TIMEOUT, kill its process group."""
     deadline = monotonic() + TIMEOUT
     while monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -114,12 +114,12 @@ def await_end(pid: int) -> str:
         sleep(0.005)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return f"it was not done after {TIMEOUT:.0f} s"
+    return f"it did not end within {TIMEOUT:.0f} s"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """Fork for each request. The parent runs no test; the child goes on, with those asked for."""
+    """Fork for each request. The child runs the requested tests; the parent runs none."""
     name, asked, answered = json.loads(os.environ.pop(FOLDER))
     folder, environment = Path(name), dict(os.environ)
     with os.fdopen(asked) as requests, os.fdopen(answered, "w") as replies:

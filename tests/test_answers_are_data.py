@@ -1,4 +1,4 @@
-"""Texts are kept to the letter in every file that holds them, and never run."""
+"""Free text is kept verbatim in every file, and never executed."""
 
 import configparser
 import email
@@ -52,7 +52,7 @@ HOSTILE = [
 
 
 def check_kept(project: Path, text: str) -> None:
-    """Read every file in its own language, and compare what it says with the answer."""
+    """Parse every file in its own language, and compare the text with the answer."""
     package = next((project / "src").iterdir())
     text = text.strip()
 
@@ -81,14 +81,14 @@ def check_kept(project: Path, text: str) -> None:
     for path, content in files(project).items():
         if path.endswith(".py"):
             compile(content, path, "exec")
-            assert text not in content.decode() or len(text) < 40, "A text stands in a Python file."
+            assert text not in content.decode() or len(text) < 40, "Free text is in a Python file."
         if path.endswith(".yml"):
             yaml.safe_load(content)
-    assert not list(project.parent.rglob("OWNED")), "An answer was run as code."
+    assert not list(project.parent.rglob("OWNED")), "An answer was executed as code."
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:30])
-def test_a_hostile_text_is_kept_to_the_letter(bake_typed: Bake, text: str) -> None:
+def test_hostile_text_is_kept_verbatim(bake_typed: Bake, text: str) -> None:
     check_kept(bake_typed(description=text, author_name=text), text)
 
 
@@ -96,7 +96,7 @@ one_line = st.characters(
     exclude_categories=["Cs", "Zl", "Zp"],
     exclude_characters=[
         *map(chr, [*range(0x20), *range(0x7F, 0xA0), 0xFFFE, 0xFFFF]),
-        *map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]),  # they reorder what follows
+        *map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]),  # reorder text
     ],
 )
 texts = st.one_of(
@@ -111,12 +111,14 @@ texts = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(text=texts)
-def test_any_text_of_one_line_is_kept_to_the_letter(bake_typed: Bake, text: str) -> None:
+def test_any_line_of_text_is_kept_verbatim(bake_typed: Bake, text: str) -> None:
     check_kept(bake_typed(description=text, author_name=text), text)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:30])
-def test_a_wheel_carries_a_hostile_text(bake_typed: Bake, tmp_path: Path, text: str) -> None:
+def test_a_wheel_contains_hostile_text_verbatim(
+    bake_typed: Bake, tmp_path: Path, text: str
+) -> None:
     project = bake_typed(description=text, author_name=text)
     wheel = tmp_path / "wheel"
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", wheel, cwd=project)

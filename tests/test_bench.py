@@ -1,4 +1,4 @@
-"""make bench, in its short form; and the page of published figures is what the figures say."""
+"""`make bench` works in its short form, and the published page shows the published figures."""
 
 import json
 import re
@@ -48,14 +48,14 @@ def test_the_short_form_measures_and_draws_everything(tmp_path: Path) -> None:
         assert "sqlite" in "".join(ElementTree.parse(drawn).getroot().itertext())
 
 
-def test_the_published_page_is_what_its_figures_say(figures: dict[str, Any]) -> None:
+def test_the_published_page_shows_the_published_figures(figures: dict[str, Any]) -> None:
     assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page(figures), (
         "Run benchmarks/bench.py --draw."
     )
 
 
-def test_published_figures_are_of_a_full_run(figures: dict[str, Any]) -> None:
-    """Whether it kept its limits, `make bench` itself says, and the page."""
+def test_the_published_figures_are_from_a_full_run(figures: dict[str, Any]) -> None:
+    """`make bench` and the page say whether the run kept its limits."""
     assert "1000000" in figures["operations"]["sqlite"]["get"]
     limits = figures["limits"]
     assert limits
@@ -64,7 +64,7 @@ def test_published_figures_are_of_a_full_run(figures: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("picture", [*DOCS.rglob("*.svg")], ids=lambda path: path.stem)
-def test_pictures_load_nothing_and_can_be_read_on_both_backgrounds(picture: Path) -> None:
+def test_pictures_load_nothing_and_suit_both_backgrounds(picture: Path) -> None:
     svg = picture.read_text(encoding="utf-8")
     names = ("http://www.w3.org/", "http://purl.org/", "http://creativecommons.org/")
     urls = [url for url in re.findall(r"https?://[^\s\"')<]+", svg) if not url.startswith(names)]

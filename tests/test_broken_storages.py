@@ -1,9 +1,9 @@
-"""Proof that the contract catches what it should: each broken storage fails the right tests.
+"""The contract catches what it should: each broken storage fails the right tests.
 
-A baked project is given all broken storages of broken_storages/, and for each of them its tests
-run in a process in which its storage is broken that way. The end of pytest's output says which
-tests caught which. `-m slow` runs the whole contract against those that one test alone must catch,
-and `BROKEN_STORAGES_EVERYWHERE=1` applies all to every database.
+For each broken storage in broken_storages/, the tests of a baked project run in a process that
+breaks the project's storage in this way. The end of pytest's output says which tests caught it.
+`-m slow` runs the whole contract against storages that only one test catches, and
+`BROKEN_STORAGES_EVERYWHERE=1` breaks every database.
 """
 
 import os
@@ -19,14 +19,14 @@ from conftest import CONTRACT, contract_tests
 from forking_pytest import Forking
 from pytest_cookies.plugin import Cookies
 
-# In the first one all are broken, in the second one those that cannot be seen in the first.
+# All bugs are applied to the first one, and those that need other processes to the second one.
 DATABASES = ["dict", "sqlite"]
 if os.environ.get("BROKEN_STORAGES_EVERYWHERE"):
     DATABASES += ["sql", "redis"]
 
-# No key of more than 1,600 bytes is in an SQL table: it is refused, and so cannot be cut.
+# SQL tables have no keys of more than 1,600 bytes, so none can be cut.
 NOT_BROKEN = {("sql", "keys_are_cut_at_65535_characters")}
-# They go through everything, and so catch nearly everything: that proves nothing of the others.
+# These use every operation, so they catch nearly every bug. The other tests must do so, too.
 GO_THROUGH_EVERYTHING = {"test_model.py", "test_bot.py", "test_command_line.py"}
 AIMED = contract_tests(
     *(file for file in CONTRACT.glob("test_*.py") if file.name not in GO_THROUGH_EVERYTHING)
@@ -55,7 +55,7 @@ def break_it() -> None:
 
 if "BROKEN_STORAGE" in os.environ:
     break_it()
-else:  # Tests have imported this module, and are about to be forked.
+else:  # Imported before the fork that runs the tests.
     os.register_at_fork(after_in_child=break_it)
 """
 
@@ -64,7 +64,7 @@ else:  # Tests have imported this module, and are about to be forked.
 def tests_of(
     cookies_session: Cookies, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Forking]]:
-    """Bakes a project for a database, where any storage can be broken, and collects its tests."""
+    """Bakes a project for a database, whose storage can be broken, and collects its tests."""
     with ExitStack() as stack:
 
         @cache
@@ -98,8 +98,8 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
     others = len(failed - broken.caught_by)
     named = ", ".join(sorted(failed & broken.caught_by)) or "none that should"
     record_property(f"{name} ({database})", named + f", and {others} others" * bool(others))
-    assert result.passed, f"Nothing could be run:\n{result.output}"
-    assert failed, f"Nothing catches this: {broken.break_it.__doc__}"
+    assert result.passed, f"No test passed:\n{result.output}"
+    assert failed, f"No test catches this: {broken.break_it.__doc__}"
     missing = broken.caught_by - failed
     assert not missing, (
         f"{sorted(missing)} did not fail, but {sorted(failed)} did.\n{result.output}"
@@ -118,18 +118,18 @@ def test_a_broken_storage_is_caught_by_one_test_alone(
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_storage_stands_where_one_looks_for_it(name: str) -> None:
-    """In the file that is called like a file of the tests that must catch it."""
+def test_a_broken_storage_is_in_the_file_named_after_its_tests(name: str) -> None:
+    """For example, keys.py has the storages that test_keys.py must catch."""
     aspect = BROKEN[name].break_it.__module__.rpartition(".")[2]
     tests = contract_tests(*CONTRACT.parent.glob(f"**/test_{aspect}.py"))
     assert BROKEN[name].caught_by & tests, f"{name} is not caught by test_{aspect}.py."
 
 
 def test_every_test_of_the_contract_is_needed() -> None:
-    """Each one is the only one of the contract that catches some broken storage."""
+    """Each one is the only test that catches some broken storage."""
     alone = {test for broken in BROKEN.values() if broken.alone for test in broken.caught_by}
     idle = AIMED - alone
     assert not idle, (
-        "No broken storage is caught by these tests alone. Find one that a real author could write,"
-        f" or take the test away: {sorted(idle)}"
+        "No broken storage is caught only by these tests. Add one with a bug that a real author"
+        f" could make, or remove the tests: {sorted(idle)}"
     )

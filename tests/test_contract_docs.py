@@ -1,4 +1,4 @@
-"""docs/contract.md names every test of the contract, and none that is gone."""
+"""docs/contract.md names every test of the contract, and no others."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ import re
 from conftest import CONTRACT, TEMPLATE, contract_tests
 
 
-def test_every_promise_is_written_down() -> None:
+def test_every_promise_is_documented() -> None:
     tests = contract_tests()
     assert len(tests) > 40
     text = (TEMPLATE / "docs" / "contract.md").read_text(encoding="utf-8")
@@ -16,7 +16,7 @@ def test_every_promise_is_written_down() -> None:
     assert set(re.findall(r"`(test_\w+?)[`\[]", found)) <= tests
 
 
-def test_every_test_says_its_promise_for_the_report() -> None:
+def test_every_test_states_its_promise_for_the_report() -> None:
     promises: dict[str, str] = {}
     for file in CONTRACT.glob("test_*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -24,4 +24,4 @@ def test_every_test_says_its_promise_for_the_report() -> None:
                 promises[node.name] = ast.get_docstring(node) or ""
     assert promises.keys() == contract_tests()
     assert [name for name, words in promises.items() if not re.fullmatch(r".+\.", words)] == []
-    assert len(set(promises.values())) == len(promises), "Two tests have one promise."
+    assert len(set(promises.values())) == len(promises), "Two tests have the same promise."

@@ -1,4 +1,4 @@
-"""make demo, as a new user runs it."""
+"""`make demo`, as a new user runs it."""
 
 import shutil
 import sys
@@ -18,5 +18,5 @@ def test_the_demo_talks_to_a_bot_that_remembers(tmp_path: Path) -> None:
     assert "StoreException: Refused the value of the key 'notes'" in printed
     assert "2 namespaces, " in printed
     assert "Notes, notes: refused" in printed
-    assert str(tmp_path) not in printed.replace(f"{tmp_path}/.", ""), "The demo shows long paths."
+    assert str(tmp_path) not in printed.replace(f"{tmp_path}/.", ""), "The demo shows full paths."
     assert (tmp_path / "demo/errbot-storage-acme/README.md").is_file()

@@ -1,4 +1,4 @@
-"""docs/tutorial.md makes examples/etcd of a bake, and that keeps the contract on a real etcd."""
+"""docs/tutorial.md turns a bake into examples/etcd, which passes the contract on a real etcd."""
 
 import importlib.util
 import os
@@ -23,12 +23,12 @@ TUTORIAL = TEMPLATE / "docs/tutorial.md"
 STORAGE = "src/errbot_storage_etcd/storage.py"
 BIN = Path(sys.executable).parent
 PIECE = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
-# The test's own environment has it all, and no network.
+# Not run, because the test's environment has all of this already.
 INSTALLS = ("sudo apt-get install", "python3 -m venv", ".venv/bin/python -m pip install")
 
 
 def load(**storage_config: Any) -> Any:
-    """Start the storage plugin, as a bot does with this STORAGE_CONFIG."""
+    """Start the storage plugin with this STORAGE_CONFIG, as a bot does."""
     spec = importlib.util.spec_from_file_location("errbot.storage.storage", EXAMPLE / STORAGE)
     assert spec
     assert spec.loader
@@ -47,13 +47,13 @@ def etcd(tmp_path: Path) -> Iterator[Etcd]:
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Return the code blocks of the tutorial, with their languages."""
+    """Return the tutorial's code blocks and their languages."""
     text = TUTORIAL.read_text(encoding="utf-8")
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def paste(project: Path) -> None:
-    """Put the piece where the tutorial says."""
+    """Paste the piece of code as the tutorial says."""
     file = project / STORAGE
     source = file.read_text(encoding="utf-8")
     start = source.index("    def __init__", source.index("class EtcdStorage"))
@@ -62,13 +62,13 @@ def paste(project: Path) -> None:
 
 
 def apply(project: Path, diff: str) -> None:
-    """Apply a diff of the tutorial, after the piece if it connects the plugin."""
+    """Apply a diff of the tutorial. Before the first one for storage.py, paste the piece."""
     if "class EtcdConfig" in diff:
         paste(project)
     done = subprocess.run(
         ["git", "apply", "-"], input=diff, cwd=project, text=True, capture_output=True
     )
-    assert done.returncode == 0, f"{done.stderr}\nThis does not fit a bake any more:\n{diff}"
+    assert done.returncode == 0, f"{done.stderr}\nThis no longer applies to a bake:\n{diff}"
 
 
 def shell(folder: Path, script: str, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -130,7 +130,7 @@ def test_the_tutorial_says_how_many_lines_it_takes(bake: Bake) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_works_as_it_is_written(tmp_path: Path, etcd: Etcd) -> None:
+def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd) -> None:
     folder, project = tmp_path, tmp_path / "errbot-storage-etcd"
     done: subprocess.CompletedProcess[str] | None = None
     for language, block in blocks():
@@ -142,7 +142,7 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path, etcd: Etcd) -> None
             (project / "config.py").write_text(config, encoding="utf-8")
         elif language == "text":
             assert done
-            assert done.returncode != 0, "The tests should have failed here."
+            assert done.returncode != 0, "The tests should fail here."
             assert block.strip() in done.stdout
             done = None
         else:
@@ -156,7 +156,7 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path, etcd: Etcd) -> None
     assert re.search(r"notes +1 ", done.stdout), done.stdout
 
 
-def test_values_outlive_a_restart_of_the_server(etcd: Etcd) -> None:
+def test_values_survive_a_restart_of_the_server(etcd: Etcd) -> None:
     plugin = load(host=etcd.host, port=etcd.port, timeout=2)
     storage = plugin.open("namespace")
     storage.set("key", "before")
@@ -181,7 +181,7 @@ def test_a_set_succeeds_on_a_connection_that_etcd_has_closed(etcd: Etcd) -> None
     assert storage.get("key") == "after"
 
 
-def test_what_etcd_refuses_is_an_error_without_the_value(etcd: Etcd) -> None:
+def test_an_error_from_etcd_does_not_show_the_value(etcd: Etcd) -> None:
     plugin = load(host=etcd.host, port=etcd.port)
     storage = plugin.open("namespace")
     storage.PART = 3_000_000
@@ -192,7 +192,7 @@ def test_what_etcd_refuses_is_an_error_without_the_value(etcd: Etcd) -> None:
         storage.get("key")
 
 
-def test_only_a_bot_with_a_certificate_is_let_in(tmp_path: Path) -> None:
+def test_only_a_bot_with_a_certificate_can_connect(tmp_path: Path) -> None:
     [openssl] = needs("openssl", package="openssl")
     make = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -217,7 +217,7 @@ def test_only_a_bot_with_a_certificate_is_let_in(tmp_path: Path) -> None:
 
 
 def other_ca(folder: Path, make: list[str]) -> str:
-    """Make a CA that has signed nothing here, and return its file."""
+    """Create a CA that signed neither certificate, and return its file."""
     run(*make, "-keyout", os.devnull, "-out", "other.pem", cwd=folder)
     return str(folder / "other.pem")
 

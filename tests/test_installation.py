@@ -1,4 +1,4 @@
-"""A bake, installed as a wheel beside Errbot, is found by its name and passes its own tests."""
+"""Errbot finds a bake that is installed as a wheel, and the bake passes its own tests."""
 
 import sys
 import zipfile
@@ -28,7 +28,7 @@ print(storage.get("key"), errbot.version.VERSION, sys.modules[type(plugin).__mod
 
 @pytest.fixture
 def storage_config(database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The least that STORAGE_CONFIG must say for a bot to run, on a server that runs."""
+    """The minimal STORAGE_CONFIG for a bot, with a running server if it needs one."""
     if database == "redis":
         server = Redis(tmp_path / "redis")
         server.start()
@@ -46,10 +46,10 @@ def wheel_of(project: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sql", "redis"])
-def test_the_lowest_declared_versions_pass_the_tests(
+def test_a_bake_works_with_the_lowest_declared_versions(
     bake: Bake, tmp_path: Path, database: str, python_version: str
 ) -> None:
-    """Of every dependency: a bot's environment may hold what is old."""
+    """A bot's environment may contain old versions of the dependencies."""
     project = bake(database=database)
     interpreter = environment(
         tmp_path / "environment",
@@ -61,12 +61,12 @@ def test_the_lowest_declared_versions_pass_the_tests(
     assert " passed" in tests.splitlines()[-1]
 
 
-def test_at_least_one_supported_python_is_here() -> None:
-    assert PYTHONS, "None of Python 3.10 to 3.15 is on this machine."
+def test_at_least_one_supported_python_is_installed() -> None:
+    assert PYTHONS, "None of Python 3.10 to 3.15 is installed."
 
 
 @pytest.mark.parametrize("database", DATABASES)
-def test_the_wheel_holds_the_plug_file_and_nothing_stray(
+def test_the_wheel_has_the_plug_file_and_no_stray_files(
     bake: Bake, tmp_path: Path, database: str
 ) -> None:
     with zipfile.ZipFile(wheel_of(bake(database=database), tmp_path)) as archive:

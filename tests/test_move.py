@@ -1,4 +1,4 @@
-"""Moving a bot from Shelf and between databases, with kills and re-signing, as README says."""
+"""Moving a bot from Shelf and between databases, and the commands in docs/operation.md."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 from servers.redis import Redis, RedisCluster
 
-# Processes that start in a moment, because they have imported what the commands import.
+# These processes start fast, because everything is imported already.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
@@ -50,7 +50,7 @@ OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
 KEYS = 2_000
 
-# A plugin of the bot, with classes of its own, which only Errbot can load.
+# A plugin of the bot, with its own classes, which only Errbot can load.
 PLUGIN = """
 import datetime, enum
 from errbot import BotPlugin, botcmd
@@ -79,8 +79,7 @@ class {name}(BotPlugin):
         return f"{name}: {{len(self)}}, {{sum(keys)}}, {{when}}, {{levels}}, {{self._bot['rooms']}}"
 """
 
-# A real bot. It does all of its work in one thread, because Errbot's Shelf on Python 3.13 fails in
-# a second one.
+# A real bot. It uses only one thread, because Errbot's Shelf on Python 3.13 fails in a second one.
 TALK = """
 import json, logging, sys
 from errbot.backends.test import QUIT_MESSAGE, TestBot
@@ -101,7 +100,7 @@ while not bot.outgoing_message_queue.empty():
 
 
 def talk(python: Path, settings: dict[str, Any], plugins: Path, *commands: str) -> str:
-    """Start a real bot, in a process of its own, and return its answers to some commands."""
+    """Start a real bot in a new process, and return its answers to some commands."""
     given = json.dumps([settings, str(plugins), commands])
     answers = run(python, "-c", TALK, given, cwd=plugins, env=clean_environment())
     return answers.replace("\\n", " ")
@@ -109,14 +108,14 @@ def talk(python: Path, settings: dict[str, Any], plugins: Path, *commands: str) 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder for servers. Those of pytest are closed to `nobody`, as whom servers may run."""
+    """A folder for servers. `nobody`, who may run them, cannot access pytest's own folders."""
     with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="module")
 def servers(folder: Path) -> Iterator[Callable[[str], Any]]:
-    """Starts each server when it is first asked for."""
+    """Starts each server when it is first needed."""
     made = {"postgresql": PostgreSQL, "mariadb": MariaDB, "redis": Redis, "cluster": RedisCluster}
     running: dict[str, Any] = {}
 
@@ -135,7 +134,7 @@ def servers(folder: Path) -> Iterator[Callable[[str], Any]]:
 
 
 def execute(command: list[str], printed: Path, variables: dict[str, str]) -> None:
-    """Become a program that has been started with this command."""
+    """Run a program in this process, as if it had been started with this command."""
     sys.argv = command
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in [1, 2]:
@@ -146,7 +145,7 @@ def execute(command: list[str], printed: Path, variables: dict[str, str]) -> Non
 
 
 class Storage:
-    """The storage of a bot in one database: its config.py, and the program with the commands."""
+    """A bot's storage in one database, its config.py, and the program with the commands."""
 
     def __init__(self, name: str, project: Path, folder: Path, storage_config: Any) -> None:
         self.name = name
@@ -170,7 +169,7 @@ class Storage:
         self.config.write_text(text)
 
     def start(self, *words: object) -> BaseProcess:
-        """Start a command, from the checkout. What it prints goes to a file, `printed`."""
+        """Start a command from the checkout. Its output goes to the file `printed`."""
         program = str(self.source / self.package / "__main__.py")
         command = [program, *map(str, words), "-c", str(self.config)]
         given = command, self.folder / "printed", dict(os.environ)
@@ -179,7 +178,7 @@ class Storage:
         return process
 
     def run(self, *words: object, status: int = 0) -> str:
-        """Run a command, which must end with this status, and return what it printed."""
+        """Run a command, which must exit with this status, and return its output."""
         process = self.start(*words)
         process.join()
         printed = (self.folder / "printed").read_text(encoding="utf-8")
@@ -202,7 +201,7 @@ class Storage:
         plugin = self.plugin()
         for namespace in plugin.namespaces():
             storage = plugin.open(namespace)
-            if hasattr(plugin, "_sql"):  # SQL: by one query, which takes a tenth of the time
+            if hasattr(plugin, "_sql"):  # SQL: one query is ten times as fast
                 name = namespace.encode()
                 rows = plugin.run("items", n=name, k=b"", s=10**6)[0]
                 rows = [(bytes(key).decode(), bytes(data)) for key, data in rows]
@@ -216,7 +215,7 @@ class Storage:
 
 @pytest.fixture(scope="module")
 def projects(cookies_session: Cookies) -> dict[str, Path]:
-    """A project for each of the databases. Tests do not change them."""
+    """A project for each database. Tests must not change them."""
     found = {}
     for database in ["sqlite", "sql", "redis"]:
         result = cookies_session.bake(extra_context={"database": database})
@@ -229,7 +228,7 @@ def projects(cookies_session: Cookies) -> dict[str, Path]:
 def storage(
     projects: dict[str, Path], servers: Callable[[str], Any], tmp_path: Path
 ) -> Callable[[str], Storage]:
-    """Makes an empty storage of that name, beside those of other tests."""
+    """Creates an empty storage of that name, next to those of other tests."""
     count = 0
 
     def storage(name: str) -> Storage:
@@ -250,7 +249,7 @@ def storage(
 
 @pytest.fixture(scope="module")
 def plugins(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six plugins of a bot, and beside it a git repository with a seventh one."""
+    """A folder with six of a bot's plugins, next to a git repository with a seventh one."""
     team = tmp_path_factory.mktemp("plugins") / "team"
     support = projects["sqlite"] / "tests" / "contract" / "support"
     folder = Path(shutil.copytree(support / "notes_plugin", team / "plugins"))
@@ -277,7 +276,7 @@ SUMS = [f"!plugin{number} sum" for number in range(1, 7)]
 def shelf(
     request: pytest.FixtureRequest, plugins: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A bot with Errbot's Shelf, run by that Python: dbm.dumb, dbm.sqlite3 ...
+    """A bot with Errbot's Shelf, run by that Python: dbm.dumb on 3.11, dbm.sqlite3 on 3.13.
 
     It has seven plugins: one comes from a repository, another one is blacklisted.
     """
@@ -306,7 +305,7 @@ def shelf(
 
 
 def sums(answers: str) -> list[str]:
-    """Return what the plugins said of all that they have stored."""
+    """Return the plugins' answers about what they have stored."""
     return sorted(line for line in answers.splitlines() if re.match(r"Plugin\d: ", line))
 
 
@@ -315,12 +314,12 @@ def test_one_command_moves_a_bot_from_shelf(
     shelf: Path, storage: Callable[[str], Storage], plugins: Path, name: str
 ) -> None:
     before_the_move = sums((shelf / "answers").read_text(encoding="utf-8"))
-    assert len(before_the_move) == 6, "The old bot has not stored all of it."
+    assert len(before_the_move) == 6, "The old bot has not stored everything."
     new = storage(name)
     before = files(shelf / "data")
     printed = new.run("move", shelf / "old_config.py")
-    # Beside those of the plugins: the notes, what the backend has, two of the core's and the two
-    # of the manager of repositories.
+    # Six plugins' keys, one key of Notes, one of the backend, and two each of Errbot's core and its
+    # repository manager.
     number = KEYS // 6 * 6 + 1 + 1 + 2 + 2
     assert printed.splitlines()[-1] == f"10 namespaces, {number} keys: all equal"
     assert files(shelf / "data") == before, "The Shelf was changed."
@@ -333,7 +332,7 @@ def test_one_command_moves_a_bot_from_shelf(
     first, after = answers.split("removed from blacklist")
     assert "Good morning: milk, bread" in answers, "The bot has forgotten something."
     assert "team/diary" in first, "The bot has forgotten the repository."
-    assert re.search(r"\bB,D\W+Plugin3\b", first), "The plugin is not blacklisted any more."
+    assert re.search(r"\bB,D\W+Plugin3\b", first), "The plugin is no longer blacklisted."
     assert not [line for line in sums(first) if line.startswith("Plugin3")]
     assert sums(first + after) == before_the_move, "The plugins have forgotten something."
 
@@ -344,7 +343,7 @@ def test_a_bot_moves_from_each_database_to_each(
     storage: Callable[[str], Storage], source: str, target: str
 ) -> None:
     if source == target == "cluster":
-        pytest.skip("as from redis to the Cluster, and back")
+        pytest.skip("covered by moves from redis to the Cluster and back")
     old, new = storage(source), storage(target)
     old.keys(OLD)
     fill(old, 300)
@@ -354,7 +353,7 @@ def test_a_bot_moves_from_each_database_to_each(
 
 
 def fill(old: Storage, number: int) -> None:
-    """Store values of all sizes in four namespaces, under keys that databases mix up."""
+    """Store values of many sizes in four namespaces, under keys that databases may mix up."""
     plugin = old.plugin()
     for count in range(number):
         key = ["key", "Key", "key ", "größe", "", "a:b", "%", "😀"][count % 8]
@@ -373,7 +372,7 @@ def test_a_refused_value_is_reported_and_the_rest_moves(
 
 
 def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
-    """Wait until a move has written more than was there, or has ended."""
+    """Wait until a move has written something, or has ended."""
     plugin = new.plugin()
     opened = [plugin.open(namespace) for namespace in ["core", "Notes", "notes", "a:b"]]
     before = sum(storage.len() for storage in opened)
@@ -398,9 +397,9 @@ def test_a_move_that_was_killed_is_completed_by_running_it_again(
         process.kill()
         process.join()
         here = new.contents()
-        assert here.items() <= before.items(), "A kill left something else than what was moved."
+        assert here.items() <= before.items(), "A killed move left other values."
         partly += 0 < len(here) < len(before)
-        if len(here) == len(before):  # too late: let the next one have something to do
+        if len(here) == len(before):  # It was complete: start again with an empty storage.
             new = storage(name)
     assert partly, "No move was killed while it wrote."
     assert new.run("move", old.config).splitlines()[-1] == "4 namespaces, 3000 keys: all equal"
@@ -424,7 +423,7 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
     def write(first: int) -> None:
         writer = plugin.open("core")
         while not stop.is_set():
-            for number in range(first, 200, 8):  # the others are not written: only `resign` is
+            for number in range(first, 200, 8):  # `resign` alone writes the other keys.
                 last[number] += 1
                 writer.set(f"key {number}", last[number])
 
@@ -446,20 +445,20 @@ def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
 
 
 def section(storage: Storage, heading: str) -> str:
-    """Return a section of the baked docs/operation.md."""
+    """Return a section of the bake's docs/operation.md."""
     page = (storage.source.parent / "docs/operation.md").read_text(encoding="utf-8")
     return page.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
 def blocks(storage: Storage, heading: str, language: str = "sh") -> list[str]:
-    """Return the commands of such a section, or its blocks in another language."""
+    """Return the shell blocks of a section, or its blocks in another language."""
     found: list[str] = re.findall(rf"```{language}\n(.*?)```", section(storage, heading), re.DOTALL)
     assert found, f"{heading} has no commands."
     return found
 
 
 def shell(storage: Storage, script: str, status: int = 0, **variables: str) -> str:
-    """Run shell commands of that page as they stand, in the folder of config.py."""
+    """Run shell commands from that page in the folder of config.py."""
     programs = storage.folder / "bin"
     programs.mkdir(exist_ok=True)
     python = programs / "python"
@@ -480,7 +479,7 @@ def shell(storage: Storage, script: str, status: int = 0, **variables: str) -> s
 
 
 @pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb", "redis"])
-def test_the_readme_moves_signs_and_repairs(
+def test_the_documented_commands_move_sign_and_repair(
     shelf: Path, storage: Callable[[str], Storage], name: str
 ) -> None:
     bot = storage(name)
@@ -499,18 +498,18 @@ def test_the_readme_moves_signs_and_repairs(
     assert "all good" in shell(bot, sign)
     bot.keys(key, NEW)
     [change] = blocks(bot, "Change the signing key")
-    assert "key 1 of 2 of signing_key: no value needs it" in shell(bot, change)
+    assert "signing_key 1 of 2: not needed" in shell(bot, change)
     bot.config.write_text(config)
     bot.keys(NEW)
     bot.plugin().open("Notes").write("notes", b"spoilt")
     [repair] = blocks(bot, "One bad value")
     printed = shell(bot, repair.replace("check\n", "check || true\n"))
-    assert "Notes, notes: no whole pickle" in printed
+    assert "Notes, notes: not an intact pickle" in printed
     assert "Deleted the key notes of Notes." in printed
     assert "all good" in bot.run("check")
 
 
-def test_the_readme_backs_up_and_restores_sqlite(storage: Callable[[str], Storage]) -> None:
+def test_a_documented_backup_of_sqlite_can_be_restored(storage: Callable[[str], Storage]) -> None:
     bot = storage("sqlite")
     fill(bot, 40)
     before = bot.contents()
@@ -522,7 +521,7 @@ def test_the_readme_backs_up_and_restores_sqlite(storage: Callable[[str], Storag
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_the_readme_backs_up_and_restores_sql(
+def test_a_documented_backup_of_sql_can_be_restored(
     storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
 ) -> None:
     bot = storage(name)
@@ -546,7 +545,7 @@ def test_the_readme_backs_up_and_restores_sql(
 
 
 @pytest.mark.parametrize("name", ["redis", "cluster"])
-def test_the_readme_backs_up_and_restores_redis(
+def test_a_documented_backup_of_redis_can_be_restored(
     storage: Callable[[str], Storage],
     servers: Callable[[str], Any],
     folder: Path,
@@ -579,7 +578,7 @@ def test_the_readme_backs_up_and_restores_redis(
             url = bot.settings["STORAGE_CONFIG"]["url"]
             text = bot.config.read_text().replace(url, second.url)
             text = text.replace("'cluster': True", "'cluster': False")
-            # Three such files in a second, of one size: Python would take them for one.
+            # Within a second, three such files have the same size: Python would use the first .pyc.
             shutil.rmtree(bot.folder / "__pycache__", ignore_errors=True)
             (bot.folder / "backup_config.py").write_text(text)
             assert "all equal" in shell(bot, move)
@@ -589,13 +588,13 @@ def test_the_readme_backs_up_and_restores_redis(
 
 
 @pytest.mark.parametrize("name", ["redis", "cluster"])
-def test_the_acl_of_the_readme_is_what_the_commands_need(
+def test_the_documented_acl_suits_the_commands(
     storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
 ) -> None:
     bot, other = storage(name), storage("sqlite")
     text = section(bot, "Permissions")
     scan, evaluate, cluster, setinfo = re.findall(r"`(\+[^`]+)`", text)
-    assert setinfo == "+client|setinfo", "README.md says that this one may be left out."
+    assert setinfo == "+client|setinfo", "docs/operation.md says that this one can be omitted."
     [acl] = re.findall(r"^ACL SETUSER errbot .*$", text, re.MULTILINE)
     prefix = bot.settings["STORAGE_CONFIG"]["prefix"]
     acl = acl.replace("errbot", "admin", 1).replace("~errbot:", f"~{prefix}")
@@ -630,7 +629,7 @@ def test_the_acl_of_the_readme_is_what_the_commands_need(
     assert "30 values signed" in bot.run("resign")
 
 
-def test_the_readme_changes_the_password_of_redis(
+def test_the_documented_steps_change_the_password_of_redis(
     storage: Callable[[str], Storage], folder: Path
 ) -> None:
     bot = storage("redis")
@@ -651,7 +650,7 @@ def test_the_readme_changes_the_password_of_redis(
         use("PASSWORD")
         bot.plugin().open("core").set("key", 1)
         assert server.cli(*add.split()) == "OK"
-        assert "1 key" in bot.run("list"), "The old password is not good any more."
+        assert "1 key" in bot.run("list"), "The old password no longer works."
         use("NEW-PASSWORD")
         assert "1 key" in bot.run("list")
         assert server.cli(*remove.replace("OLD-PASSWORD", "PASSWORD").split()) == "OK"
@@ -666,7 +665,7 @@ def test_the_readme_changes_the_password_of_redis(
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_the_readme_changes_the_password_of_sql(
+def test_the_documented_steps_change_the_password_of_sql(
     storage: Callable[[str], Storage],
     servers: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -699,7 +698,7 @@ def test_the_readme_changes_the_password_of_sql(
     running.set("key", 1)
     [change] = re.findall(rf"`(ALTER {'ROLE' if name == 'postgresql' else 'USER'} [^`]*)`", text)
     server.sql(change.replace("new", "p@ss/w%rd"))
-    assert running.get("key") == 1, "A bot that runs has lost its connection."
+    assert running.get("key") == 1, "A running bot has lost its connection."
     assert re.search("password|denied", bot.run("list", status=2))
     use("p@ss/w%rd")
     assert "1 key" in bot.run("list")

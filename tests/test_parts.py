@@ -1,4 +1,4 @@
-"""Large values in parts (templates/shared/parts.py), on a store that is hostile, and on etcd."""
+"""Large values in parts (templates/shared/parts.py), on a hostile database and on etcd."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class Killed(BaseException):
 
 
 class Dict:
-    """A database over a dict. What it is asked for is done in one step, or it was not asked."""
+    """A database over a dict. Each operation is atomic."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], bytes] = {}
@@ -64,9 +64,9 @@ class Dict:
 
 
 class Hostile:
-    """Stands before a database: it refuses what is too large, and lets something happen at a step.
+    """Wraps a database. It refuses large requests, and lets something happen at a certain step.
 
-    A step is the moment before a call of the database, or the one after it.
+    Each call to the database has two steps: the moments before it and after it.
     """
 
     def __init__(self, database: Any) -> None:
@@ -80,7 +80,7 @@ class Hostile:
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         sent = sum(len(argument) for argument in arguments if isinstance(argument, bytes))
-        assert sent <= 2 * (PART + 60), f"{sent} bytes are too many for this database."
+        assert sent <= 2 * (PART + 60), f"A request with {sent} bytes is too large."
         self.step()
         answer = method(*arguments)
         self.step()
@@ -88,13 +88,13 @@ class Hostile:
 
     def step(self) -> None:
         if self.steps == self.at:
-            self.at = -1  # It happens once.
+            self.at = -1  # only once
             self.happens()
         self.steps += 1
 
 
 def compile_store() -> Any:
-    """Return the piece as a class of its own."""
+    """Compile the code in parts.py to a class."""
     fragment = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
     source = f"""
 from collections.abc import Iterator
@@ -136,7 +136,7 @@ ETCD_IS_SLOW = pytest.mark.parametrize(
 
 @pytest.fixture(params=["dict", "etcd"])
 def new_database(request: pytest.FixtureRequest) -> NewDatabase:
-    """Makes an empty database: a dict, or the plugin of examples/etcd on a server."""
+    """Creates an empty database: a dict, or the plugin of examples/etcd with a server."""
     if request.param == "dict":
         return Dict
     server = request.getfixturevalue("etcd")
@@ -145,7 +145,7 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the clock of all stores on by some seconds."""
+    """Advances the clock of all stores by some seconds."""
     module, offset = Store.write.__globals__, [0.0]
     now = module["time"]
     monkeypatch.setitem(module, "time", lambda: now() + offset[0])
@@ -161,7 +161,7 @@ def open_store(database: Any, namespace: str = "a/b") -> Any:
 
 
 def seen(store: Any) -> bytes | None:
-    """Return the value of the key, None if there is none."""
+    """Return the key's value, or None."""
     value: bytes | None = None
     with suppress(KeyError):
         value = store.read("key")
@@ -170,12 +170,12 @@ def seen(store: Any) -> bytes | None:
 
 
 def ids(store: Any) -> set[str]:
-    """Return the ids of all parts that are there."""
+    """Return the ids of all stored parts."""
     return {name.split("/")[0] for name in store._names(store._parts)}
 
 
 def check_no_orphans(store: Any) -> None:
-    """Fail if there are parts of other values than the one that is stored."""
+    """Fail if there are parts that do not belong to the stored value."""
     head = store._database.get(store._heads, "key") or b"="
     named = set() if head.startswith(b"=") else {head.decode().split()[0]}
     assert ids(store) == named
@@ -194,11 +194,11 @@ OPERATIONS: list[tuple[bytes | None, Operation, bytes | None]] = [
     (LARGE, ("swap", (LARGE, SMALL)), SMALL),
     (LARGE, ("swap", (OTHER_LARGE, SMALL)), LARGE),
 ]
-"""What is there before, what is done, and what is there afterwards."""
+"""The value before, an operation, and the value afterwards."""
 
 
 def with_value(database: Any, value: bytes | None) -> Any:
-    """Return a store that holds a value, or none."""
+    """Return a store with a value, or an empty one."""
     store = open_store(database)
     if value is not None:
         store.write("key", value)
@@ -206,7 +206,7 @@ def with_value(database: Any, value: bytes | None) -> Any:
 
 
 def steps_of(new_database: NewDatabase, before: bytes | None, operation: Operation) -> int:
-    """Return the number of steps that an operation takes if nothing happens."""
+    """Return the number of steps of an undisturbed operation."""
     hostile = Hostile(with_value(new_database(), before)._database)
     getattr(open_store(hostile), operation[0])("key", *operation[1])
     return hostile.steps
@@ -237,16 +237,16 @@ def test_an_operation_that_is_killed_leaves_the_old_or_the_new_value(
         there = ids(store)
         orphans += len(there)
         store.collect()
-        assert ids(store) == there, "A store that opens deletes what another one is writing."
+        assert ids(store) == there, "`collect` deletes parts that another bot is writing."
         later(3_700)
         store.collect()
         check_no_orphans(store)
-        assert seen(store) == found, "To collect what was left has changed the value."
-    assert LARGE not in (before, after) or orphans, "Nothing was ever left: is this a test?"
+        assert seen(store) == found, "`collect` changed the value."
+    assert LARGE not in (before, after) or orphans, "No parts were left, so this tests nothing."
 
 
 @pytest.mark.parametrize(("before", "operation", "after"), OPERATIONS)
-def test_a_reader_gets_a_whole_value_whatever_is_done_meanwhile(
+def test_a_reader_gets_an_intact_value_during_other_operations(
     new_database: NewDatabase, before: bytes | None, operation: Operation, after: bytes | None
 ) -> None:
     if before is None:
@@ -267,7 +267,7 @@ def test_a_reader_gets_a_whole_value_whatever_is_done_meanwhile(
 @pytest.mark.parametrize("first", [SMALL, LARGE])
 @pytest.mark.parametrize("second", [OTHER_SMALL, OTHER_LARGE, None])
 @pytest.mark.parametrize("before", [None, b"before", b"before, in parts"])
-def test_of_two_writers_one_is_last_and_nothing_is_left_of_the_other(
+def test_two_writers_leave_the_value_of_one_and_no_orphans(
     new_database: NewDatabase, before: bytes | None, first: bytes, second: bytes | None
 ) -> None:
     for at in range(steps_of(new_database, before, ("write", (first,)))):
@@ -288,7 +288,7 @@ def test_of_two_writers_one_is_last_and_nothing_is_left_of_the_other(
 @pytest.mark.parametrize("old", [SMALL, LARGE])
 @pytest.mark.parametrize("new", [OTHER_SMALL, OTHER_LARGE])
 @pytest.mark.parametrize("meanwhile", [b"meanwhile", b"stored meanwhile, in parts"])
-def test_a_swap_never_sets_back_what_was_stored_meanwhile(
+def test_a_swap_never_overwrites_a_value_that_was_stored_meanwhile(
     new_database: NewDatabase, old: bytes, new: bytes, meanwhile: bytes
 ) -> None:
     for at in range(steps_of(new_database, old, ("swap", (old, new)))):
@@ -300,7 +300,7 @@ def test_a_swap_never_sets_back_what_was_stored_meanwhile(
         check_no_orphans(store)
 
 
-def test_collecting_at_any_moment_takes_nothing_from_a_writer(new_database: NewDatabase) -> None:
+def test_collecting_at_any_moment_does_not_disturb_a_writer(new_database: NewDatabase) -> None:
     for at in range(steps_of(new_database, LARGE, ("write", (OTHER_LARGE,)))):
         store = with_value(new_database(), LARGE)
         hostile = Hostile(store._database)
@@ -323,7 +323,7 @@ def test_a_writer_that_is_too_slow_gives_up(
 
 
 @pytest.mark.parametrize("key", ["", "key", "a/b", "é😀", "\ud800", "x" * 300], ids=ascii)
-def test_what_is_stored_is_never_collected(
+def test_a_stored_value_is_never_collected(
     new_database: NewDatabase, later: Callable[[float], None], key: str
 ) -> None:
     database = new_database()
@@ -346,7 +346,7 @@ def test_a_value_of_any_size_comes_back(new_database: NewDatabase, size: int) ->
     assert ids(store) == set()
 
 
-def test_a_missing_part_is_an_error_and_no_missing_key(new_database: NewDatabase) -> None:
+def test_a_missing_part_is_not_a_missing_key(new_database: NewDatabase) -> None:
     store = with_value(new_database(), LARGE)
     [id] = ids(store)
     store._database.switch(store._parts, f"{id}/1", None, None)
@@ -358,7 +358,7 @@ def test_a_missing_part_is_an_error_and_no_missing_key(new_database: NewDatabase
     check_no_orphans(store)
 
 
-def test_threads_that_write_read_and_remove_mix_nothing_up(new_database: NewDatabase) -> None:
+def test_threads_that_write_read_and_remove_mix_up_no_values(new_database: NewDatabase) -> None:
     database = new_database()
     store = with_value(database, LARGE)
 
@@ -372,7 +372,7 @@ def test_threads_that_write_read_and_remove_mix_nothing_up(new_database: NewData
             own.write("key", value)
             with suppress(KeyError):
                 got = own.read("key")
-                assert got in VALUES or len(set(got)) < 2, "A value is mixed of two."
+                assert got in VALUES or len(set(got)) < 2, "Two values are mixed up."
             with suppress(KeyError):
                 own.swap("key", value, value + value)
 
@@ -382,7 +382,7 @@ def test_threads_that_write_read_and_remove_mix_nothing_up(new_database: NewData
     check_no_orphans(store)
 
 
-def test_the_example_holds_the_piece_as_it_is() -> None:
+def test_the_example_contains_the_code_unchanged() -> None:
     piece = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
     storage = TEMPLATE / "examples/etcd/src/errbot_storage_etcd/storage.py"
     assert piece in storage.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rows that somebody else planted in the database, and the warning that says who could."""
+"""Rows that someone has planted in the database, and the warning about a missing signing key."""
 
 import importlib.util
 import logging
@@ -22,7 +22,7 @@ from servers.redis import Redis
 SERVERS = ["postgresql", "mariadb", "redis"]
 NO_UTF8 = b"\xff\xfe"
 HUGE = 5_000_000_000_000_000
-"""bytes() of this number would be that many."""
+"""bytes() with this number would try to use that much memory."""
 
 Start = Callable[..., Any]
 """Starts the storage plugin on a database, with more keys of STORAGE_CONFIG."""
@@ -30,7 +30,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder for servers. Those of pytest are closed to `nobody`, as whom servers may run."""
+    """A folder for servers. `nobody`, who may run them, cannot access pytest's own folders."""
     with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
@@ -66,7 +66,7 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def start(cookies: Cookies, tmp_path: Path, request: pytest.FixtureRequest) -> Start:
-    """Start the plugin of a bake on a database: sqlite, sql, or the name of a server."""
+    """Start a bake's plugin on a database: sqlite, sql, or the name of a server."""
 
     def start(name: str, **more: Any) -> Any:
         database = name if name in ("sqlite", "redis") else "sql"
@@ -86,7 +86,7 @@ def start(cookies: Cookies, tmp_path: Path, request: pytest.FixtureRequest) -> S
 
 
 def open_with_keys(plugin: Any) -> Any:
-    """Open a namespace with keys before and behind what will be planted."""
+    """Open a namespace with keys that sort before and after the planted ones."""
     storage = plugin.open("namespace")
     for key in ["", "0", "key", "\U0001f600"]:
         storage.set(key, [key])
@@ -94,7 +94,7 @@ def open_with_keys(plugin: Any) -> Any:
 
 
 def check_the_rest(plugin: Any, storage: Any) -> None:
-    """Everything that was not planted still works."""
+    """Check that everything except the planted rows still works."""
     assert set(storage.keys()) >= {"", "0", "key", "\U0001f600"}
     for key in ["", "0", "key", "\U0001f600"]:
         assert storage.get(key) == [key]
@@ -133,13 +133,13 @@ def test_a_value_of_another_type_is_refused(
     ("name", "file", "table"),
     [("sqlite", "errbot.sqlite3", "errbot"), ("sql", "errbot_storage.sqlite", "errbot_storage")],
 )
-def test_a_name_of_another_type_stops_nothing(
+def test_a_name_of_another_type_is_skipped(
     start: Start, tmp_path: Path, name: str, file: str, table: str, of: str, key: object
 ) -> None:
     plugin = start(name)
     storage = open_with_keys(plugin)
     place = "CAST('namespace' AS BLOB), ?" if of == "key" else "?, CAST('key' AS BLOB)"
-    if name == "sqlite":  # Its names are texts, so that these are of another type.
+    if name == "sqlite":  # Its names are text, so plant other types.
         planted = "CAST(? AS TEXT)" if key == NO_UTF8 else "CAST(? AS BLOB)"
         planted = planted if isinstance(key, bytes | str) else "?"
         place = f"'namespace', {planted}" if of == "key" else f"{planted}, 'key'"
@@ -150,7 +150,7 @@ def test_a_name_of_another_type_stops_nothing(
 
 @pytest.mark.parametrize("of", ["key", "namespace"])
 @pytest.mark.parametrize("name", ["postgresql", "mariadb"])
-def test_a_name_that_is_no_utf8_stops_nothing_on_a_server(
+def test_a_name_that_is_not_utf8_is_skipped_on_a_server(
     start: Start, request: pytest.FixtureRequest, name: str, of: str
 ) -> None:
     table = f"planted_{of}"
@@ -167,7 +167,7 @@ def test_a_name_that_is_no_utf8_stops_nothing_on_a_server(
     check_the_rest(plugin, storage)
 
 
-def test_foreign_keys_of_redis_stop_nothing(start: Start, request: pytest.FixtureRequest) -> None:
+def test_other_keys_in_redis_are_skipped(start: Start, request: pytest.FixtureRequest) -> None:
     plugin = start("redis")
     storage = open_with_keys(plugin)
     with redis.Redis.from_url(request.getfixturevalue("redis")) as other:
@@ -193,7 +193,7 @@ def test_foreign_keys_of_redis_stop_nothing(start: Start, request: pytest.Fixtur
 def test_a_server_without_a_signing_key_is_a_warning(
     start: Start, caplog: pytest.LogCaptureFixture, name: str, signing_key: object
 ) -> None:
-    start(name)  # it creates the table, and says so
+    start(name)  # creates the table, with a warning
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     start(name, **({"signing_key": signing_key} if signing_key else {}))

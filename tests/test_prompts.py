@@ -1,4 +1,4 @@
-"""The questions that the template asks."""
+"""The template's questions."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_every_prompt_is_a_sentence_for_people(answer: str) -> None:
+def test_every_prompt_is_a_sentence(answer: str) -> None:
     prompt = QUESTIONS["__prompts__"][answer]
     question = prompt["__prompt__"] if isinstance(prompt, dict) else prompt
     assert len(question.split()) > 3
@@ -62,7 +62,7 @@ def test_typed_answers_are_used(tmp_path: Path) -> None:
     assert ".gitlab-ci.yml" in project
 
 
-def test_the_bake_says_what_to_type_next(tmp_path: Path) -> None:
+def test_a_bake_prints_the_next_commands(tmp_path: Path) -> None:
     command = [UV.with_name("cookiecutter"), TEMPLATE, "--no-input", "--default-config"]
     printed = run(*command, "-o", tmp_path, cwd=tmp_path)
     assert "cd errbot-storage-acme\n" in printed

@@ -1,4 +1,4 @@
-"""Every bake is clean under the checks of the project that it is."""
+"""Every bake passes its own checks."""
 
 import ast
 
@@ -29,7 +29,7 @@ def test_mypy_finds_nothing_in_a_bake(bake: Bake, mypy: list[object], database: 
 
 
 LINES = {"dict": 185, "sqlite": 260, "sql": 430, "redis": 310}
-"""Lines of a rendered storage.py at most. docs/design.md says what each guarantee costs."""
+"""Maximum lines of a rendered storage.py. docs/design.md shows what each guarantee costs."""
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -41,7 +41,7 @@ def test_storage_py_stays_short(bake: Bake, database: str) -> None:
     assert [name for name in lengths if lengths[name] > 30] == []
 
 
-def test_the_checks_would_find_something(bake: Bake, mypy: list[object]) -> None:
+def test_the_checks_find_mistakes(bake: Bake, mypy: list[object]) -> None:
     project = bake()
     storage = next(project.glob("src/*/storage.py"))
     storage.write_text(storage.read_text().replace("import sys\n", "import os,sys\n"))

@@ -1,4 +1,4 @@
-"""The code in README.md works: followed step by step, it makes the dict a database."""
+"""The steps in README.md work: they replace the dict with a database."""
 
 import ast
 import re
@@ -16,9 +16,9 @@ def steps() -> list[str]:
 
 
 def with_methods(source: str, class_name: str, block: str) -> str:
-    """Return the source with the methods of a block in a class, in place of those it had.
+    """Return the source with the methods of a block in a class, replacing those of the same names.
 
-    What it had not comes behind the one that stands before it in the block.
+    A new method comes after the one before it in the block.
     """
     before = ""
     for new in ast.parse(textwrap.dedent(block)).body:
@@ -38,8 +38,8 @@ def with_methods(source: str, class_name: str, block: str) -> str:
     return source
 
 
-def test_the_diagram_is_the_same_in_the_design_and_in_a_bake(default_project: Path) -> None:
-    """And the classes in it are those of the bake."""
+def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Path) -> None:
+    """It also names the classes of the bake."""
     texts = [TEMPLATE / "docs/design.md", default_project / "README.md"]
     design, baked = (
         re.findall(r"```mermaid\n.*?```", text.read_text(), re.DOTALL) for text in texts
@@ -51,7 +51,7 @@ def test_the_diagram_is_the_same_in_the_design_and_in_a_bake(default_project: Pa
         assert f"\nclass {name}(" in source
 
 
-def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
+def test_five_steps_replace_the_dict_with_a_database(bake: Bake) -> None:
     project = bake()
     config, plugin, storage, conftest = steps()
     file = project / "src/errbot_storage_acme/storage.py"
@@ -62,10 +62,10 @@ def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
     source = re.sub(
         r"    url: Secret = Field\(.*?\n    \)\n", lambda _: config, source, flags=re.DOTALL
     )
-    source = re.sub(r"# YOUR DATABASE: drop .*?\n\n\n", "\n\n", source, flags=re.DOTALL)
+    source = re.sub(r"# YOUR DATABASE: remove the .*?\n\n\n", "\n\n", source, flags=re.DOTALL)
     source = with_methods(source, "AcmePlugin", plugin)
     source = with_methods(source, "AcmeStorage", storage)
-    assert "YOUR DATABASE" not in source.split('"""', 2)[2], "The steps leave a place out."
+    assert "YOUR DATABASE" not in source.split('"""', 2)[2], "The steps omit a marked line."
     file.write_text(source)
 
     tests = project / "tests/conftest.py"
@@ -75,9 +75,10 @@ def test_five_steps_make_the_dict_a_database(bake: Bake) -> None:
     readme = project / "README.md"
     row = "| `path` | str | `'errbot.sqlite'` | The file of the database. |"
     readme.write_text(re.sub(r"\| `url` .*", row, readme.read_text()))
-    for path in [file, readme]:  # What a test of the bake asks for, in step 5.
+    operation = project / "docs/operation.md"
+    for path in [file, readme, operation]:  # A test of the bake requires this, see step 5.
         stand_in = r"(?m)^.*(dict://|stand-in|YOUR DATABASE).*\n"
         path.write_text(re.sub(stand_in, "", path.read_text()))
 
     printed = run(sys.executable, "-m", "pytest", "-q", cwd=project)
-    assert "skipped" not in printed, "A database that outlives the process needs no skip."
+    assert "skipped" not in printed, "On a database that survives the process, all tests run."

@@ -1,4 +1,4 @@
-"""The baked Redis storage on real servers: kills, failovers, wrong secrets, rights, warnings."""
+"""The baked Redis storage on real servers: kills, failovers, secrets, permissions, warnings."""
 
 import gc
 import importlib.util
@@ -28,7 +28,7 @@ from pytest_cookies.plugin import Cookies
 from servers.base import free_port
 from servers.redis import Deaf, Proxy, Redis, RedisCluster, RedisSentinel
 
-# Processes that start in a moment, for they have imported everything, and have no file open.
+# These processes start fast, because everything is imported already. They have no file open.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["errbot.storage.base", "itsdangerous", "pydantic", "redis", "pytest", "pytest_cookies.plugin"]
@@ -48,7 +48,7 @@ def project(cookies_session: Cookies) -> Path:
 
 
 def load(project: Path, **storage_config: Any) -> StoragePluginBase:
-    """Start the storage plugin, as a bot does with this STORAGE_CONFIG."""
+    """Start the storage plugin with this STORAGE_CONFIG, as a bot does."""
     file = next(project.glob("src/*/storage.py"))
     spec = importlib.util.spec_from_file_location("errbot.storage.storage", file)
     assert spec
@@ -65,7 +65,7 @@ Open = Callable[..., StorageBase]
 
 @pytest.fixture
 def open_storage(project: Path) -> Open:
-    """Start the storage plugin with a STORAGE_CONFIG, and open a namespace."""
+    """Starts the storage plugin with a STORAGE_CONFIG, and opens a namespace."""
 
     def open_storage(**storage_config: Any) -> StorageBase:
         return load(project, **storage_config).open("namespace")
@@ -83,7 +83,7 @@ def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 @pytest.fixture
 def server(module_server: Redis) -> Redis:
-    """A server without data, with settings under which it loses nothing."""
+    """A server without data. Its settings guarantee that it loses nothing."""
     module_server.cli("flushall")
     module_server.cli("acl", "deluser", "errbot")
     return module_server
@@ -129,18 +129,18 @@ def everywhere(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def connections(server: Redis) -> int:
-    """Return how many clients are connected, without the one that asks."""
+    """Return the number of connected clients, except the one that asks."""
     clients = server.cli("client", "list", "type", "normal").splitlines()
     return sum("cmd=client" not in client for client in clients)
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Fail where the block takes longer."""
+    """Fail if the block takes longer."""
     start = time.monotonic()
     yield
     took = time.monotonic() - start
-    assert took < seconds, f"It took {took:.1f} s, and may take {seconds:.1f} s."
+    assert took < seconds, f"It took {took:.1f} s, but at most {seconds:.1f} s are allowed."
 
 
 # The contract
@@ -168,11 +168,11 @@ def test_the_contract_holds(
     assert "skipped" not in passed
 
 
-# What does not run, does not answer, or is killed
+# Servers that do not run, do not answer, or are killed
 
 
 def set_until_killed(project: Path, url: str, start: int, pipe: Connection) -> None:
-    """Set keys, and tell the number of each that is set. Runs in a process of its own."""
+    """Set keys, and report each number after `set` has returned. Runs in a subprocess."""
     storage = load(project, url=url).open("namespace")
     number = start
     while True:
@@ -209,7 +209,7 @@ def test_a_killed_writer_has_lost_no_set_that_returned(
 
 
 class Load:
-    """Threads that set, get and remove, and note what they know of the database."""
+    """Threads that set, get and remove keys, and record the possible contents of the database."""
 
     def __init__(self, storage: StorageBase, threads: int) -> None:
         self.storage = storage
@@ -220,7 +220,7 @@ class Load:
         self.known = self.pool.map(self.work, range(threads))
 
     def work(self, number: int) -> dict[str, set[int | None]]:
-        """Return of each key of this thread the values that it may have, None for no value."""
+        """Return the possible values of each of this thread's keys. None means no value."""
         known: dict[str, set[int | None]] = {f"{number} {key}": {None} for key in range(5)}
         turn = 0
         while not self.stopped.is_set():
@@ -247,7 +247,7 @@ class Load:
         return known
 
     def check(self, key: str, known: set[int | None]) -> int | None:
-        """Get a key, note where it has none of the values that it may have, and return it."""
+        """Get a key, record if its value is not a possible one, and return the value."""
         value: int | None
         try:
             value = self.storage.get(key)
@@ -258,7 +258,7 @@ class Load:
         return value
 
     def stop(self) -> None:
-        """End the threads, and check what is in the database then."""
+        """Stop the threads, and check the final contents of the database."""
         self.stopped.set()
         for known in self.known:
             for key, values in known.items():
@@ -286,7 +286,7 @@ def test_a_killed_server_gives_no_wrong_answer_and_loses_nothing(
 
 
 def seconds_until_it_works(storage: StorageBase, number: int) -> float:
-    """Set and get until that works, and return how long it took."""
+    """Set and get until both succeed, and return how long that took."""
     start = time.monotonic()
     while time.monotonic() < start + 60:
         with suppress(StoreException):
@@ -294,7 +294,7 @@ def seconds_until_it_works(storage: StorageBase, number: int) -> float:
             assert storage.get("after") == number
             return time.monotonic() - start
         time.sleep(0.05)
-    raise AssertionError("It does not work again.")
+    raise AssertionError("The storage does not recover.")
 
 
 def test_a_failover_by_sentinels_is_followed(open_storage: Open, tmp_path: Path) -> None:
@@ -328,9 +328,7 @@ def test_a_failover_of_a_cluster_is_followed(open_storage: Open, tmp_path: Path)
         cluster.stop()
 
 
-def test_a_server_that_is_not_there_at_start_is_found_later(
-    own_server: Redis, open_storage: Open
-) -> None:
+def test_a_server_may_start_after_the_bot(own_server: Redis, open_storage: Open) -> None:
     with within(5):
         storage = open_storage(url=own_server.url, timeout=5.0)
     for operation in operations(storage):
@@ -341,9 +339,7 @@ def test_a_server_that_is_not_there_at_start_is_found_later(
     assert storage.get("key") == 1
 
 
-def test_a_cluster_that_is_not_there_at_start_is_found_later(
-    own_server: Redis, open_storage: Open
-) -> None:
+def test_a_cluster_may_start_after_the_bot(own_server: Redis, open_storage: Open) -> None:
     storage = open_storage(url=own_server.url, cluster=True, timeout=5.0)
     for operation in operations(storage):
         with within(5), pytest.raises(StoreException, match=f"127.0.0.1:{own_server.port}"):
@@ -368,9 +364,7 @@ def operations(storage: StorageBase) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("kind", ["server", "sentinel", "cluster"])
-def test_a_server_that_never_answers_is_waited_for_no_longer_than_timeout(
-    open_storage: Open, kind: str
-) -> None:
+def test_operations_on_a_server_that_never_answers_time_out(open_storage: Open, kind: str) -> None:
     deaf = Deaf()
     config: dict[str, Any] = {"url": f"redis://:{SECRET}@127.0.0.1:{deaf.port}"}
     if kind == "sentinel":
@@ -401,7 +395,7 @@ def test_a_connection_that_a_firewall_dropped_is_replaced(
     proxy.stop()
 
 
-def test_a_former_master_is_left(own_server: Redis, open_storage: Open) -> None:
+def test_a_storage_leaves_a_former_master(own_server: Redis, open_storage: Open) -> None:
     own_server.start()
     storage = open_storage(url=own_server.url)
     storage.set("key", 1)
@@ -416,7 +410,7 @@ def test_a_former_master_is_left(own_server: Redis, open_storage: Open) -> None:
 # Keys
 
 
-def test_keys_come_once_when_the_server_shrinks_the_hash_meanwhile(
+def test_each_key_comes_once_if_the_server_shrinks_the_hash_meanwhile(
     server: Redis, open_storage: Open
 ) -> None:
     for size, keep in [(20_000, 17), (11_000, 3), (50_000, 100)]:
@@ -433,10 +427,10 @@ def test_keys_come_once_when_the_server_shrinks_the_hash_meanwhile(
                 client.hexists("errbot:namespace", "0")
         seen += keys
         assert len(seen) == len(set(seen)), "A key came twice."
-        assert left <= set(seen), "A key that was there all the time did not come."
+        assert left <= set(seen), "A key is missing that was there all the time."
 
 
-def test_no_key_is_missed_when_the_server_restarts_meanwhile(
+def test_no_key_is_missed_if_the_server_restarts_meanwhile(
     own_server: Redis, open_storage: Open
 ) -> None:
     own_server.start()
@@ -451,10 +445,10 @@ def test_no_key_is_missed_when_the_server_restarts_meanwhile(
         own_server.start()
         seen += keys
         assert len(seen) == len(set(seen)), "A key came twice."
-        assert set(seen) == expected, "A key did not come."
+        assert set(seen) == expected, "A key is missing."
 
 
-def test_fields_and_keys_of_others_harm_nothing(server: Redis, project: Path) -> None:
+def test_foreign_fields_and_keys_do_no_harm(server: Redis, project: Path) -> None:
     plugin = load(project, url=server.url)
     storage = plugin.open("namespace")
     storage.set("key", 1)
@@ -471,7 +465,7 @@ def test_fields_and_keys_of_others_harm_nothing(server: Redis, project: Path) ->
 
 
 def shown_by(*errors: BaseException, log: str) -> str:
-    """Return all that the errors, their tracebacks and the log show."""
+    """Return everything that the errors, their tracebacks and the log show."""
     lines = [
         f"{error!r}\n{error}\n{''.join(traceback.format_exception(error))}" for error in errors
     ]
@@ -566,7 +560,7 @@ def test_a_wrong_url_is_refused_and_not_shown(
         ({"sentinels": "localhost"}, "sentinels"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_settings_that_contradict_each_other_are_refused(
     project: Path, config: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(ValueError, match=f"  {key}[:,] ") as caught:
@@ -574,7 +568,7 @@ def test_what_does_not_go_together_is_refused(
     assert SECRET not in str(caught.value)
 
 
-def test_values_do_not_stand_in_errors(server: Redis, open_storage: Open) -> None:
+def test_errors_do_not_show_values(server: Redis, open_storage: Open) -> None:
     server.cli("acl", "setuser", "errbot", "on", ">pw", "~*", "+@all", "-hset")
     storage = open_storage(url=f"redis://errbot:pw@127.0.0.1:{server.port}")
     with pytest.raises(StoreException, match="NOPERM|no permissions") as caught:
@@ -594,7 +588,7 @@ def openssl(*arguments: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_a_server_is_reached_by_tls_and_its_certificate_checked(
+def test_tls_works_and_checks_the_server_certificate(
     tmp_path: Path, open_storage: Open, cluster: bool
 ) -> None:
     for name in ["right", "wrong"]:
@@ -625,7 +619,7 @@ def test_a_server_is_reached_by_tls_and_its_certificate_checked(
         server.stop()
 
 
-# Rights
+# Permissions
 
 
 def acl_of(project: Path) -> list[str]:
@@ -636,7 +630,7 @@ def acl_of(project: Path) -> list[str]:
     return found[0].split()
 
 
-def test_the_acl_grants_what_is_needed(
+def test_the_acl_is_sufficient(
     server: Redis, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert server.cli(*acl_of(project)) == "OK"
@@ -646,7 +640,7 @@ def test_the_acl_grants_what_is_needed(
     use_all(plugin)
     refused = re.findall(r"\nobject\n(.*)", server.cli("acl", "log"))
     assert set(refused) <= {"client|setinfo"}, (
-        "docs/operation.md says that this one may be left out."
+        "docs/operation.md says that only this one can be omitted."
     )
     with redis.Redis.from_url(url) as client:
         for command in ["FLUSHALL", "KEYS *", "CONFIG GET *", "HGETALL errbot:namespace", "SAVE"]:
@@ -659,7 +653,7 @@ def test_the_acl_grants_what_is_needed(
 
 
 def use_all(plugin: StoragePluginBase) -> None:
-    """Do all that a storage can do."""
+    """Use every operation of a storage."""
     storage = plugin.open("namespace")
     for number in range(300):
         storage.set(str(number), number)
@@ -669,7 +663,7 @@ def use_all(plugin: StoragePluginBase) -> None:
     storage.remove("1")
 
 
-def test_the_acl_grants_nothing_else(server: Redis, project: Path) -> None:
+def test_every_permission_in_the_acl_is_necessary(server: Redis, project: Path) -> None:
     granted = [word for word in acl_of(project) if word.startswith("+")]
     assert "+hget" in granted
     url = f"redis://errbot:PASSWORD@127.0.0.1:{server.port}"
@@ -681,9 +675,7 @@ def test_the_acl_grants_nothing_else(server: Redis, project: Path) -> None:
             use_all(load(project, url=url))
 
 
-def test_the_acl_for_a_cluster_grants_what_is_needed(
-    module_cluster: RedisCluster, project: Path
-) -> None:
+def test_the_acl_for_a_cluster_is_sufficient(module_cluster: RedisCluster, project: Path) -> None:
     for node in module_cluster.nodes:
         words = [*acl_of(project), "+cluster|slots", "+command"]
         assert node.cli(*words) == "OK"
@@ -691,9 +683,7 @@ def test_the_acl_for_a_cluster_grants_what_is_needed(
     use_all(load(project, url=url, cluster=True))
 
 
-def test_the_acl_for_sentinels_grants_what_is_needed(
-    module_sentinel: RedisSentinel, project: Path
-) -> None:
+def test_the_acl_for_sentinels_is_sufficient(module_sentinel: RedisSentinel, project: Path) -> None:
     for server in [module_sentinel.master, module_sentinel.replica]:
         assert server.cli(*acl_of(project)) == "OK"
     for sentinel in module_sentinel.sentinels:
@@ -713,13 +703,13 @@ def test_the_acl_for_sentinels_grants_what_is_needed(
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the warnings that were logged, and forget them."""
+    """Return the logged warnings, and clear the log."""
     found = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     caplog.clear()
     return found
 
 
-def test_a_missing_signing_key_is_warned_of(
+def test_a_missing_signing_key_causes_a_warning(
     project: Path, server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(project, url=server.url, signing_key=SECRET)

@@ -1,4 +1,4 @@
-"""Answers that cannot become a working plugin, and honest ones that must."""
+"""Invalid answers are rejected, and valid ones result in a working plugin."""
 
 import ast
 import contextlib
@@ -46,8 +46,8 @@ BAD_NAMES += [
     "A" * 41,
     "A" * 300,
     "😀",
-    "ⵣ",  # a letter without one in ASCII
-    "数" * 40,  # more than 40 letters in ASCII
+    "ⵣ",  # a letter without an equivalent in ASCII
+    "数" * 40,  # becomes more than 40 letters in ASCII
     "Acme\u3164",
     "Acme\ud800",
 ]
@@ -142,51 +142,52 @@ EXAMPLES = {
 def test_a_bad_answer_is_refused_and_nothing_is_left(
     bake_typed: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: str
 ) -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is Cookiecutter's affair
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - its type depends on Cookiecutter
         bake_typed(**{answer: given})
     told = capfd.readouterr().err + str(caught.value)
-    assert answer in told, "The refusal does not name the answer."
-    assert EXAMPLES[answer] in told, "The refusal gives no example."
-    assert list((tmp_path / "typed1").iterdir()) == [], "The refused bake left something behind."
-    assert {path.name for path in tmp_path.iterdir()} == {"typed1"}, "It wrote beside its folder."
+    assert answer in told, "The message does not name the answer."
+    assert EXAMPLES[answer] in told, "The message gives no example."
+    assert list((tmp_path / "typed1").iterdir()) == [], "The failed bake left files behind."
+    assert {path.name for path in tmp_path.iterdir()} == {"typed1"}, "It wrote outside its folder."
 
 
 @pytest.mark.parametrize("answer", EXAMPLES)
-def test_two_halves_of_one_character_are_refused(
+def test_a_pair_of_lone_surrogates_is_refused(
     bake_typed: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str
 ) -> None:
-    """JSON joins them, so that the hook sees a character that no file can be given."""
+    """JSON joins them into one character, which the hook must detect."""
     with pytest.raises(Exception, match=r"Hook script failed|plugin_slug|surrogates"):
         bake_typed(**{answer: "\ud840\udc00"})
-    assert f"{answer} holds half a character" in capfd.readouterr().err or answer == "plugin_slug"
+    told = capfd.readouterr().err
+    assert f"{answer} contains a lone surrogate" in told or answer == "plugin_slug"
     assert list((tmp_path / "typed1").iterdir()) == []
 
 
 @pytest.mark.parametrize("given", [None, True, 3], ids=ascii)
 @pytest.mark.parametrize("answer", EXAMPLES)
-def test_what_is_no_text_is_refused(
+def test_an_answer_that_is_not_a_string_is_refused(
     bake_typed: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: Any
 ) -> None:
     with pytest.raises(FailedHookException):
         bake_typed(**{answer: given})
-    assert f"{answer} must be a text." in capfd.readouterr().err
+    assert f"{answer} must be a string." in capfd.readouterr().err
     assert list((tmp_path / "typed1").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "ⵣ", "Ac/me", "Acme\n", "数" * 30, "数" * 60, "A" * 300])
-def test_a_bad_name_is_to_blame_for_what_is_made_of_it(
+def test_a_bad_name_is_reported_without_the_answers_made_of_it(
     bake: Bake, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is Cookiecutter's affair
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - its type depends on Cookiecutter
         bake(plugin_name=name)
     told = capfd.readouterr().err + str(caught.value)
     assert "plugin_name" in told
     for answer in ["plugin_slug", "description", "repository_url"]:
-        assert f"  {answer} " not in told, "An answer that nobody gave is blamed."
-        assert f"{answer}: " not in told, "An answer that nobody gave is blamed."
+        assert f"  {answer} " not in told, "A default is reported, too."
+        assert f"{answer}: " not in told, "A default is reported, too."
 
 
-def test_a_bad_slug_is_to_blame_for_the_address_made_of_it(
+def test_a_bad_slug_is_reported_without_the_address_made_of_it(
     bake: Bake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(FailedHookException):
@@ -196,7 +197,7 @@ def test_a_bad_slug_is_to_blame_for_the_address_made_of_it(
     assert "  repository_url " not in told
 
 
-def test_all_bad_answers_are_named_at_once_above_the_traceback(tmp_path: Path) -> None:
+def test_all_bad_answers_are_reported_at_once_above_the_traceback(tmp_path: Path) -> None:
     command = [str(UV.with_name("cookiecutter")), str(TEMPLATE), "--no-input", "--default-config"]
     answers = ["plugin_name=Shelf", "author_email=nobody", "repository_url=nowhere"]
     done = subprocess.run(
@@ -207,14 +208,14 @@ def test_all_bad_answers_are_named_at_once_above_the_traceback(tmp_path: Path) -
         cwd=tmp_path,
     )
     assert done.returncode != 0
-    told = done.stdout.index("Nothing was baked")
-    assert told < done.stdout.index("Traceback"), "Cookiecutter's traceback hides the refusal."
+    told = done.stdout.index("No project was created")
+    assert told < done.stdout.index("Traceback"), "Cookiecutter's traceback hides the message."
     for answer in ["plugin_name", "author_email", "repository_url"]:
         assert done.stdout.index(f"  {answer} ") > told
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refusal_is_printed_on_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+def test_the_message_is_printed_on_a_terminal_that_supports_only_ascii(tmp_path: Path) -> None:
     command = [str(UV.with_name("cookiecutter")), str(TEMPLATE), "--no-input", "--default-config"]
     for variables in [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii:strict"}]:
         for answer in ["plugin_name=数据库!", "author_name=a\udcff", "description=a\u202eб"]:
@@ -225,13 +226,13 @@ def test_a_refusal_is_printed_on_a_terminal_that_knows_ascii_only(tmp_path: Path
                 env={**os.environ, "PYTHONCOERCECLOCALE": "0", **variables},
             )
             assert done.returncode == 1
-            assert b"Nothing was baked" in done.stderr
+            assert b"No project was created" in done.stderr
             assert b"UnicodeEncodeError" not in done.stderr
             assert list(tmp_path.iterdir()) == []
 
 
 def run_pre_gen(**answers: str) -> str | None:
-    """Run the hook as Cookiecutter would, in this process, and return why it ended the bake."""
+    """Run the hook in this process, as Cookiecutter would. Returns why it ended the bake, if so."""
     context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=answers)
     rendered = {"cookiecutter": prompt_for_config(context, no_input=True)}
     hook = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
@@ -244,7 +245,7 @@ def run_pre_gen(**answers: str) -> str | None:
 
 
 def taken_packages() -> Iterator[str]:
-    """Give what the projects and their tests install and import, by each name that it has."""
+    """Yield the names of all distributions and modules that projects and their tests use."""
     seen: dict[str, set[str]] = {}
     todo = [
         *("errbot", "pydantic", "itsdangerous", "sqlalchemy", "psycopg[binary]", "pymysql[rsa]"),
@@ -270,7 +271,7 @@ def taken_packages() -> Iterator[str]:
     yield from (path.stem for path in CONTRACT.parent.iterdir())
 
 
-def test_no_package_hides_what_the_plugin_or_its_tests_import() -> None:
+def test_a_package_cannot_hide_what_the_plugin_or_its_tests_import() -> None:
     taken = {name for name in taken_packages() if re.fullmatch("[a-z][a-z0-9_-]*", name)}
     assert {"jinja2", "webtest", "pluggy", "bs4", "test_config", "typing-extensions"} <= taken
     missing = [name for name in sorted(taken) if not run_pre_gen(plugin_slug=name)]
@@ -278,7 +279,7 @@ def test_no_package_hides_what_the_plugin_or_its_tests_import() -> None:
 
 
 @pytest.mark.parametrize("slug", ["distutils", "tomllib", "cgi", "compression", "profiling"])
-def test_no_package_hides_a_module_that_only_some_versions_of_python_have(slug: str) -> None:
+def test_a_package_cannot_hide_a_module_that_only_some_pythons_have(slug: str) -> None:
     assert run_pre_gen(plugin_slug=slug)
 
 
@@ -290,7 +291,7 @@ def test_an_old_cookiecutter_is_refused_in_one_sentence(tmp_path: Path, version:
     python = environment(tmp_path / "old", sys.executable, f"cookiecutter=={version}")
     (tmp_path / "output").mkdir()
     command = [python, "-m", "cookiecutter", TEMPLATE, "--no-input", "--default-config"]
-    with pytest.raises(AssertionError, match=f"Nothing was baked: [^:]*{NEEDS}"):
+    with pytest.raises(AssertionError, match=f"No project was created: [^:]*{NEEDS}"):
         run(*command, "-o", tmp_path / "output", cwd=tmp_path)
     assert list((tmp_path / "output").iterdir()) == []
 
@@ -303,7 +304,7 @@ def test_an_old_python_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatc
     assert NEEDS in str(run_pre_gen())
 
 
-HONEST_NAMES = [
+GOOD_NAMES = [
     "Base",
     "Redis",
     "Json",
@@ -315,7 +316,7 @@ HONEST_NAMES = [
     "Acme 2",
     "Storage",
 ]
-HONEST_NAMES += [
+GOOD_NAMES += [
     "Plugin",
     "Config",
     "Café",
@@ -329,8 +330,8 @@ HONEST_NAMES += [
 ]
 
 
-@pytest.mark.parametrize("name", HONEST_NAMES)
-def test_an_honest_name_bakes_a_plugin_that_errbot_loads(
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_a_good_name_bakes_a_plugin_that_errbot_loads(
     bake: Bake, tmp_path: Path, name: str
 ) -> None:
     check_errbot_loads(bake(plugin_name=name), name)
@@ -346,20 +347,20 @@ def test_an_honest_name_bakes_a_plugin_that_errbot_loads(
         "https://xn--bcher-kva.example",
     ],
 )
-def test_an_honest_address_stands_in_the_metadata(bake: Bake, url: str) -> None:
+def test_a_good_address_is_in_the_metadata(bake: Bake, url: str) -> None:
     pyproject = (bake(repository_url=url) / "pyproject.toml").read_text()
     assert f'\nRepository = "{url}"\n' in pyproject
 
 
 @pytest.mark.parametrize("slug", ["x", "acme", "Acme.Storage_1", "errbot_storage_acme", "a" * 60])
-def test_an_honest_slug_bakes_a_plugin_that_errbot_loads(bake: Bake, slug: str) -> None:
+def test_a_good_slug_bakes_a_plugin_that_errbot_loads(bake: Bake, slug: str) -> None:
     project = bake(plugin_slug=slug)
     assert project.name == slug
     check_errbot_loads(project, "Acme")
 
 
 def check_errbot_loads(project: Path, name: str) -> None:
-    """Let Errbot load the plugin of a project, and use it, in a process of its own."""
+    """Let Errbot load and use a project's plugin in a new process."""
     code = f"""
 from types import SimpleNamespace
 from errbot.bootstrap import get_storage_plugin

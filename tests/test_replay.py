@@ -1,4 +1,4 @@
-"""Recordings (`cookiecutter --replay-file`), which pass Cookiecutter's own checks."""
+"""Recorded answers (`cookiecutter --replay-file`), which Cookiecutter does not check."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ CHANGED_SETTINGS: dict[str, list[Any]] = {
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What Cookiecutter records of a bake with all defaults."""
+    """Cookiecutter's recording of a bake with all defaults."""
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "config.yaml").write_text(f"replay_dir: {folder}\n")
     config = str(folder / "config.yaml")
@@ -39,7 +39,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def replay(tmp_path: Path, recorded: dict[str, Any]) -> Replay:
-    """Bake from a recording in which some answers are changed, or MISSING."""
+    """Bake from a recording with some answers changed, or MISSING."""
 
     def replay(changes: dict[str, Any]) -> Path:
         answers = {**recorded["cookiecutter"], **changes}
@@ -57,15 +57,15 @@ def replay(tmp_path: Path, recorded: dict[str, Any]) -> Replay:
 def check_refused(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], **changes: Any
 ) -> str:
-    """Replay, see that nothing is left, in the output folder or beside it, and return the error."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is Cookiecutter's affair
+    """Replay, check that this fails and leaves no files anywhere, and return the error."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - its type depends on Cookiecutter
         replay(changes)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert left == {"output", "replay.json"}, "The refused bake left something behind."
+    assert left == {"output", "replay.json"}, "The failed bake left files behind."
     return capfd.readouterr().err + str(caught.value)
 
 
-def test_a_recorded_bake_is_repeated_to_the_letter(replay: Replay, default_project: Path) -> None:
+def test_a_recorded_bake_is_repeated_exactly(replay: Replay, default_project: Path) -> None:
     assert files(replay({})) == files(default_project)
 
 
@@ -83,16 +83,16 @@ def test_a_bad_answer_in_a_recording_is_refused_and_nothing_is_left(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: Any
 ) -> None:
     told = check_refused(replay, tmp_path, capfd, **{answer: given})
-    if "Nothing was baked" in told:
-        assert f"  {answer} " in told, "The refusal does not name the answer."
-        assert EXAMPLES[answer] in told, "The refusal gives no example."
+    if "No project was created" in told:
+        assert f"  {answer} " in told, "The message does not name the answer."
+        assert EXAMPLES[answer] in told, "The message gives no example."
     else:
-        assert answer == "plugin_slug", "Only a folder's name can fail before the hook."
+        assert answer == "plugin_slug", "Only the folder's name can fail before the hook runs."
 
 
 @pytest.mark.parametrize("given", NO_CHOICES, ids=ascii)
 @pytest.mark.parametrize("answer", ["database", "license", "ci"])
-def test_a_recorded_choice_that_is_none_is_refused(
+def test_an_invalid_recorded_choice_is_refused(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: str, given: Any
 ) -> None:
     told = check_refused(replay, tmp_path, capfd, **{answer: given})
@@ -102,16 +102,14 @@ def test_a_recorded_choice_that_is_none_is_refused(
 
 
 @pytest.mark.parametrize("slug", SEVERAL_FOLDERS)
-def test_a_recorded_slug_leaves_no_folder_anywhere(
+def test_an_invalid_recorded_slug_leaves_no_folder_anywhere(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], slug: str
 ) -> None:
     told = check_refused(replay, tmp_path, capfd, plugin_slug=slug.format(tmp_path))
-    assert "  plugin_slug must be " in told
+    assert "  plugin_slug must start with a letter" in told
 
 
-def test_a_refused_slug_takes_no_folder_away_that_holds_something(
-    replay: Replay, tmp_path: Path
-) -> None:
+def test_a_refused_slug_removes_no_folder_with_files(replay: Replay, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     with pytest.raises(Exception):  # noqa: B017, PT011 - as above
@@ -122,13 +120,13 @@ def test_a_refused_slug_takes_no_folder_away_that_holds_something(
 @pytest.mark.parametrize(
     "slug", ["x/..", "x/../kept", "x/../../output/kept", "x/y/../..", "../x/..", "{}/x/../output"]
 )
-def test_a_recorded_slug_removes_no_folder_that_was_there(
+def test_a_refused_slug_removes_no_existing_folder(
     replay: Replay, tmp_path: Path, slug: str
 ) -> None:
     kept = tmp_path / "output" / "kept" / "file"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    with pytest.raises(KeyError, match="plugin_slug must be one folder, and is "):
+    with pytest.raises(KeyError, match="plugin_slug must be one folder, not "):
         replay({"plugin_slug": slug.format(tmp_path)})
     assert kept.exists()
 
@@ -138,7 +136,7 @@ def test_a_recorded_slug_removes_no_folder_that_was_there(
     [(key, value) for key, values in CHANGED_SETTINGS.items() for value in values],
     ids=ascii,
 )
-def test_what_follows_from_the_answers_is_not_taken_from_a_recording(
+def test_changed_settings_in_a_recording_are_refused(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], setting: str, given: Any
 ) -> None:
     told = check_refused(replay, tmp_path, capfd, **{setting: given})
@@ -146,13 +144,13 @@ def test_what_follows_from_the_answers_is_not_taken_from_a_recording(
 
 
 @pytest.mark.parametrize("setting", ["__package", "__class"])
-def test_a_recording_without_what_follows_from_the_answers_leaves_nothing(
+def test_a_recording_without_settings_leaves_no_files(
     replay: Replay, tmp_path: Path, capfd: pytest.CaptureFixture[str], setting: str
 ) -> None:
     check_refused(replay, tmp_path, capfd, **{setting: MISSING})
 
 
-def test_the_command_line_refuses_a_recording_in_words(
+def test_the_command_line_says_why_it_refuses_a_recording(
     tmp_path: Path, recorded: dict[str, Any]
 ) -> None:
     recorded = {"cookiecutter": {**recorded["cookiecutter"], "ci": f'"); {CODE}; ("'}}

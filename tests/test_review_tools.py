@@ -1,6 +1,6 @@
-"""What the field's own review tools say of the bakes, and of the template's workflow.
+"""Common review tools find nothing wrong with the bakes and the template's workflow.
 
-The tools are among the template's requirements, so one that cannot be installed fails here.
+The tools are in the template's dependency group, so no test is skipped.
 """
 
 import json
@@ -40,12 +40,12 @@ HOOKS: dict[str, dict[str, str | list[str]]] = {
     "validate-pyproject": {"files": "^pyproject.toml$"},
     "zizmor": {"files": r"^\.github/.*\.yml$", "entry": "zizmor --offline --no-progress"},
 }
-"""How the hooks are run by what is installed, instead of by what pre-commit would download."""
+"""How to run the hooks with the installed tools, which pre-commit would download."""
 
 
 @pytest.fixture(scope="session", params=BAKES, ids="-".join)
 def project(request: pytest.FixtureRequest, cookies_session: Cookies) -> Path:
-    """A bake, with all its files in git's index. Tests read it, and do not change it."""
+    """A bake with all files in git's index. Tests must not change it."""
     answers = dict(zip(["database", "ci", "license"], request.param, strict=True))
     result = cookies_session.bake(extra_context=answers)
     if result.exception:
@@ -57,7 +57,7 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies) -> Path:
 
 
 def tool(*command: str | Path, cwd: Path) -> str:
-    """Run a tool of the template's environment."""
+    """Run a tool from the template's environment."""
     return run(*command, cwd=cwd, env=ENVIRONMENT)
 
 
@@ -71,7 +71,7 @@ def test_zizmor_finds_nothing(project: Path) -> None:
         tool("zizmor", "--offline", project, cwd=project)
 
 
-def test_a_distribution_is_one_that_an_index_takes(project: Path, tmp_path: Path) -> None:
+def test_a_package_index_would_accept_the_distribution(project: Path, tmp_path: Path) -> None:
     tool("validate-pyproject", "pyproject.toml", cwd=project)
     tool("hatchling", "build", "-d", tmp_path, cwd=project)
     distributions = sorted(tmp_path.iterdir())
@@ -97,11 +97,11 @@ def test_every_action_is_pinned_to_a_commit_with_its_version() -> None:
     ]
     assert used
     assert [action for action in used if not pinned.fullmatch(action)] == []
-    assert len(set(used)) == len({action.split("@")[0] for action in used}), "Two versions of one."
+    assert len(set(used)) == len({action.split("@")[0] for action in used}), "Versions differ."
 
 
 def offline(project: Path) -> Path:
-    """Write the project's pre-commit configuration with the tools that are installed."""
+    """Write a copy of the project's pre-commit configuration that uses the installed tools."""
     config = yaml.safe_load((project / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     hooks = [
         {"name": hook["id"], "entry": hook["id"], "language": "system", "require_serial": True}
@@ -115,9 +115,7 @@ def offline(project: Path) -> Path:
     return file
 
 
-def test_pre_commit_runs_offline_and_finds_nothing_or_what_is_wrong(
-    default_project: Path, tmp_path: Path
-) -> None:
+def test_pre_commit_finds_mistakes_and_nothing_else(default_project: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(default_project, tmp_path / "project"))
     run("git", "init", "--quiet", cwd=project)
     run("git", "add", "--all", cwd=project)

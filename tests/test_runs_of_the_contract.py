@@ -1,4 +1,4 @@
-"""A run of the contract comes to its end, whatever the storage does, and says why it ends."""
+"""A run of the contract ends, whatever the storage does, and says why."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from pytest_cookies.plugin import Cookies
 from servers.base import free_port
 
 Run = Callable[..., tuple[int, str]]
-"""Runs tests of a bake, and returns the exit status of pytest and what it printed."""
+"""Runs tests of a bake, and returns pytest's exit status and output."""
 
 
 @pytest.fixture
 def project(cookies_session: Cookies, tmp_path: Path, database: str) -> Path:
-    """A bake for a database, whose storage may be broken."""
+    """A bake for a database. Tests may break its storage."""
     baked = cookies_session.bake(extra_context={"database": database})
     assert baked.exception is None, baked.exception
     return Path(shutil.copytree(baked.project_path, tmp_path / "project"))
@@ -26,7 +26,7 @@ def project(cookies_session: Cookies, tmp_path: Path, database: str) -> Path:
 
 @pytest.fixture
 def run_tests(project: Path) -> Run:
-    """Run tests of the bake with its storage broken by some code."""
+    """Runs tests of the bake, after breaking its storage with some code."""
 
     def run_tests(code: str, *options: object, **environment: str) -> tuple[int, str]:
         with next(project.glob("src/*/storage.py")).open("a", encoding="utf-8") as source:
@@ -53,7 +53,7 @@ def run_tests(project: Path) -> Run:
         ("redis", "redis://:hunter2-s3cret@127.0.0.1:{}/0"),
     ],
 )
-def test_a_server_that_is_away_ends_the_run_in_a_sentence(run_tests: Run, url: str) -> None:
+def test_an_unreachable_server_ends_the_run_with_one_sentence(run_tests: Run, url: str) -> None:
     status, output = run_tests("", STORAGE_TEST_URL=url.format(free_port()))
     assert status == 1, output
     assert len(output.strip().splitlines()) < 5, output
@@ -120,7 +120,7 @@ AcmeStorage.set = lambda self, key, value: (
 """,
         "Another process on the same database has not ended",
     ),
-    "a process that is to say something": (
+    "a process that reports": (
         "test_processes.py::test_a_killed_process_has_lost_no_set_that_returned",
         """
 AcmeStorage.set = lambda self, key, value: wait() if key == "9" else _set(self, key, value)
@@ -134,7 +134,7 @@ AcmeStorage.get = lambda self, key: wait() if key == "key" else _get(self, key)
 """,
         "test_a_value_that_holds_itself_comes_back is too slow, or waits for ever",
     ),
-    "what no signal interrupts": (
+    "a test that no signal interrupts": (
         "test_values.py::test_a_value_that_holds_itself_comes_back",
         """
 import signal
@@ -166,12 +166,12 @@ AcmePlugin.__init__ = lambda self, config: wait()
         "cannot be tested: loading it fails before any test: it has not come back",
     ),
 }
-"""Where a storage waits for ever: the tests to run, its code, and what must be said."""
+"""Storages that wait for ever, by where: the tests to run, the code, and the message to expect."""
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
 @pytest.mark.parametrize(("tests", "code", "said"), NEVER_ENDS.values(), ids=NEVER_ENDS)
-def test_what_waits_for_ever_ends_with_words(
+def test_a_storage_that_waits_for_ever_ends_the_run_with_an_explanation(
     project: Path, run_tests: Run, tests: str, code: str, said: str
 ) -> None:
     for file in ["database.py", "deadlines.py", "first_try.py"]:
@@ -206,7 +206,7 @@ def test_values_in_the_log_are_reported_once(run_tests: Run) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_the_report_says_in_words_what_is_kept_and_broken(run_tests: Run, tmp_path: Path) -> None:
+def test_the_report_lists_kept_and_broken_promises(run_tests: Run, tmp_path: Path) -> None:
     code = f"""
 import logging
 {LOGS}

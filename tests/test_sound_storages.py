@@ -1,4 +1,4 @@
-"""Proof that the contract asks for no more than it says: what is sound in its own way is green."""
+"""The contract requires no more than it says: unusual but correct storages pass."""
 
 import os
 import shutil
@@ -68,12 +68,12 @@ class Strict(AcmeStorage):
 AcmeStorage = Strict
 """,
 }
-"""By database and name: what makes the storage.py of a bake another one, and breaks nothing."""
+"""Code that changes a bake's storage.py without breaking a promise, by database and name."""
 
 
 @pytest.fixture(params=SOUND, ids="-".join)
 def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: Path) -> Path:
-    """A project whose storage is sound in its own way."""
+    """A project with an unusual but correct storage."""
     database, _ = request.param
     baked = cookies_session.bake(extra_context={"database": database})
     assert baked.exception is None, baked.exception
@@ -90,7 +90,7 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
 )
 def test_a_sound_storage_is_green(project: Path, tmp_path: Path, configured: bool) -> None:
     command: list[object] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    # What makes it another one imports helpers of the tests.
+    # The added code imports helpers of the tests.
     command += ["--deselect=tests/test_installation.py::test_what_storage_py_imports_is_declared"]
     if configured:
         config = tmp_path / "config.py"

@@ -1,4 +1,4 @@
-"""The `sql` database on real servers: faults, failover, secrets, rights, and round trips."""
+"""The `sql` database on real servers: faults, failover, secrets, privileges and round trips."""
 
 import importlib.util
 import logging
@@ -36,7 +36,7 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def project(cookies_session: Cookies) -> Path:
-    """A project baked for SQL. Tests read it, and do not change it."""
+    """A project baked for SQL. Tests must not change it."""
     result = cookies_session.bake(extra_context={"database": "sql"})
     if result.exception:
         raise result.exception
@@ -45,7 +45,7 @@ def project(cookies_session: Cookies) -> Path:
 
 @pytest.fixture(scope="session")
 def storage_module(project: Path) -> ModuleType:
-    """The storage.py of that project."""
+    """The module storage.py of that project."""
     file = next(project.glob("src/*/storage.py"))
     spec = importlib.util.spec_from_file_location("baked_sql_storage", file)
     assert spec
@@ -57,12 +57,12 @@ def storage_module(project: Path) -> ModuleType:
 
 
 Connect = Callable[..., Any]
-"""Makes a plugin instance for a URL and further keys of STORAGE_CONFIG."""
+"""Creates a plugin instance for a URL and more keys of STORAGE_CONFIG."""
 
 
 @pytest.fixture
 def connect(storage_module: ModuleType, tmp_path: Path) -> Connect:
-    """Connect as a bot does that starts."""
+    """Connects as a bot does when it starts."""
 
     def connect(url: str | None, **config: Any) -> Any:
         settings = {"timeout": 5.0, **config} | ({"url": url} if url else {})
@@ -74,7 +74,7 @@ def connect(storage_module: ModuleType, tmp_path: Path) -> Connect:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder for servers. Those of pytest are closed to `nobody`, as whom servers may run."""
+    """A folder for servers. `nobody`, who may run them, cannot access pytest's own folders."""
     with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
@@ -126,11 +126,11 @@ def url(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def table() -> str:
-    """The name of a table that no other test has."""
+    """The name of a table that no other test uses."""
     return f"t{random.getrandbits(40)}"
 
 
-# The whole baked suite
+# The whole test suite of the bake
 
 
 @pytest.mark.parametrize("name", [SERVERS[0], pytest.param(SERVERS[1], marks=SLOW)])
@@ -192,7 +192,7 @@ def test_a_killed_bot_has_lost_no_set_that_returned(
     assert len(done) > 50
     storage = connect(url, table=table).open("kill")
     keys = set(storage.keys())
-    assert done <= keys, "Values are missing whose set had returned."
+    assert done <= keys, "Values are missing although `set` had returned."
     for key in keys:
         number = int(key.split()[1])
         assert storage.get(key) == [key, "x" * (number % 30 * 500)]
@@ -214,7 +214,7 @@ class Load:
             thread.start()
 
     def work(self, number: int) -> None:
-        """Do one operation after another; what fails may have been done, or not."""
+        """Do one operation after another. One that fails may or may not have been done."""
         key, value = f"key {number}", 0
         while not self.stopped.is_set():
             value += 1
@@ -227,7 +227,7 @@ class Load:
                         self.storage.remove(key)
                     except KeyError:
                         if len(may_be) == 2 and None not in before:
-                            self.wrong.append(f"{key} is not there to be removed")
+                            self.wrong.append(f"{key} is missing and cannot be removed")
                     self.may_be[number] = {None}
                 else:
                     may_be.add(value)
@@ -243,21 +243,21 @@ class Load:
                 self.wrong.append(repr(error))
 
     def check(self, number: int) -> None:
-        """Get the key, and compare it with what it may be."""
+        """Get the key, and compare its value with the possible ones."""
         try:
             got = self.storage.get(f"key {number}")
         except KeyError:
             got = None
         if got not in self.may_be[number]:
-            self.wrong.append(f"key {number} is {got}, and may be {self.may_be[number]}")
+            self.wrong.append(f"key {number} is {got}, not one of {self.may_be[number]}")
 
     def wait_for_all(self, since: float, seconds: float) -> float:
-        """Wait until each thread has succeeded after a moment, and return how long it took."""
+        """Wait until each thread has succeeded since a moment, and return how long that took."""
         while time.monotonic() < since + seconds:
             if min(self.latest) > since:
                 return max(self.latest) - since
             time.sleep(0.01)
-        raise AssertionError(f"Not all go on within {seconds} s: {self.failures[-1]}")
+        raise AssertionError(f"Not all threads recover in {seconds} s: {self.failures[-1]}")
 
     def stop(self) -> None:
         """Stop, and check everything once more."""
@@ -273,7 +273,7 @@ class Load:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_bot_goes_on_when_its_server_is_back(
+def test_a_bot_recovers_when_its_server_is_back(
     connect: Connect, server: Server, name: str, url: str, table: str
 ) -> None:
     load = Load(connect(url, table=table).open("load"))
@@ -284,14 +284,14 @@ def test_a_bot_goes_on_when_its_server_is_back(
             time.sleep(0.5)
             server.start()
             took = load.wait_for_all(time.monotonic(), 5)
-            print(f"{name}: all threads go on {took:.2f} s after the server is back")
+            print(f"{name}: all threads work {took:.2f} s after the server is back")
     finally:
         load.stop()
     print(f"{name}: {load.acknowledged} acknowledged, {len(load.failures)} failed")
-    assert load.failures, "The server was never away."
+    assert load.failures, "The server was never unreachable."
 
 
-def test_a_bot_goes_on_with_the_promoted_standby(
+def test_a_bot_continues_with_the_promoted_standby(
     connect: Connect, folder: Path, table: str
 ) -> None:
     primary = PostgreSQL(folder / "primary")
@@ -300,7 +300,7 @@ def test_a_bot_goes_on_with_the_promoted_standby(
     standby = primary.standby(folder / "standby")
     try:
         standby.start()
-        # From now on the primary acknowledges only what the standby has.
+        # From now on, the primary acknowledges only writes that the standby has.
         primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         primary.sql("SELECT pg_reload_conf()")
         hosts = f"host=127.0.0.1:{primary.port}&host=127.0.0.1:{standby.port}"
@@ -315,18 +315,18 @@ def test_a_bot_goes_on_with_the_promoted_standby(
             took = load.wait_for_all(promoted, 10)
             print(
                 f"promoted {promoted - killed:.2f} s after the primary was killed;"
-                f" all threads go on {took:.2f} s later"
+                f" all threads work {took:.2f} s later"
             )
         finally:
             load.stop()
-        assert load.failures, "The primary was never away."
+        assert load.failures, "The primary was never unreachable."
     finally:
         standby.stop()
         primary.stop()
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_removal_that_met_a_broken_connection_says_that_it_is_unknown(
+def test_a_removal_on_a_broken_connection_may_have_been_done(
     connect: Connect, server: Server, name: str, url: str, table: str
 ) -> None:
     storage = connect(url, table=table).open("namespace")
@@ -344,14 +344,14 @@ def test_a_removal_that_met_a_broken_connection_says_that_it_is_unknown(
 
 
 class Proxy:
-    """A way to a server that can stop to carry anything, as a firewall does."""
+    """Forwards to a server, and can stop forwarding, as a firewall does."""
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.open = threading.Event()
         self.open.set()
         self.pause = 0.0
-        """Seconds between two bytes, if the way is to be slow."""
+        """Seconds between two bytes, to slow down answers."""
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -368,7 +368,7 @@ class Proxy:
                 threading.Thread(target=self.carry, args=[source, sink], daemon=True).start()
 
     def carry(self, source: socket.socket, sink: socket.socket) -> None:
-        """Carry what one side says to the other."""
+        """Forward data from one side to the other."""
         try:
             while data := source.recv(65536):
                 self.open.wait()
@@ -384,7 +384,7 @@ class Proxy:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_that_goes_silent_is_given_up_in_time(
+def test_operations_on_a_server_that_goes_silent_time_out(
     connect: Connect, server: Server, name: str, table: str
 ) -> None:
     proxy = Proxy(server.port)
@@ -416,7 +416,7 @@ def test_a_write_whose_answer_is_withheld_may_have_been_done(
     proxy.listener.close()
 
 
-def test_an_answer_that_trickles_in_is_given_up_in_time(
+def test_an_operation_with_a_very_slow_answer_times_out(
     connect: Connect, postgresql: PostgreSQL, table: str
 ) -> None:
     proxy = Proxy(postgresql.port)
@@ -433,7 +433,7 @@ def test_an_answer_that_trickles_in_is_given_up_in_time(
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_that_never_answers_is_given_up_in_time(connect: Connect, name: str) -> None:
+def test_connecting_to_a_server_that_never_answers_times_out(connect: Connect, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         began = time.monotonic()
@@ -443,7 +443,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(connect: Connect, name:
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_lock_that_is_held_is_given_up_in_time(
+def test_an_operation_on_a_locked_table_times_out(
     connect: Connect, postgresql: PostgreSQL, table: str
 ) -> None:
     storage = connect(url_of("postgresql", postgresql.port), table=table, timeout=1.0).open("n")
@@ -462,7 +462,7 @@ def test_a_lock_that_is_held_is_given_up_in_time(
 
 
 def wrong_urls(postgresql: int, mariadb: int) -> list[str]:
-    """Return addresses that are wrong in every way, with the password wherever it may stand."""
+    """Return addresses with all kinds of mistakes, and the password in all possible places."""
     wrong = f"wrong:{PASSWORD}"
     urls = []
     for name, port in [("postgresql", postgresql), ("mysql", mariadb), ("mariadb", mariadb)]:
@@ -508,7 +508,7 @@ def test_no_value_is_shown_when_the_database_refuses_it(
     caplog.set_level(logging.DEBUG)
     plugin = connect(url, table=table)
     dialect = plugin._engine.dialect.name
-    # A table that takes no value: whoever made it had another idea of it.
+    # A table that accepts no values, as if someone had created it for another purpose.
     refuse = {"sqlite": "1 = 0", "postgresql": "false", "mysql": "1 = 0", "mariadb": "1 = 0"}
     with plugin._engine.connect() as connection:
         connection.exec_driver_sql(f"DROP TABLE {table}")
@@ -530,7 +530,7 @@ def test_no_value_is_shown_when_the_database_refuses_it(
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate for a host, signed by itself, and its key."""
+    """Create a self-signed certificate for a host, and its key."""
     (openssl,) = needs("openssl", package="openssl")
     folder.mkdir()
     files = folder / "certificate.pem", folder / "key.pem"
@@ -545,7 +545,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_the_tls_of_the_readme_refuses_other_servers(
+def test_the_documented_tls_options_refuse_other_servers(
     connect: Connect, folder: Path, name: str
 ) -> None:
     home = folder / f"{name} with TLS"
@@ -565,7 +565,7 @@ def test_the_tls_of_the_readme_refuses_other_servers(
         plain = url_of(name, server.port)
         by_name = plain.replace("127.0.0.1", "localhost")
         connect(f"{by_name}?{option}{known}").open("namespace").set("key", 1)
-        # The certificate is for the name of the host, and not for its number.
+        # The certificate is for the host's name, not for its IP address.
         for wrong in [f"{by_name}?{option}{unknown}", f"{plain}?{option}{known}"]:
             with pytest.raises(StoreException, match="certificate") as caught:
                 connect(wrong)
@@ -574,17 +574,17 @@ def test_the_tls_of_the_readme_refuses_other_servers(
         server.stop()
 
 
-# Rights
+# Privileges
 
 
 def grants(project: Path, server: str) -> str:
-    """Return the statements that docs/operation.md gives to the administrator of a server."""
+    """Return the statements in docs/operation.md for the administrator of a server."""
     blocks = re.findall(r"```sql\n(.*?)```", (project / "docs/operation.md").read_text(), re.DOTALL)
     return str(blocks[SERVERS.index(server)])
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_the_rights_in_the_readme_are_enough_and_not_more(
+def test_the_documented_privileges_are_sufficient_and_minimal(
     project: Path, connect: Connect, server: PostgreSQL | MariaDB, name: str
 ) -> None:
     if isinstance(server, PostgreSQL):
@@ -714,7 +714,7 @@ def test_threads_share_the_connections_of_the_pool(
     deadline = time.monotonic() + 10
     while int(postgresql.sql(count)) > before and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert int(postgresql.sql(count)) <= before, "A plugin that is gone has left connections."
+    assert int(postgresql.sql(count)) <= before, "A deleted plugin has left connections."
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -737,34 +737,34 @@ def test_threads_wait_in_turn_for_a_connection(
         stopped.set()
         for each in done:
             each.result()
-    assert min(counts) > max(counts) / 4, f"Some threads were served more often: {counts}"
+    assert min(counts) > max(counts) / 4, f"Some threads got more turns than others: {counts}"
 
 
 @pytest.mark.parametrize("name", ["sqlite", *SERVERS])
-def test_names_of_every_length_are_held_or_refused(
+def test_names_of_any_length_are_stored_or_refused(
     connect: Connect, name: str, url: str, table: str
 ) -> None:
     plugin = connect(url, table=table)
     noise = random.Random(1)
-    # Not to be compressed: an index of PostgreSQL holds more of what can be.
+    # Random, because an index in PostgreSQL can hold longer names if they can be compressed.
     longest = "".join(chr(noise.randrange(0x21, 0x7F)) for _ in range(1600))
     storage = plugin.open(longest[:1000])
     storage.set(longest, 1)
     assert (storage.get(longest), list(storage.keys())) == (1, [longest])
     for key in [f"{longest}x", longest[:-1] + "é", "😀" * 401]:
-        with pytest.raises(ValueError, match="bytes as UTF-8, and may have 1600"):
+        with pytest.raises(ValueError, match="bytes in UTF-8. At most 1600 fit"):
             storage.set(key, 1)
         with pytest.raises(KeyError):
             storage.get(key)
         with pytest.raises(KeyError):
             storage.remove(key)
     assert storage.len() == 1
-    with pytest.raises(ValueError, match="1001 bytes as UTF-8, and may have 1000"):
+    with pytest.raises(ValueError, match="1001 bytes in UTF-8. At most 1000 fit"):
         plugin.open(longest[:1001])
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_value_larger_than_the_server_takes_is_refused(
+def test_a_value_that_is_too_large_for_the_server_is_refused(
     connect: Connect, server: Server, name: str, url: str, table: str
 ) -> None:
     storage = connect(url, table=table, timeout=20.0).open("namespace")

@@ -1,4 +1,4 @@
-"""The baked SQLite storage against kills, locks, other processes, and files that it cannot use."""
+"""The baked SQLite storage with kills, locks, other processes and unusable files."""
 
 import gc
 import importlib.util
@@ -29,7 +29,7 @@ from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
 
-# Processes that start in a moment, for they have imported everything, and have no file open.
+# These processes start fast, because everything is imported already. They have no file open.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["errbot.storage.base", "itsdangerous", "pydantic"])
 FILE = "errbot.sqlite3"
@@ -46,7 +46,7 @@ def module_file(cookies_session: Cookies) -> Path:
 
 
 def load(module_file: Path, folder: Path, **storage_config: Any) -> StoragePluginBase:
-    """Start the storage plugin, as a bot does whose BOT_DATA_DIR is this folder."""
+    """Start the storage plugin with this folder as BOT_DATA_DIR, as a bot does."""
     spec = importlib.util.spec_from_file_location("errbot.storage.storage", module_file)
     assert spec
     assert spec.loader
@@ -91,7 +91,7 @@ def in_processes(count: int, task: Callable[..., None], *arguments: Any) -> None
 
 
 def write_until_killed(module_file: Path, folder: Path, life: int, told: Connection) -> None:
-    """Set 20 keys again and again, and tell each `set` that has returned."""
+    """Set 20 keys again and again, and report each `set` that has returned."""
     storage = load(module_file, folder).open("namespace")
     number = 0
     while True:
@@ -100,7 +100,7 @@ def write_until_killed(module_file: Path, folder: Path, life: int, told: Connect
         number += 1
 
 
-def test_no_kill_takes_what_was_set(module_file: Path, tmp_path: Path) -> None:
+def test_a_killed_process_has_lost_no_set_that_returned(module_file: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
     told_in_all = 0
     for life in range(KILLS):
@@ -121,12 +121,12 @@ def test_no_kill_takes_what_was_set(module_file: Path, tmp_path: Path) -> None:
                     os.kill(process.pid or 0, signal.SIGKILL)
         except EOFError:
             process.join()
-        assert process.exitcode == -signal.SIGKILL, "The process had failed before."
+        assert process.exitcode == -signal.SIGKILL, "The process failed before it was killed."
         storage = load(module_file, tmp_path).open("namespace")
         for key, last in told.items():
             number, text = storage.get(key)
             assert number in (last, last + 20), f"{key} was set to {last}, and is {number}."
-            assert text == str(number) * (number % 50 * 40), "A value is mixed of two."
+            assert text == str(number) * (number % 50 * 40), "Two values are mixed up."
         assert set(told) <= set(storage.keys())
         with closing(sqlite3.connect(tmp_path / FILE)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -135,7 +135,7 @@ def test_no_kill_takes_what_was_set(module_file: Path, tmp_path: Path) -> None:
 
 
 def hammer(number: int, barrier: Barrier, module_file: Path, folder: Path) -> None:
-    """Set, get and remove keys of this process's own, and one that all share."""
+    """Set, get and remove this process's own keys, and a shared one."""
     storage = load(module_file, folder).open("namespace")
     barrier.wait()
     for turn in range(1000):
@@ -147,7 +147,7 @@ def hammer(number: int, barrier: Barrier, module_file: Path, folder: Path) -> No
             storage.remove(f"{number} {turn}")
 
 
-def test_two_processes_hammer_one_file(
+def test_two_processes_can_use_one_file_at_once(
     module_file: Path, tmp_path: Path, start: Callable[..., StorageBase]
 ) -> None:
     in_processes(2, hammer, module_file, tmp_path)
@@ -156,13 +156,13 @@ def test_two_processes_hammer_one_file(
 
 
 def open_new_files(number: int, barrier: Barrier, module_file: Path, folder: Path) -> None:
-    """Open files that are not there yet at the same moment as the other processes."""
+    """Create files at the same moment as the other processes."""
     for name in range(30):
         barrier.wait()
         load(module_file, folder, path=f"{name}").open("namespace").set(f"{number}", number)
 
 
-def test_processes_that_create_the_file_at_once_do_not_meet(
+def test_processes_can_create_the_file_at_once(
     module_file: Path, tmp_path: Path, start: Callable[..., StorageBase]
 ) -> None:
     in_processes(6, open_new_files, module_file, tmp_path)
@@ -170,7 +170,7 @@ def test_processes_that_create_the_file_at_once_do_not_meet(
         assert start(path=f"{name}").len() == 6
 
 
-def test_a_lock_that_lasts_is_a_clear_error_and_passes(
+def test_a_long_lock_is_a_clear_error_until_it_ends(
     tmp_path: Path, start: Callable[..., StorageBase], bare: sqlite3.Connection
 ) -> None:
     storage = start(timeout=0.3)
@@ -183,15 +183,15 @@ def test_a_lock_that_lasts_is_a_clear_error_and_passes(
     assert str(tmp_path / FILE) in str(caught.value)
     with pytest.raises(StoreException, match="locked"):
         storage.remove("key")
-    assert storage.get("key") == "old", "While another process writes, nothing can be read."
+    assert storage.get("key") == "old", "Readers cannot read while another process writes."
     assert (storage.len(), list(storage.keys())) == (1, ["key"])
-    assert start(timeout=0.3).get("key") == "old", "No bot can start while another writes."
+    assert start(timeout=0.3).get("key") == "old", "No bot can start while another one writes."
     bare.execute("ROLLBACK")
     storage.set("key", "new")
     assert storage.get("key") == "new"
 
 
-def test_a_lock_that_passes_in_time_is_no_error(
+def test_a_short_lock_is_not_an_error(
     start: Callable[..., StorageBase], bare: sqlite3.Connection
 ) -> None:
     storage = start(timeout=30)
@@ -207,7 +207,7 @@ def test_a_lock_that_passes_in_time_is_no_error(
     assert storage.len() == 16
 
 
-def test_a_file_that_is_no_database_is_named_and_left_alone(
+def test_a_file_that_is_not_a_database_is_reported_and_not_changed(
     tmp_path: Path, start: Callable[..., StorageBase]
 ) -> None:
     text = "This is a letter. " * 500
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(
     assert (tmp_path / "letter.txt").read_text() == text
 
 
-def test_a_database_of_another_program_is_named_and_left_alone(
+def test_a_database_of_another_program_is_reported_and_not_changed(
     start: Callable[..., StorageBase], bare: sqlite3.Connection
 ) -> None:
     bare.execute("CREATE TABLE errbot (a, b)")
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_a_clear_error_and_a_restored_one_works(
 
 
 @pytest.mark.parametrize("path", ["no/such/folder/file", "."])
-def test_a_path_that_cannot_be_a_file_is_named(
+def test_a_path_that_cannot_be_a_file_is_reported(
     start: Callable[..., StorageBase], tmp_path: Path, path: str
 ) -> None:
     with pytest.raises(StoreException, match="folder must exist") as caught:
@@ -254,7 +254,7 @@ def test_a_path_that_cannot_be_a_file_is_named(
 
 
 def become_nobody() -> None:
-    """Drop the rights of root, where this process has them."""
+    """Drop root's privileges, if this process has them."""
     if os.getuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.setgroups([])
@@ -263,9 +263,9 @@ def become_nobody() -> None:
 
 
 def use_a_read_only_folder(number: int, barrier: Barrier, module_file: Path, folder: Path) -> None:
-    """Find that a file can neither be created there nor written to, and is once it may be."""
+    """Check that a file can neither be created nor written there."""
     plugins = {path: folder / path for path in ["new", "there"]}
-    load(module_file, folder, path="warm")  # imports what a nobody may not read
+    load(module_file, folder, path="warm")  # imports files that `nobody` may not read
     become_nobody()
     for path, file in plugins.items():
         with pytest.raises(StoreException, match="folder") as caught:
@@ -289,7 +289,7 @@ def test_a_read_only_folder_is_a_clear_error(module_file: Path) -> None:
 
 
 def fill_the_disk(number: int, barrier: Barrier, module_file: Path, folder: Path) -> None:
-    """Run out of room, and have some again."""
+    """Run out of disk space, and continue when there is some again."""
     storage = load(module_file, folder).open("namespace")
     storage.set("key", "old")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -304,13 +304,13 @@ def fill_the_disk(number: int, barrier: Barrier, module_file: Path, folder: Path
     assert len(storage.get("key")) == 1_000_000
 
 
-def test_a_disk_without_room_is_a_clear_error_and_takes_nothing(
-    module_file: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(module_file: Path, tmp_path: Path) -> None:
     in_processes(1, fill_the_disk, module_file, tmp_path)
 
 
-def test_nobody_else_may_read_a_new_file(tmp_path: Path, start: Callable[..., StorageBase]) -> None:
+def test_no_other_account_can_read_a_new_file(
+    tmp_path: Path, start: Callable[..., StorageBase]
+) -> None:
     before = os.umask(0)
     try:
         storage = start()
@@ -321,7 +321,7 @@ def test_nobody_else_may_read_a_new_file(tmp_path: Path, start: Callable[..., St
     assert modes == {FILE: 0o600, f"{FILE}-wal": 0o600, f"{FILE}-shm": 0o600}
 
 
-def test_the_permissions_of_a_file_that_is_there_are_left_alone(
+def test_the_permissions_of_an_existing_file_do_not_change(
     tmp_path: Path, start: Callable[..., StorageBase]
 ) -> None:
     (tmp_path / FILE).touch()
@@ -334,7 +334,7 @@ def test_the_permissions_of_a_file_that_is_there_are_left_alone(
 def test_threads_that_come_and_go_leave_no_descriptor(start: Callable[..., StorageBase]) -> None:
     storage = start()
     before = os.listdir("/proc/self/fd")
-    connection = 3  # the file, and the two beside it
+    connection = 3  # the database file and the two next to it
     for turn in range(30):
         threads = [
             threading.Thread(target=lambda: (storage.set("key", 1), list(storage.keys())))
@@ -345,7 +345,7 @@ def test_threads_that_come_and_go_leave_no_descriptor(start: Callable[..., Stora
         for thread in threads:
             thread.join()
         left = len(os.listdir("/proc/self/fd")) - len(before)
-        assert left <= 10 * connection, f"{turn * 10} threads, never more than 10 at once, leaked."
+        assert left <= 10 * connection, f"{turn * 10} threads, at most 10 at once, have leaked."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -380,7 +380,7 @@ def test_memory_stays_flat_over_many_keys(
     assert peak < 2_000_000, f"Iterating over 200,000 keys took {peak} bytes."
 
 
-def test_keys_that_somebody_planted_are_skipped(
+def test_planted_keys_are_skipped(
     start: Callable[..., StorageBase], bare: sqlite3.Connection
 ) -> None:
     storage = start()

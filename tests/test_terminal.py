@@ -1,4 +1,4 @@
-"""The picture of README.md shows what happens in a terminal today."""
+"""The terminal in README.md's picture is up to date."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from conftest import TEMPLATE, run
 
 
 def lines(picture: Path) -> list[str]:
-    """Return the lines that a picture shows."""
+    """Return the lines in a picture."""
     found: dict[int, str] = {}
     svg = picture.read_text(encoding="utf-8")
     for x, number, text in re.findall(r' x="([\d.]+)"[^>]*-line-(\d+)\)">([^<]*)</text>', svg):
@@ -20,19 +20,19 @@ def lines(picture: Path) -> list[str]:
 
 
 def split(shown: list[str]) -> tuple[list[str], str]:
-    """Return the lines without those of pytest, and the last of these."""
+    """Return the lines without pytest's output, and the last line of that."""
     start = next(n for n, line in enumerate(shown) if line.startswith("$ python -m pytest"))
     end = next(n for n, line in enumerate(shown) if " passed" in line)
     return shown[:start] + shown[end + 1 :], shown[end]
 
 
-def test_the_picture_is_what_a_terminal_shows(tmp_path: Path) -> None:
+def test_the_picture_is_up_to_date(tmp_path: Path) -> None:
     drawn = tmp_path / "terminal.svg"
     run(sys.executable, TEMPLATE / "docs/terminal.py", "--quick", drawn, cwd=tmp_path)
     today, _ = split(lines(drawn))
     published, result = split(lines(TEMPLATE / "docs/terminal.svg"))
-    assert today == published, "Run .venv/bin/python docs/terminal.py to draw the picture again."
+    assert today == published, "To redraw the picture, run .venv/bin/python docs/terminal.py."
     assert today[0] == "$ pipx run cookiecutter gh:org/errbot-storage-template"
     assert today[-1] == "Good morning: milk", "The bot has forgotten what it was told."
-    assert int(result.split()[0]) > 100, "The picture shows a few of the tests only."
+    assert int(result.split()[0]) > 100, "The picture shows only a few tests."
     assert "failed" not in result

@@ -1,7 +1,7 @@
-"""`pytest --errbot-config` touches nothing in a database but what its tests have set.
+"""`pytest --errbot-config` touches only data that its tests have set.
 
-Each database holds tens of thousands of keys of others, and each storage is broken in a way by
-which tests could reach them.
+Each database contains tens of thousands of other keys, and each storage is broken in a way that
+could lead tests to them.
 """
 
 import os
@@ -27,9 +27,9 @@ from servers.postgresql import PostgreSQL
 from servers.redis import Redis
 
 OTHERS = ["shared", "a", "key", "Notes"]
-"""Namespaces in use, with names to which broken storages lead."""
+"""Namespaces in use, with names that broken storages may access."""
 KEYS = ["a", "b", "key", "unstorable"]
-"""Keys in use, which tests set as well. There are more, by doubling them often."""
+"""Keys in use, which tests set as well. `double` adds many more."""
 DOUBLED = "ABCDEFGHIJKL"
 DATABASES = [
     *["sqlite", "sql on SQLite"],
@@ -113,7 +113,7 @@ AcmeStorage.close = lambda self: _fail(self) if next(_turns) % 40 > 30 else _clo
     ),
     "nothing is wrong": ("", ""),
 }
-"""How a storage is broken, and what the run says when it stops for that."""
+"""Code that breaks a storage, and the message if the run stops because of it."""
 
 TESTS = [
     "test_mapping.py",
@@ -121,11 +121,11 @@ TESTS = [
     "test_namespaces.py::test_namespaces_that_look_alike_are_told_apart",
     "test_lifecycle.py::test_a_removal_is_done_when_it_returns",
 ]
-"""Tests that use the names and keys above, and remove them; all others would take minutes."""
+"""Tests that use the names and keys above, and remove them. All tests would take minutes."""
 
 
 Rows = dict[tuple[bytes, bytes], bytes]
-"""What a database holds: values by namespace and key."""
+"""The contents of a database: values by namespace and key."""
 
 
 class SqlRows:
@@ -136,7 +136,7 @@ class SqlRows:
         self._key = self._engine.dialect.identifier_preparer.quote("key")
 
     def double(self) -> None:
-        """Double the rows again and again, by keys that are one letter longer."""
+        """Double the rows repeatedly, with keys that are one letter longer."""
         longer = {
             "sqlite": "iif(typeof({0}) = 'text', {0} || '{1}', CAST({0} || '{1}' AS BLOB))",
             "postgresql": "{0} || '{1}'",
@@ -166,7 +166,7 @@ class RedisRows:
         self._server: Any = redis.Redis.from_url(url)
 
     def double(self) -> None:
-        """Double the fields again and again, by keys that are one letter longer."""
+        """Double the fields repeatedly, with keys that are one letter longer."""
         for name in self._server.keys():  # noqa: SIM118
             fields = self._server.hgetall(name)
             for letter in DOUBLED:
@@ -183,21 +183,21 @@ class RedisRows:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Return a column's value as bytes, whatever its type is."""
+    """Return a column's value, which is text or bytes, as bytes."""
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
 class Place(NamedTuple):
-    """A database in use by others."""
+    """A database with existing data."""
 
     project: Path
-    """A bake whose storage may be broken."""
+    """A bake, whose storage tests may break."""
     config: Path
     """The bot's configuration."""
     rows: SqlRows | RedisRows
 
     def run(self, *options: object, tests: list[str] = TESTS) -> tuple[int, str]:
-        """Check the storage. Returns the exit status of pytest, and what it printed."""
+        """Check the storage. Returns pytest's exit status and output."""
         done = subprocess.run(self.command(*options, tests=tests), **self.how())
         return done.returncode, done.stdout
 
@@ -220,13 +220,13 @@ class Place(NamedTuple):
             source.write(code)
 
     def left(self) -> list[Path]:
-        """Return the notes of what runs have left."""
+        """Return the files that list what runs have left."""
         return list(self.project.glob("contract-*.jsonl"))
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Callable[[str], Any]]:
-    """Starts each server when it is first asked for, in a folder that `nobody` can reach."""
+    """Starts each server when it is first needed, in a folder that `nobody` can access."""
     made: dict[str, Any] = {"postgresql": PostgreSQL, "mariadb": MariaDB, "redis": Redis}
     running: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="servers-", ignore_cleanup_errors=True) as folder:
@@ -246,7 +246,7 @@ def servers() -> Iterator[Callable[[str], Any]]:
 def place(
     name: str, cookies_session: Cookies, servers: Callable[[str], Any], tmp_path: Path
 ) -> Place:
-    """The database of that name, with tens of thousands of keys of others."""
+    """The database of that name, with tens of thousands of other keys."""
     bakes = {"sqlite": "sqlite", "redis": "redis"}
     baked = cookies_session.bake(extra_context={"database": bakes.get(name, "sql")})
     assert baked.exception is None, baked.exception
@@ -286,7 +286,7 @@ def place(
 
 
 def sql_url(name: str, server: Any) -> str:
-    """Make a new database on a server, and return its URL."""
+    """Create a database on a server, and return its URL."""
     database = f"d{random.getrandbits(40)}"
     server.sql(f"CREATE DATABASE {database}")
     driver = {"postgresql": "postgresql+psycopg", "mariadb": "mysql+pymysql"}[name]
@@ -295,7 +295,7 @@ def sql_url(name: str, server: Any) -> str:
 
 @pytest.mark.parametrize("name", DATABASES)
 @pytest.mark.parametrize(("code", "stops"), MIXED_UP.values(), ids=MIXED_UP)
-def test_no_key_of_others_is_touched(place: Place, code: str, stops: str) -> None:
+def test_no_other_key_is_touched(place: Place, code: str, stops: str) -> None:
     before = place.rows.read()
     assert len(before) >= 50_000
     place.break_storage(code)
@@ -324,7 +324,7 @@ AcmeStorage.remove = _remove_some
 
 
 @pytest.mark.parametrize("name", ["sqlite"])
-def test_what_cannot_be_removed_is_named_and_can_be_removed_later(place: Place) -> None:
+def test_keys_that_cannot_be_removed_are_listed_and_can_be_removed_later(place: Place) -> None:
     before = place.rows.read()
     whole = next(place.project.glob("src/*/storage.py")).read_text()
     place.break_storage(CANNOT_REMOVE)
@@ -345,7 +345,7 @@ def test_what_cannot_be_removed_is_named_and_can_be_removed_later(place: Place) 
 
 
 @pytest.mark.parametrize("name", ["sqlite"])
-def test_notes_that_are_no_notes_remove_nothing(place: Place) -> None:
+def test_an_invalid_list_of_keys_removes_nothing(place: Place) -> None:
     before = place.rows.read()
     notes = place.project / "contract-notes.jsonl"
     for text in ['["shared", "a"]\n', "[", "7\n"]:
@@ -378,7 +378,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(place: Place, signals: list[st
 
 
 @pytest.mark.parametrize("name", ["sqlite"])
-def test_a_configuration_that_cannot_be_used_is_told_in_a_sentence(place: Place) -> None:
+def test_an_unusable_configuration_is_reported_in_one_sentence(place: Place) -> None:
     sound = place.config.read_text()
     for line, words in {
         "STORAGE = 'Acmee'": "loading it fails before any test: PluginNotFoundException",

@@ -1,4 +1,4 @@
-"""What a bake holds, seen as a stranger sees it."""
+"""The files in a bake, and in the template."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ EXTRA = {
     *(f"pyproject/{name}" for name in PYPROJECT),
 }
 EXTRA |= {"ci/github.yml", "ci/gitlab.yml"}
-"""What the folder of a database must hold, and what else it may hold."""
+"""The files that a database's folder must contain (NEEDED), and may contain (EXTRA)."""
 
 
 def tracked() -> list[str]:
@@ -40,7 +40,7 @@ def tracked() -> list[str]:
     return [name for name in run(*command, cwd=TEMPLATE).split("\0") if name]
 
 
-def test_the_tree_is_the_one_that_the_readme_shows(default_project: Path) -> None:
+def test_the_readme_shows_the_tree_of_a_bake(default_project: Path) -> None:
     readme = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```text\n(errbot-storage-acme/\n.*?)```", readme, re.DOTALL)
     assert block, "README.md shows no tree."
@@ -82,7 +82,7 @@ def test_github_ci_has_least_permissions_and_keeps_no_credentials(default_projec
         assert checkout["with"]["persist-credentials"] is False
 
 
-def test_a_release_is_published_by_a_job_that_can_do_nothing_else(default_project: Path) -> None:
+def test_the_job_that_publishes_a_release_does_nothing_else(default_project: Path) -> None:
     workflow = yaml.safe_load((default_project / ".github/workflows/release.yml").read_text())
     build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
     assert workflow["permissions"] == {}
@@ -96,7 +96,7 @@ def test_a_release_is_published_by_a_job_that_can_do_nothing_else(default_projec
 
 
 @pytest.mark.parametrize("ci", ["github", "gitlab"])
-def test_what_is_proprietary_is_never_published_on_pypi(bake: Bake, ci: str) -> None:
+def test_a_proprietary_project_is_never_published_on_pypi(bake: Bake, ci: str) -> None:
     paths = files(bake(ci=ci, license="Proprietary"))
     path = {"github": ".github/workflows/release.yml", "gitlab": ".gitlab-ci.yml"}[ci]
     assert b"gh-action-pypi-publish" not in paths[path]
@@ -104,10 +104,8 @@ def test_what_is_proprietary_is_never_published_on_pypi(bake: Bake, ci: str) -> 
 
 
 @pytest.mark.parametrize("database", DATABASES)
-def test_the_dependency_group_holds_the_tools_and_not_the_project(
-    bake: Bake, database: str
-) -> None:
-    """`pip install --group dev` would take a stranger's package of the project's name."""
+def test_the_dependency_group_has_the_tools_but_not_the_project(bake: Bake, database: str) -> None:
+    """`pip install --group dev` could install someone else's package with the project's name."""
     pyproject = tomllib.loads((bake(database=database) / "pyproject.toml").read_text())
     test, dev = (pyproject["project"]["optional-dependencies"][key] for key in ("test", "dev"))
     assert dev[0] == "errbot-storage-acme[test]"
@@ -115,7 +113,7 @@ def test_the_dependency_group_holds_the_tools_and_not_the_project(
 
 
 @pytest.mark.parametrize("licence", LICENCES)
-def test_the_licence_is_whole_and_names_year_and_holder(bake: Bake, licence: str) -> None:
+def test_the_licence_is_complete_and_names_year_and_holder(bake: Bake, licence: str) -> None:
     project = bake(license=licence, author_name="A. Holder")
     text = (project / "LICENSE").read_text()
     assert re.search(r"Copyright .*20\d\d,? A\. Holder", text)
@@ -144,7 +142,7 @@ def test_no_file_shows_that_it_was_rendered(
         assert not re.search(
             r"cookiecutter|(?<!\$)\{\{ (?!\{)|\{%|%\}|jinja", text, re.IGNORECASE
         ), path
-        assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has blanks at a line's end."
+        assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has trailing whitespace."
         assert not text.startswith("\n"), f"{path} starts with a blank line."
         assert text == "" or (text.endswith("\n") and not text.endswith("\n\n")), path
         if not path.endswith(("LICENSE", ".py")):
@@ -152,7 +150,7 @@ def test_no_file_shows_that_it_was_rendered(
         assert not re.search(r"\b(TODO|FIXME|XXX|foo|my_\w+)\b", text), path
 
 
-def test_windows_can_hold_every_file_name() -> None:
+def test_every_file_name_is_valid_on_windows() -> None:
     assert not [name for name in tracked() if re.search(r'[<>:"|?*\\]|[. ](/|$)', name)]
 
 
@@ -161,6 +159,6 @@ def test_a_database_is_one_folder_and_one_line_of_the_questions() -> None:
     assert folders == {*DATABASES, "licenses", "shared"}
     for database in DATABASES:
         fragments = files(TEMPLATE / "templates" / database)
-        assert set(fragments) - EXTRA == NEEDED, f"templates/{database} has another shape."
+        assert set(fragments) - EXTRA == NEEDED, f"templates/{database} lacks files, or has more."
         empty = [name for name, content in fragments.items() if not content.strip()]
-        assert not empty, f"templates/{database} holds files that say nothing: {empty}"
+        assert not empty, f"templates/{database} has empty files: {empty}"

@@ -1,4 +1,4 @@
-"""A project that was baked long ago follows the template: cruft, and older Cookiecutters."""
+"""cruft updates existing projects, and older versions of Cookiecutter work."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ CRUFT = UV.with_name("cruft")
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository that holds the template as it is now."""
+    """A git repository with the current template."""
     folder = tmp_path / "template"
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def commit(folder: Path) -> None:
-    """Commit all that is in a folder."""
+    """Commit everything in a folder."""
     run("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
     run("git", "add", "--all", cwd=folder)
     run(*GIT, "commit", "--quiet", "--message", "State", cwd=folder)
@@ -49,11 +49,11 @@ def test_cruft_creates_and_updates_a_project(repository: Path, tmp_path: Path) -
     commit(repository)
 
     check = subprocess.run([CRUFT, "check"], cwd=project, capture_output=True, text=True)
-    assert check.returncode == 1, "cruft does not see that the template has changed."
+    assert check.returncode == 1, "cruft does not notice that the template has changed."
     run(CRUFT, "update", "--skip-apply-ask", cwd=project)
     assert (project / "tests/contract/test_keys.py").read_text().endswith("# a later promise\n")
     assert storage.read_text() == own.replace("Pickle a value", "Pickle the value"), (
-        "The update did not keep what the user wrote."
+        "The update did not keep the user's changes."
     )
     run(CRUFT, "check", cwd=project)
 

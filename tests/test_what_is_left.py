@@ -1,4 +1,4 @@
-"""A bake tells its author what is left to do once the database is in."""
+"""Tests of a bake tell its author what is left to do after connecting a database."""
 
 import re
 import sys
@@ -17,19 +17,23 @@ def check(project: Path, test: str) -> str:
 
 
 def edit(project: Path, path: str, old: str, new: str) -> None:
-    """Replace a text in a file, which must be there."""
+    """Replace a text in a file, which must contain it."""
     text = (project / path).read_text(encoding="utf-8")
     assert old in text
     (project / path).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_a_stand_in_that_is_gone_is_missed_nowhere(bake: Bake) -> None:
+def test_lines_that_mention_a_removed_stand_in_are_found(bake: Bake) -> None:
     project = bake()
     check(project, "test_nothing_speaks_of_a_stand_in_that_is_gone")
     edit(project, STORAGE, "# YOUR DATABASE", "#")
     with pytest.raises(AssertionError) as caught:
         check(project, "test_nothing_speaks_of_a_stand_in_that_is_gone")
-    for name, text in [("storage.py", "YOUR DATABASE"), ("README.md", "stand-in")]:
+    for name, text in [
+        ("storage.py", "YOUR DATABASE"),
+        ("README.md", "stand-in"),
+        ("operation.md", "stand-in"),
+    ]:
         assert re.search(rf"{name}, line \d+: .*{text}", str(caught.value))
 
 

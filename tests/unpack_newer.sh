@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Unpack newer Pythons and servers than this machine has into a folder, for `make test-newer`.
+# Unpack newer Pythons and servers into a folder, for `make test-newer`.
 #
 #     tests/unpack_newer.sh FOLDER [SUITE [MIRROR]]
 #
-# The packages are those of a newer Debian suite. debootstrap chooses and downloads them, and
-# patchelf lets the programs use the libraries beside them. Nothing is installed on the machine.
+# The packages come from a newer Debian suite. debootstrap chooses and downloads them, and patchelf
+# makes the programs use their own libraries. Nothing is installed on this machine.
 set -euo pipefail
 folder=$(realpath -m "$1") suite=${2:-sid} mirror=${3:-}
 packages=python3.14-venv,python3.15-venv
@@ -12,7 +12,7 @@ packages+=,postgresql-18,mysql-server-core,mysql-client-core,mariadb-server-core
 packages+=,redis-server,valkey-server
 
 debootstrap --download-only --variant=minbase --include="$packages" "$suite" "$folder" $mirror
-# /bin, /sbin and /lib are links into /usr, which dpkg-deb keeps only if they are there before.
+# /bin, /sbin and /lib are links into /usr, which tar keeps only if they exist already.
 for name in bin sbin lib lib64; do
     mkdir -p "$folder/usr/$name"
     [ -L "$folder/$name" ] || ln -sfn "usr/$name" "$folder/$name"
@@ -21,7 +21,7 @@ for package in "$folder"/var/cache/apt/archives/*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar -x -C "$folder" --keep-directory-symlink --no-same-owner
 done
 
-# A program of the suite needs the suite's own loader and libraries.
+# The programs need the suite's own loader and libraries.
 libraries=$folder/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || echo x86_64-linux-gnu)
 find "$folder/usr/bin" "$folder/usr/sbin" "$folder"/usr/lib/postgresql/*/bin -type f -perm -100 |
     while read -r program; do

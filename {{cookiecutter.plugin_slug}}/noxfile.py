@@ -3,7 +3,7 @@
 # /// script
 # dependencies = ["nox>=2025.2.9"]
 # ///
-"""Tasks of the developer and of CI: `nox` runs the tests and the checks, `nox -s build` builds."""
+"""Tasks for developers and CI: `nox` runs tests and checks, `nox -s build` builds a release."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Build the distribution into dist/, and check what a package index would refuse."""
+    """Build the distribution into dist/, and check that a package index would accept it."""
     shutil.rmtree("dist", ignore_errors=True)
     session.install("build", "check-wheel-contents", "twine")
     session.run("python", "-m", "build")

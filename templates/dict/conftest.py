@@ -1,6 +1,6 @@
-"""Where the tests' throwaway database comes from: the one file of the tests that is yours to edit.
+"""Provides the tests' throwaway database. This is the only test file that you edit.
 
-`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+`contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 @pytest.fixture
 def errbot_config(tmp_path: Path) -> SimpleNamespace:
-    """What config.py says: this storage plugin, on a database that is empty and this test's alone.
+    """The bot's configuration: this storage plugin, on an empty database for one test.
 
-    A fixture that has to drop the database afterwards yields the configuration instead. To start a
-    server for all tests, use `running` from contract/support/server.py in a fixture of the session.
+    To drop the database afterwards, yield the configuration instead of returning it. To start a
+    server for all tests, use `running` from contract/support/server.py in a session fixture.
     """
     return SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",
@@ -29,5 +29,5 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def outlives_process() -> bool:
-    """Whether the data are still there when the process that stored them is gone."""
+    """Whether data survive the process that stored them."""
     return False  # YOUR DATABASE: True

@@ -1,9 +1,9 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps everything in a stand-in for a database: a dict that is lost when the process ends. Each
-line marked YOUR DATABASE becomes a call of your database's client.
+It keeps all data in a stand-in for a database: a dict, which is lost when the process ends. Replace
+each line marked YOUR DATABASE with a call to your database's client.
 
-Errbot executes this file by its path, so it cannot import its neighbours.
+Errbot executes this file by its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-# YOUR DATABASE: drop the stand-in's data (by url, namespace and key). They hang on `sys` because
-# Errbot executes this file anew for every plugin instance, which a server would outlive.
+# YOUR DATABASE: remove the stand-in. It keeps data by url, namespace and key on `sys`, because
+# Errbot executes this file again for each plugin instance, and a server would keep its data.
 DATABASES: Any = vars(sys).setdefault("{{ cookiecutter.__package }}", {})
 
 
@@ -57,13 +57,13 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return self._rows[key]  # YOUR DATABASE: select, or raise KeyError(key)
 
     def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key, in one step. They are in the database on return."""
+        """Store bytes under a key atomically. On return, they are in the database."""
         self._rows[key] = data  # YOUR DATABASE: insert or replace
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
-        if self._rows.get(key) != old:  # YOUR DATABASE: update where the value is still the old
-            return False  # one; return whether a row changed
+        """Atomically replace bytes if they still are the old ones. Returns whether it did."""
+        if self._rows.get(key) != old:  # YOUR DATABASE: update the row if its value is still old,
+            return False  # and return whether a row changed
         self._rows[key] = new
         return True
 
@@ -76,31 +76,31 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return len(self._rows)  # YOUR DATABASE: count
 
     def keys(self) -> Iterator[str]:
-        """Iterate over the keys, which may be added and removed meanwhile."""
+        """Iterate over the keys, even while keys are added and removed."""
         return iter(list(self._rows))  # YOUR DATABASE: select them page by page
 
     def close(self) -> None:
-        """Do nothing: every operation is done on return, and the connection is the plugin's."""
+        """Do nothing: nothing is buffered, and the connection belongs to the plugin."""
 
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Connects once, when the bot starts, and opens a namespace for each plugin of the bot."""
+    """Connects when the bot starts, and opens a namespace for each of the bot's plugins."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
-        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._signing_keys = config.signing_keys
-        # YOUR DATABASE: connect (url, timeout), and turn errors of the client into StoreException
+        # YOUR DATABASE: connect (url, timeout), and convert the client's errors to StoreException
         self._database = DATABASES.setdefault(config.url.get_secret_value(), {})
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
-        rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: pass the connection on
+        """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""
+        rows = self._database.setdefault(namespace, {})  # YOUR DATABASE: pass on the connection
         return {{ cookiecutter.__class }}Storage(rows, namespace, self._signing_keys)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces that hold a key."""
+        """Return the names of all namespaces that have keys."""
         return [name for name, rows in list(self._database.items()) if rows]  # YOUR DATABASE

@@ -1,10 +1,10 @@
-"""Where the tests' throwaway database comes from.
+"""Provides the tests' throwaway database.
 
-A redis-server or valkey-server that is installed is started for the run. STORAGE_TEST_URL names
-another server, on which the tests work below a prefix of their own and remove it afterwards.
-Without either, fakeredis stands in: a Redis inside of the tests' own process.
+The tests start redis-server or valkey-server if it is installed. To use another server, set
+STORAGE_TEST_URL: there, the tests use a prefix of their own, and remove their keys afterwards.
+Without either, they use fakeredis, which simulates Redis in their own process.
 
-`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+`contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
 import os
@@ -28,14 +28,14 @@ NUMBERS = count()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say on what the tests run."""
+    """Report which server the tests use."""
     if config.getoption("--errbot-config"):
         return None
     if TEST_URL:
-        return "redis: the server that STORAGE_TEST_URL names"
+        return "redis: the server in STORAGE_TEST_URL"
     if BINARY:
         return f"redis: {BINARY}, started for the tests"
-    return "redis: FAKEREDIS, for neither STORAGE_TEST_URL nor redis-server is there"
+    return "redis: FAKEREDIS, because redis-server is not installed and STORAGE_TEST_URL not set"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,13 +43,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if is_fake(config):
         for item in items:
             if item.path.name in ("test_command_line.py", "test_forks.py"):
-                item.add_marker(pytest.mark.skip(reason="fakeredis is in this process alone"))
+                item.add_marker(pytest.mark.skip(reason="fakeredis exists only in this process"))
             if item.name == "test_keys_and_len_work_while_others_write":
                 item.add_marker(pytest.mark.skip(reason="HSCAN of fakeredis may miss fields"))
 
 
 def is_fake(config: pytest.Config) -> bool:
-    """Tell whether the tests run on fakeredis."""
+    """Return whether the tests use fakeredis."""
     return not (TEST_URL or BINARY or config.getoption("--errbot-config"))
 
 
@@ -71,7 +71,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def fake_server() -> Iterator[str]:
-    """Let redis-py connect to a server inside of this process, and yield a url."""
+    """Make redis-py connect to a server in this process, and yield its url."""
     from fakeredis import FakeRedisConnection, FakeServer
 
     from_url = partial(
@@ -84,7 +84,7 @@ def fake_server() -> Iterator[str]:
 
 @pytest.fixture
 def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
-    """What config.py says: this storage plugin, below a prefix that is this test's alone."""
+    """The bot's configuration: this storage plugin, with a prefix for one test."""
     return SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",
         STORAGE_CONFIG={"url": url, "prefix": f"{PREFIX}{next(NUMBERS)}:"},
@@ -95,5 +95,5 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def outlives_process(pytestconfig: pytest.Config) -> bool:
-    """Whether the data are still there when the process that stored them is gone."""
+    """Whether data survive the process that stored them."""
     return not is_fake(pytestconfig)

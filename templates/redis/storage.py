@@ -2,7 +2,7 @@
 
 It keeps each namespace as one hash in Redis or Valkey: the fields of the hash are the keys.
 
-Errbot executes this file by its path, so it cannot import its neighbours.
+Errbot executes this file by its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Address = Annotated[str, Field(pattern=r"^([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?$")]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-FIRST = 20  # keys to fetch at first: Errbot's `clear` asks for the first key again and again
+FIRST = 20  # keys to fetch at first, because Errbot's `clear` repeatedly asks for the first key
 WRITES = {"HSET", "EVAL", "HDEL"}
 SWAP = """if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1"""
 
 
 def check_url(secret: SecretStr) -> SecretStr:
-    """Refuse a url that redis-py cannot read, or would misread. Raises ValueError without it."""
+    """Reject a url that redis-py would not parse correctly. The ValueError does not show it."""
     text, reason = secret.get_secret_value(), ""
     try:
         parts, options = urlsplit(text), parse_url(text)
@@ -73,9 +73,9 @@ class {{ cookiecutter.__class }}Config(BaseModel):
     )
     service: str = Field(default="mymaster", description="The Sentinels' name for the master.")
     sentinel_username: str | None = Field(default=None, description="Account on the Sentinels.")
-    sentinel_password: Secret | None = Field(default=None, description="Its password there.")
-    cluster: bool = Field(default=False, strict=True, description="Whether url is of a Cluster.")
-    prefix: str = Field(default="errbot:", description="Begins each name. Each bot has its own.")
+    sentinel_password: Secret | None = Field(default=None, description="That account's password.")
+    cluster: bool = Field(default=False, strict=True, description="Whether it is a Cluster.")
+    prefix: str = Field(default="errbot:", description="Prefix of names. Each bot needs its own.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
@@ -99,11 +99,11 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return bytes(data)
 
     def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key, in one step. They are in the database on return."""
+        """Store bytes under a key atomically. On return, they are in the database."""
         self._ask("HSET", self._hash, encode(key), data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        """Atomically replace bytes if they still are the old ones. Returns whether it did."""
         return bool(self._ask("EVAL", SWAP, 1, self._hash, encode(key), old, new))
 
     def remove(self, key: str) -> None:
@@ -116,40 +116,40 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return int(self._ask("HLEN", self._hash))
 
     def keys(self) -> Iterator[str]:
-        """Iterate over the keys, which may be added and removed meanwhile."""
+        """Iterate over the keys, even while keys are added and removed."""
         first = self._ask("HRANDFIELD", self._hash, FIRST)
         yield from decode(first)
         if len(first) == FIRST:
             yield from decode(set(self._ask("HKEYS", self._hash)).difference(first))
 
     def close(self) -> None:
-        """Do nothing: every operation is done on return, and connections are the plugin's."""
+        """Do nothing: nothing is buffered, and connections belong to the plugin."""
 
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and keeps the connections to the server."""
+    """Opens a namespace for each of the bot's plugins, and keeps the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
-        """Read STORAGE_CONFIG. Raises ValueError if it is wrong; the server may be away."""
+        """Read STORAGE_CONFIG. Raises ValueError if it is wrong. The server need not run yet."""
         self._idle: list[Any] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
-        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         logging.getLogger("redis.cluster").setLevel(logging.INFO)  # at DEBUG it logs values
         unix = self.config.url.get_secret_value().startswith("unix:")
         if bool(self.config.sentinels) + self.config.cluster + unix > 1:
             heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
-            raise ValueError(f"{heading}\n  sentinels, cluster, a unix:// url: take one of them.")
+            raise ValueError(f"{heading}\n  sentinels, cluster, a unix:// url: use only one.")
         if not self.config.signing_keys:
-            log.warning("No signing_key: whoever can write to Redis can run code in the bot.")
+            log.warning("No signing_key: anyone who can write to Redis can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
+        """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces that hold a key. The account needs `+scan` for it."""
+        """Return the names of all namespaces that have keys. The account needs `+scan`."""
         prefix = encode(self.config.prefix)
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
         found = self._run("SCAN", lambda client: set(client.scan_iter(pattern, 1000, "hash")))
@@ -161,16 +161,16 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             self._idle.pop().close()
 
     def ask(self, *command: str | bytes | int) -> Any:
-        """Send a command, and return the answer. Raises StoreException if there is none."""
+        """Send a command, and return the answer. Raises StoreException if that fails."""
         return self._run(str(command[0]), lambda client: client.execute_command(*command))
 
     def _run(self, name: str, work: Callable[[Any], Any]) -> Any:
-        """Do some work with a client; on a broken connection once more, unless it may be done."""
+        """Do work with a client. Retry once after a broken connection, if that is safe."""
         for last in (False, True):
             try:
                 return self._use(self._take(), work)
-            except Exception as error:  # also KeyError, which would say that there is no such key
-                # An error may quote the command, and with it a value.
+            except Exception as error:  # including KeyError, which would mean a missing key
+                # An error may quote the command, and so a value.
                 reason = re.split(r" with args|[ :]*\('", str(error))[0] or type(error).__name__
                 broken = isinstance(error, (redis.ConnectionError, redis.TimeoutError))
                 unsent = re.search("connecting to|now a slave|No master|loading|password", reason)
@@ -182,11 +182,11 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         raise StoreException(f"Redis at {self._place}: {name} failed: {reason}")
 
     def _use(self, client: Any, work: Callable[[Any], Any]) -> Any:
-        """Do some work with a client. Only one that worked is used again."""
+        """Do work with a client. Reuse the client only if that succeeds."""
         try:
             answer = work(client)
-        except BaseException:  # Ctrl-C, too: the answer may still be on its way.
-            self._idle.clear()  # The others may be no better.
+        except BaseException:  # including Ctrl-C: the answer may still be on its way
+            self._idle.clear()  # The other connections may be broken, too.
             client.close()
             raise
         self._idle.append(client)
@@ -198,7 +198,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         return ", ".join(self.config.sentinels) or parts.netloc.rpartition("@")[2] or parts.path
 
     def _take(self) -> Any:
-        """Return an idle client, or a new one. Only that of a Cluster asks the server then."""
+        """Return an idle client, or a new one. Only a new client of a Cluster connects now."""
         with suppress(IndexError):
             return self._idle.pop()
         config, url = self.config, self.config.url.get_secret_value()
@@ -228,12 +228,12 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
 
 def encode(name: str) -> bytes:
-    """Return a name as bytes, whatever it holds."""
+    """Encode a name, which may contain lone surrogates."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def decode(names: Iterable[bytes]) -> Iterator[str]:
-    """Return the names that some bytes stand for, without what is not UTF-8: it was planted."""
+    """Decode names. Skip any that are not UTF-8, because the plugin never writes such names."""
     for name in names:
         with suppress(UnicodeDecodeError):
             yield name.decode("utf-8", "surrogatepass")

@@ -1,18 +1,18 @@
     @classmethod
     def load(cls, storage_config: object) -> "{{ cookiecutter.__class }}Config":
-        """Read STORAGE_CONFIG. Raises ValueError that names each wrong key and shows no value."""
+        """Read STORAGE_CONFIG. Raises ValueError, which names each wrong key but shows no value."""
         try:
             return cls.model_validate({} if storage_config is None else storage_config)
         except ValidationError as error:
             problems = error.errors(include_input=False, include_context=False)
-        del storage_config  # Sentry sends the locals of each frame of an error.
+        del storage_config  # Sentry reports the local variables of each frame.
         known = ", ".join(cls.model_fields)
         lines: dict[str | int, str] = {}
         for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
             key, *_ = problem["loc"] or [""]
-            line = f"{key}: no such key. It takes {known}."
+            line = f"{key}: no such key. The keys are {known}."
             if field := cls.model_fields.get(str(key)):
                 line = f"{key}: {problem['msg']}. {field.description}"
-            lines.setdefault(key, line if problem["loc"] else f"It takes a dict with {known}.")
+            lines.setdefault(key, line if problem["loc"] else f"It must be a dict with {known}.")
         heading = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
         raise ValueError("\n  ".join([heading, *lines.values()]))

@@ -1,4 +1,4 @@
-    # Values: the same for every database. Nothing to edit down to the end of this class.
+    # Values: the same for every database. Do not edit the rest of this class.
 
     def get(self, key: str) -> Any:
         """Return a value. Raises KeyError if there is none, StoreException if it is unreadable."""
@@ -9,9 +9,9 @@
         self.write(key, self._dump(key, value))
 
     def signer(self, key: str) -> Signer:
-        """Make a signer for this namespace and key, so that a moved value does not verify."""
+        """Return a signer for this namespace and key. A value moved elsewhere does not verify."""
         place = json.dumps([self._namespace, key])
-        if json.loads(place) != [self._namespace, key]:  # A surrogate pair looks like its emoji.
+        if json.loads(place) != [self._namespace, key]:  # JSON writes surrogates like their emoji.
             place = ascii([self._namespace, key])
         keys = [secret.get_secret_value() for secret in self._signing_keys]
         return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
@@ -19,16 +19,16 @@
     def _dump(self, key: str, value: Any) -> bytes:
         """Pickle a value, and sign it if there is a signing key."""
         if not isinstance(key, str):
-            raise TypeError(f"A key of the storage is a str, not a {type(key).__name__}.")
+            raise TypeError(f"A key must be a str, not a {type(key).__name__}.")
         data = pickle.dumps(value, protocol=5)
         return self.signer(key).sign(data) if self._signing_keys else data
 
     def _load(self, key: str, data: bytes) -> Any:
         """Check the signature before unpickling, because unpickling runs code."""
         where = f"the value of the key {key!r} in the namespace {self._namespace!r}"
-        why = "was signed, and STORAGE_CONFIG has no signing_key"
+        why = "is signed, but STORAGE_CONFIG has no signing_key"
         if self._signing_keys:
-            why = "was changed, moved here, or stored without a signing_key of STORAGE_CONFIG"
+            why = "was changed, moved here, or not signed with a signing_key in STORAGE_CONFIG"
         try:
             stream = BytesIO(self.signer(key).unsign(data) if self._signing_keys else data)
             value = pickle.load(stream)
@@ -42,4 +42,4 @@
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
 
-    __reduce__ = None  # type: ignore[assignment]  # No pickle: it holds keys.
+    __reduce__ = None  # type: ignore[assignment]  # Not to be pickled: it has keys.

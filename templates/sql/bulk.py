@@ -3,7 +3,7 @@ IN_BULK = True
 
 
 def items(storage: Any) -> Iterator[tuple[str, bytes]]:
-    """Iterate over the keys and bytes of a namespace, page by page, of at most some megabytes."""
+    """Iterate over the keys and bytes of a namespace, in pages of a few megabytes at most."""
     with suppress(KeyError):
         yield "", storage.read("")
     last, limit = b"", 1
@@ -17,7 +17,7 @@ def items(storage: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def write_many(storage: Any, rows: dict[str, bytes]) -> None:
-    """Store bytes under several keys, in one exchange with the server if its driver can."""
+    """Store bytes under several keys, in one round trip if the driver supports that."""
     names = {key: key.encode("utf-8", "surrogatepass") for key in rows}
     values = [{"n": storage._encoded, "k": names[key], "v": rows[key]} for key in rows]
     storage._run("write", values)

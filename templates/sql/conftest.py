@@ -1,6 +1,6 @@
-"""Where the tests' throwaway database comes from: the one file of the tests that is yours to edit.
+"""Provides the tests' throwaway database. This is the only test file that you edit.
 
-`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+`contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
 import os
@@ -19,14 +19,14 @@ URL = os.environ.get("STORAGE_TEST_URL")
 
 
 def pytest_report_header() -> str:
-    """Say which database is tested, and not with which password."""
+    """Report which database is tested, without its password."""
     place = repr(read_url(URL)) if URL else "a temporary SQLite file"
-    return f"database: {place} (STORAGE_TEST_URL names another one)"
+    return f"database: {place} (to use another one, set STORAGE_TEST_URL)"
 
 
 @pytest.fixture
 def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """What config.py says: this storage plugin, on a table that is this test's alone."""
+    """The bot's configuration: this storage plugin, with a table for one test."""
     table = f"test_{uuid4().hex}"
     yield SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",
@@ -46,5 +46,5 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="session")
 def outlives_process() -> bool:
-    """Whether the data are still there when the process that stored them is gone."""
+    """Whether data survive the process that stored them."""
     return True

@@ -1,8 +1,8 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps everything in one table of PostgreSQL, MySQL, MariaDB or SQLite.
+It keeps all data in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
-Errbot executes this file by its path, so it cannot import its neighbours.
+Errbot executes this file by its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -32,23 +32,23 @@ Secret = Annotated[SecretStr, Field(min_length=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-# Names are stored as bytes, because collations mix them up. Both fit into an index of each server.
+# Names are stored as bytes, because collations mix them up. Every server can index these lengths.
 NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 
-DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}  # by what a URL begins with
+DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}  # by the URL's scheme
 DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
 UNDONE = {"40001", "40P01", 1213}  # deadlock or serialization failure: safe to repeat
 
 
 def read_url(text: str) -> sa.URL:
-    """Read the address of the database, and add the driver that it leaves out."""
+    """Parse the address of the database, and add the driver if it is missing."""
     url = sa.make_url(text)
     return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
 
 
 def check_url(secret: SecretStr) -> SecretStr:
-    """Refuse an address that cannot be used. Raises ValueError that shows nothing of it."""
+    """Reject an address that cannot be used. The ValueError does not show it."""
     text, problem = secret.get_secret_value(), "It is not the address of a server or a file"
     try:
         url = read_url(text)
@@ -107,11 +107,11 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         raise KeyError(key)
 
     def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key, in one step. Raises ValueError if the key is too long."""
+        """Store bytes under a key atomically. Raises ValueError if the key is too long."""
         self._run("write", n=self._encoded, k=encode(key, KEY_BYTES), v=data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        """Atomically replace bytes if they still are the old ones. Returns whether it did."""
         return self._run("swap", n=self._encoded, k=encode(key), o=old, v=new)[1] > 0
 
     def remove(self, key: str) -> None:
@@ -124,27 +124,27 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return int(self._run("len", n=self._encoded)[0][0][0])
 
     def keys(self) -> Iterator[str]:
-        """Iterate over the keys, which may be added and removed meanwhile."""
-        # The first key comes alone: Errbot's `clear` asks for the first key again and again.
+        """Iterate over the keys, even while keys are added and removed."""
+        # Fetch the first key alone, because Errbot's `clear` repeatedly asks for the first key.
         page, _ = self._run("first key", n=self._encoded)
         while page:
             yield from decode(page)
             page, _ = self._run("next keys", n=self._encoded, k=bytes(page[-1][0]))
 
     def close(self) -> None:
-        """Do nothing: every operation is done on return, and connections are the plugin's."""
+        """Do nothing: nothing is buffered, and connections belong to the plugin."""
 
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and keeps the connections to the server."""
+    """Opens a namespace for each of the bot's plugins, and keeps the connections to the server."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError or StoreException."""
         self._idle: list[sa.Connection] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         file = str(Path(bot_config.BOT_DATA_DIR, "errbot_storage.sqlite"))
-        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._engine = create_engine(self.config.url, self.config.timeout, file)
         url = self._engine.url
@@ -153,24 +153,24 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         self._line: list[ref[Event]] = []
         self._sql = statements(self.config.table, self._engine.dialect)
         if url.drivername == "sqlite" and "uri" not in url.query:
-            with suppress(OSError):  # A new file is for the bot's account alone: it has pickles.
+            with suppress(OSError):  # Only the bot may access a new file, because it has pickles.
                 Path(url.database or "").touch(mode=0o600, exist_ok=False)
         self._create_if_missing()
         if not self.config.signing_keys and url.drivername != "sqlite":
-            log.warning("No signing_key: whoever can write to the table can run code in the bot.")
+            log.warning("No signing_key: any writer to the table can run code in the bot.")
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
+        """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces that hold a key."""
+        """Return the names of all namespaces that have keys."""
         return list(decode(self.run("namespaces")[0]))
 
     def __del__(self) -> None:
         """Close the connections. Errbot drops its storage plugin, but never closes it."""
         while self._idle and os.getpid() == self._process:
-            with suppress(Exception):  # When Python ends, it may be closed already.
+            with suppress(Exception):  # When Python exits, it may be closed already.
                 self._idle.pop().close()
 
     def _create_if_missing(self) -> None:
@@ -192,13 +192,13 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def run(self, name: str, many: Any = None, **values: Any) -> tuple[list[Any], int]:
         """Run a statement in autocommit. Returns its rows, and the number of rows it changed."""
-        if os.getpid() != self._process:  # The parent goes on with the old connections.
+        if os.getpid() != self._process:  # The parent still uses the old connections.
             if self._engine.dialect.name == "sqlite":  # A fork inherits no locks.
                 raise StoreException(f"Cannot use {self._place} in a forked process: spawn it.")
             self._idle, self._line, self._process = [], [], os.getpid()
         deadline = monotonic() + self.config.timeout
         turn = self._wait_for_turn(deadline)
-        may_repeat = name not in ("remove", "swap")  # They would miss what the first try did.
+        may_repeat = name not in ("remove", "swap")  # They would not see what the first try did.
         try:
             while turn:
                 try:
@@ -206,10 +206,10 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 except Exception as error:
                     problem = getattr(error, "orig", None) or error
                     sent = getattr(error, "statement", name) is not None
-                    code = getattr(problem, "sqlstate", 1)  # None: psycopg has given up by itself
+                    code = getattr(problem, "sqlstate", 1)  # None: psycopg timed out
                     broken = sent and (not code or getattr(error, "connection_invalidated", True))
                 if broken:
-                    self._idle.clear()  # The other connections are no better.
+                    self._idle.clear()  # The other connections may be broken, too.
                 again = (broken and may_repeat) or {code, *problem.args[:1]} & UNDONE
                 if not again or monotonic() > deadline:
                     message = self._explain(problem, broken and name in ("write", "swap", "remove"))
@@ -220,8 +220,8 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
 
     def _wait_for_turn(self, deadline: float) -> Event | None:
-        """Wait until this thread is among the first pool_size. Returns None if that takes long."""
-        turn = Event()  # It is in line as long as it exists, so an interrupt cannot leave it there.
+        """Wait until this thread is among the first pool_size. Returns None after the deadline."""
+        turn = Event()  # It is in line only while it exists, so an interrupt cannot leave it there.
         self._line.append(mine := ref(turn))
         while monotonic() < deadline:
             for gone in [other for other in list(self._line) if not other()]:
@@ -239,16 +239,16 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 connection.close()
             return connection
         connection = self._engine.connect()
-        connection.detach()  # SQLAlchemy forgets it: from now on it is in our list, or in use.
+        connection.detach()  # SQLAlchemy forgets it. From now on it is in `_idle`, or in use.
         connection.info["expires"] = monotonic() + self.config.pool_recycle
         return connection
 
     def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:
-        """Execute a statement. Only a connection that worked is used again."""
+        """Execute a statement. Reuse the connection only if that succeeds."""
         try:
             result: Any = connection.exec_driver_sql(self._sql[name], values)
             answer = result.cursor.fetchall() if result.returns_rows else [], result.rowcount
-        except BaseException:  # Ctrl-C, too: the answer may still be on its way.
+        except BaseException:  # including Ctrl-C: the answer may still be on its way
             with suppress(Exception):
                 connection.close()
             raise
@@ -256,26 +256,26 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         return answer
 
     def _explain(self, problem: BaseException, unknown: bool) -> str:
-        """Return the first line of an error, and where. Further lines may show the data."""
+        """Return the database's place and an error's first line. Other lines may show data."""
         text = str(problem).split("\n")[0].replace(str(self._engine.url.password or "\0"), "***")
         end = " It may have been done, or not." if unknown else ""
         return f"{self._place}: {type(problem).__name__}: {text}.{end}"
 
 
 class Refused(StoreException):
-    """The server answered, and refused the statement."""
+    """The server rejected the statement."""
 
 
 def encode(name: str, limit: int = 10**9) -> bytes:
-    """Return a name as bytes, whatever it holds. Raises ValueError if there are too many."""
+    """Encode a name, which may contain lone surrogates. Raises ValueError if it is too long."""
     encoded = name.encode("utf-8", "surrogatepass")
     if len(encoded) > limit:
-        raise ValueError(f"{name[:30]!r} has {len(encoded)} bytes as UTF-8, and may have {limit}.")
+        raise ValueError(f"{name[:30]!r} has {len(encoded)} bytes in UTF-8. At most {limit} fit.")
     return encoded
 
 
 def decode(rows: Iterable[Any]) -> Iterator[str]:
-    """Return the names in some rows, without those that are not UTF-8: somebody planted them."""
+    """Decode the names in rows. Skip any that are not UTF-8, because others wrote them."""
     for (name,) in rows:
         with suppress(UnicodeDecodeError):
             yield bytes(name).decode("utf-8", "surrogatepass")
@@ -293,7 +293,7 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
         replace = "ON DUPLICATE KEY UPDATE value = VALUES(value)"
     row = f"namespace = {n} AND {key} = {k}"
     data, blobs = "value", "1 = 1"
-    if dialect.name == "sqlite":  # Its columns hold whatever somebody plants in them.
+    if dialect.name == "sqlite":  # Its columns accept values of any type.
         data, blobs = "CAST(value AS BLOB)", f"typeof(namespace) || typeof({key}) = 'blobblob'"
     of = f"FROM {table} WHERE namespace = {n} AND {blobs}"
     return {
@@ -312,7 +312,7 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
 
 
 def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> sa.Engine:
-    """Prepare to connect. Options that are secret leave the URL, which `repr(engine)` shows."""
+    """Create an engine. Move secret options out of the URL, because `repr(engine)` shows it."""
     url = sa.URL.create("sqlite", database=file)
     if address:
         url = read_url(address.get_secret_value())
@@ -328,7 +328,7 @@ def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> 
     if engine.driver == "psycopg":
         import psycopg
 
-        class Connection(psycopg.Connection[Any]):  # By itself, psycopg waits for ever.
+        class Connection(psycopg.Connection[Any]):  # psycopg itself waits for ever.
             def wait(self, *arguments: Any, **options: Any) -> Any:
                 return super().wait(*arguments, **{"timeout": timeout + 1, **options})
 
@@ -339,7 +339,7 @@ def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> 
 
 
 def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
-    """Return what makes driver and server give up in time. What the URL says goes first."""
+    """Return options that make driver and server time out. Those in the URL take precedence."""
     whole = int(timeout + 0.999)
     options: dict[str, Any] = {"timeout": timeout}
     if url.drivername == DRIVERS["postgresql"]:
@@ -354,6 +354,6 @@ def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
             "read_timeout": whole + 1,
             "write_timeout": whole + 1,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {whole}",
-            "binary_prefix": True,  # values are not in the charset of the connection
+            "binary_prefix": True,  # values are bytes, not text in the connection's charset
         }
     return {name: options[name] for name in options if name not in {*url.query} - {"options"}}

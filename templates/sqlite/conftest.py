@@ -1,6 +1,6 @@
-"""Where the tests' throwaway database comes from: a file in the temporary folder of each test.
+"""Provides the tests' throwaway database: a file in the temporary folder of each test.
 
-`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+`contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 @pytest.fixture
 def errbot_config(tmp_path: Path) -> SimpleNamespace:
-    """What config.py says: this storage plugin, on a database that is empty and this test's alone.
+    """The bot's configuration: this storage plugin, on an empty database for one test.
 
-    An empty STORAGE_CONFIG does: the database is a file in BOT_DATA_DIR.
+    STORAGE_CONFIG can be empty, because the database is a file in BOT_DATA_DIR.
     """
     return SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",
@@ -27,5 +27,5 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def outlives_process() -> bool:
-    """Whether the data are still there when the process that stored them is gone."""
+    """Whether data survive the process that stored them."""
     return True

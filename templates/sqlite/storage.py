@@ -1,8 +1,8 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps everything in one table of an SQLite file.
+It keeps all data in one table of an SQLite file.
 
-Errbot executes this file by its path, so it cannot import its neighbours.
+Errbot executes this file by its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
-# With its rowid: the index of the primary key then has no values, and is all that `len` and `keys`
-# read. The columns have no types: a TEXT column would find "1" if it is asked for the number 1.
+# The table keeps its rowid: then the primary key's index has no values, and `len` and `keys` read
+# only this index. The columns have no types, because a TEXT column finds "1" for the number 1.
 CREATE = """CREATE TABLE IF NOT EXISTS errbot
     (namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key))"""
 READ = "SELECT CAST(value AS BLOB) FROM errbot WHERE namespace = ?1 AND key = ?2"
@@ -40,7 +40,7 @@ FIRST_KEY = f"{KEYS} ORDER BY key LIMIT 1"
 NEXT_KEYS = f"{KEYS} AND key > CAST(?2 AS TEXT) ORDER BY key LIMIT 1000"
 NAMESPACES = "SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot WHERE typeof(namespace) = 'text'"
 
-ADVICE = {  # what to do about an error of SQLite, by words in its message
+ADVICE = {  # what to do about an SQLite error, by words in its message
     "lock": "Another process or thread held it for longer than timeout in STORAGE_CONFIG allows.",
     "unable to open|readonly": "The bot must be allowed to write to it and its folder must exist.",
     "not a database|column": "It belongs to another program: change path in STORAGE_CONFIG.",
@@ -72,7 +72,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
     """One open namespace. Any number of threads may use it at once."""
 
     def __init__(self, plugin: "{{ cookiecutter.__class }}Plugin", namespace: str) -> None:
-        namespace.encode()  # Raises ValueError for a lone surrogate: it is no text for SQLite.
+        namespace.encode()  # Raises ValueError for a lone surrogate, which SQLite cannot store.
         self._run = plugin.run
         self._namespace = namespace
         self._signing_keys = plugin.config.signing_keys
@@ -86,11 +86,11 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         raise KeyError(key)
 
     def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key, in one step. They are in the database on return."""
+        """Store bytes under a key atomically. On return, they are in the database."""
         self._run(WRITE, self._namespace, key, data)
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        """Atomically replace bytes if they still are the old ones. Returns whether it did."""
         return self._run(SWAP, self._namespace, key, old, new)[1] > 0
 
     def remove(self, key: str) -> None:
@@ -103,38 +103,38 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
         return int(self._run(LEN, self._namespace)[0][0][0])
 
     def keys(self) -> Iterator[str]:
-        """Iterate over the keys, which may be added and removed meanwhile."""
-        # The first key comes alone: Errbot's `clear` asks for the first key again and again.
+        """Iterate over the keys, even while keys are added and removed."""
+        # Fetch the first key alone, because Errbot's `clear` repeatedly asks for the first key.
         page, _ = self._run(FIRST_KEY, self._namespace)
         while page:
             yield from decode(page)
             page, _ = self._run(NEXT_KEYS, self._namespace, page[-1][0])
 
     def close(self) -> None:
-        """Do nothing: every operation is done on return, and connections are the plugin's."""
+        """Do nothing: nothing is buffered, and connections belong to the plugin."""
 
 {% include "shared/values.py" %}
 
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
-    """Opens a namespace for each plugin of the bot, and keeps the connections to the file."""
+    """Opens a namespace for each of the bot's plugins, and keeps the connections to the file."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and open the file. Raises ValueError or StoreException."""
         self._idle: list[sqlite3.Connection] = []
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
         folder = bot_config.BOT_DATA_DIR
-        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
         self._path = Path(folder, self.config.path)
         self._process = os.getpid()
-        self.run(LEN, "")  # so that an unusable file is reported at once
+        self.run(LEN, "")  # reports an unusable file at once
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
+        """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""
         return {{ cookiecutter.__class }}Storage(self, namespace)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces that hold a key."""
+        """Return the names of all namespaces that have keys."""
         return list(decode(self.run(NAMESPACES)[0]))
 
     def __del__(self) -> None:
@@ -153,7 +153,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 connection = self._idle.pop() if self._idle else self._connect()
                 cursor = connection.execute(statement, values)
                 result = cursor.fetchall(), cursor.rowcount
-                self._idle.append(connection)  # Only one that worked is used again.
+                self._idle.append(connection)  # Reuse it only if it worked.
                 return result
             except IndexError:
                 continue  # Another thread took the last idle one.
@@ -164,11 +164,11 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             if "lock" not in problem or time.monotonic() > deadline:
                 advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
                 raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
-            time.sleep(0.01)  # SQLite itself waits, but not while others create the file.
+            time.sleep(0.01)  # SQLite waits for locks, but not while another creates the file.
 
     def _connect(self) -> sqlite3.Connection:
-        """Open the file. A new one is for the bot's account alone, because values are pickles."""
-        with suppress(OSError):  # SQLite says below why it cannot be created.
+        """Open the file. Only the bot's account can access a new one: it has pickles."""
+        with suppress(OSError):  # SQLite reports below why it cannot be created.
             self._path.touch(mode=0o600, exist_ok=False)
         connection = sqlite3.connect(
             self._path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False
@@ -179,7 +179,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
 
 def decode(rows: Iterable[tuple[bytes]]) -> Iterator[str]:
-    """Return the names in some rows, without those that are not UTF-8: somebody planted them."""
+    """Decode the names in rows. Skip any that are not UTF-8, because others wrote them."""
     for (name,) in rows:
         try:
             yield name.decode()

@@ -1,1 +1,1 @@
-"""Real servers for the tests: on loopback, free ports and temporary folders, stopped after use."""
+"""Real servers for the tests, on free ports of the loopback address and in temporary folders."""

@@ -1,4 +1,4 @@
-"""What all servers of the tests have in common: a process of its own that can be killed."""
+"""The base class of all test servers: a process that tests can start, stop and kill."""
 
 import os
 import pwd
@@ -15,7 +15,7 @@ import pytest
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on."""
+    """Return a free TCP port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -24,7 +24,7 @@ def free_port() -> int:
 def needs(*binaries: str, package: str) -> list[str]:
     """Return the paths of a server's programs.
 
-    Without them the test is skipped on a user's machine, and fails under CI, which installs them.
+    If they are missing, the test is skipped, or fails in CI, which installs them.
     """
     folders = os.pathsep.join(
         [
@@ -45,10 +45,10 @@ def needs(*binaries: str, package: str) -> list[str]:
 class Server:
     """A server process on a free port of the loopback address, with its data in a folder.
 
-    A subclass says with which command it starts and how one sees that it is ready.
+    A subclass defines the command, and may define how to tell that the server is ready.
     """
 
-    #: Whether the server refuses to run as root, and so runs as the user `nobody` then.
+    #: Whether the server refuses to run as root. If so, tests as root start it as `nobody`.
     refuses_root = False
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
@@ -63,18 +63,18 @@ class Server:
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Tell whether the server answers. May raise OSError while it does not."""
+        """Return whether the server answers. May raise OSError if not."""
         with socket.create_connection((self.host, self.port), timeout=1):
             return True
 
     def user(self) -> str | None:
-        """Return the name of the user as whom the server runs, None for the present one."""
+        """Return the name of the user that runs the server, None for the current one."""
         return (
             "nobody" if self.refuses_root and sys.platform != "win32" and os.getuid() == 0 else None
         )
 
     def give_folder_away(self) -> None:
-        """Let the server's user own the server's folder, and reach it."""
+        """Give the server's folder to the server's user, and let them reach it."""
         if name := self.user():
             entry = pwd.getpwnam(name)
             for path in [self.folder, *self.folder.rglob("*")]:
@@ -84,7 +84,7 @@ class Server:
                     parent.chmod(parent.stat().st_mode | 0o011)
 
     def start(self) -> None:
-        """Start the server, and return when it answers. Raises AssertionError after 30 s."""
+        """Start the server, and wait until it answers. Raises AssertionError after 30 s."""
         self.give_folder_away()
         with (self.folder / "output.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -98,7 +98,7 @@ class Server:
         self.wait_until(self.is_ready)
 
     def wait_until(self, true: Callable[[], bool], seconds: float = 30) -> None:
-        """Wait until something is true; an OSError counts as not yet."""
+        """Wait until a function returns true. An OSError counts as false."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -116,7 +116,7 @@ class Server:
         return (self.folder / "output.log").read_text(errors="replace")[-2000:]
 
     def kill(self) -> None:
-        """Kill the server in the middle of whatever it does."""
+        """Kill the server, whatever it is doing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()

@@ -6,7 +6,7 @@ from servers.base import Server, free_port, needs
 
 
 class Etcd(Server):
-    """An etcd of one member. With a key it speaks TLS, and asks clients for a certificate."""
+    """A single etcd. With a TLS key, it accepts only clients with a certificate."""
 
     def __init__(self, folder: Path, *options: str, tls: str | None = None) -> None:
         super().__init__(folder)

@@ -8,11 +8,11 @@ from servers.base import Server, needs
 
 MYSQL = os.environ.get("MYSQL_SERVER")
 SCHEME = "mysql" if MYSQL else "mariadb"
-"""What the server's URLs begin with."""
+"""The scheme of the server's URLs."""
 
 
 class MariaDB(Server):
-    """A MariaDB or MySQL server; its account `admin` may do everything, and needs no password."""
+    """A MariaDB or MySQL server. Its account `admin` has all privileges and no password."""
 
     refuses_root = True
 
@@ -21,7 +21,7 @@ class MariaDB(Server):
         self.server, self.client, *self.install = needs(*programs, package=f"{SCHEME}-server")
         super().__init__(folder, port)
         self.data = folder / "data"
-        # Not /tmp: a server that starts removes all temporary tables there, and another's too.
+        # Not /tmp, because a server that starts deletes all temporary tables in this folder.
         self.temporary = folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
         self.settings = {
@@ -40,7 +40,7 @@ class MariaDB(Server):
         }
 
     def prepare(self) -> None:
-        """Make the server's data folder."""
+        """Create the server's data folder."""
         self.give_folder_away()
         if MYSQL:
             command = [self.server, "--no-defaults", "--initialize-insecure"]
@@ -69,15 +69,15 @@ class MariaDB(Server):
         else:
             self.prepare()
             super().start()
-            # Without names of hosts, 127.0.0.1 is another account than root's localhost.
+            # root's account is for localhost. With skip-name-resolve, 127.0.0.1 needs another one.
             self._client("root", "CREATE USER admin; GRANT ALL ON *.* TO admin WITH GRANT OPTION")
 
     def is_ready(self) -> bool:
-        """Tell whether the server takes commands. The first time it has no `admin` yet."""
+        """Return whether the server accepts statements. At first, it has no `admin` yet."""
         return any(self._run(name, "SELECT 1").returncode == 0 for name in ["admin", "root"])
 
     def _run(self, account: str, statement: str) -> "subprocess.CompletedProcess[str]":
-        """Run statements with the server's own client, by its socket."""
+        """Run statements with the server's own client, over its socket."""
         command = [
             *(self.client, "--no-defaults", f"--socket={self.settings['socket']}"),
             *(f"--user={account}", "--skip-column-names", "--batch", "-e", statement),
@@ -85,16 +85,16 @@ class MariaDB(Server):
         return subprocess.run(command, capture_output=True, text=True)
 
     def _client(self, account: str, statement: str) -> str:
-        """Run statements, and return what they gave."""
+        """Run statements, and return their output."""
         done = self._run(account, statement)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def sql(self, statement: str) -> str:
-        """Run statements as the account that may do everything, and return what they gave."""
+        """Run statements as `admin`, and return their output."""
         return self._client("admin", statement)
 
     def add_account(self, name: str, password: str, database: str) -> None:
-        """Make an account with a password, and a database in which it may do everything."""
+        """Create an account with a password, and a database with all privileges for it."""
         self.sql(f"CREATE USER {name} IDENTIFIED BY '{password}'; CREATE DATABASE {database}")
         self.sql(f"GRANT ALL ON {database}.* TO {name}")

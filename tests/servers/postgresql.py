@@ -1,4 +1,4 @@
-"""PostgreSQL servers: a primary, and a standby that follows it and can be promoted."""
+"""PostgreSQL servers: a primary, and a standby that can be promoted."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ PASSWORDS = "host all all 127.0.0.1/32 scram-sha-256\nhost replication admin 127
 
 
 class PostgreSQL(Server):
-    """A PostgreSQL server; its superuser `admin` needs no password, every other account does."""
+    """A PostgreSQL server. Its superuser `admin` needs no password; other accounts do."""
 
     refuses_root = True
 
@@ -34,7 +34,7 @@ class PostgreSQL(Server):
         }
 
     def prepare(self) -> None:
-        """Make the server's data folder."""
+        """Create the server's data folder."""
         self.run(
             *(self.initdb, "-D", self.data, "-U", "admin", "-A", "trust"),
             *("-E", "UTF8", "--locale=C", "--no-sync"),
@@ -77,29 +77,29 @@ class PostgreSQL(Server):
                 os.kill(int(child), signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop the server, if it runs, and do not wait until its clients have gone."""
+        """Stop the server if it runs, without waiting for its clients."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         super().stop()
 
     def is_ready(self) -> bool:
-        """Tell whether the server takes commands."""
+        """Return whether the server accepts statements."""
         command = [self.psql, self.address("admin", "postgres"), "-Atc", "SELECT 1"]
         return subprocess.run(command, capture_output=True).returncode == 0
 
     def address(self, account: str, database: str) -> str:
-        """Return the address by which libpq reaches a database."""
+        """Return the address of a database for libpq."""
         return f"postgresql://{account}@{self.host}:{self.port}/{database}?connect_timeout=2"
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """Run statements as the superuser, and return what they gave."""
+        """Run statements as the superuser, and return their output."""
         return self.run(
             *(self.psql, self.address("admin", database), "-v", "ON_ERROR_STOP=1"),
             *("-X", "-At", "-c", statement),
         ).strip()
 
     def add_account(self, name: str, password: str, database: str) -> None:
-        """Make an account with a password, and a database that it owns."""
+        """Create an account with a password, and a database that it owns."""
         self.sql(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
         self.sql(f"CREATE DATABASE {database} OWNER {name}")
 
@@ -113,5 +113,5 @@ class PostgreSQL(Server):
         return standby
 
     def promote(self) -> None:
-        """Make this standby a primary, and return when it takes writes."""
+        """Make this standby a primary, and wait until it accepts writes."""
         self.sql("SELECT pg_promote(true, 30)")

@@ -28,14 +28,14 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         """Return the command that runs the server in the foreground."""
-        # A Sentinel and a Cluster's node write into their files: the first start makes them.
+        # Only the first start writes the file, because Sentinels and Cluster nodes change theirs.
         file = self.folder / "server.conf"
         if not file.exists():
             file.write_text("".join(f"{line}\n" for line in [f"dir {self.folder}", *self.settings]))
         return [self.binary, str(file)]
 
     def is_ready(self) -> bool:
-        """Tell whether the server answers, and has loaded its data."""
+        """Return whether the server answers and has loaded its data."""
         with socket.create_connection((self.host, self.port), timeout=1) as connection:
             connection.settimeout(1)
             connection.sendall(b"PING\r\n")
@@ -43,7 +43,7 @@ class Redis(Server):
         return answer.startswith((b"+PONG", b"-NOAUTH"))
 
     def cli(self, *command: str, port: int | None = None) -> str:
-        """Run a command of redis-cli, and return what it printed."""
+        """Run redis-cli with a command, and return what it printed."""
         done = subprocess.run(
             [self.client, "-p", str(port or self.port), *command],
             stdout=subprocess.PIPE,
@@ -77,7 +77,7 @@ class SentinelProcess(Redis):
 
 
 class RedisSentinel:
-    """A master, a replica of it, and three Sentinels, two of which decide on a failover."""
+    """A master, its replica, and three Sentinels, two of which must agree on a failover."""
 
     def __init__(self, folder: Path) -> None:
         self.master = Redis(folder / "master")
@@ -93,7 +93,7 @@ class RedisSentinel:
         return [f"{sentinel.host}:{sentinel.port}" for sentinel in self.sentinels]
 
     def start(self) -> None:
-        """Start all, and return when a failover would succeed."""
+        """Start all, and wait until a failover would succeed."""
         for server in self.servers:
             server.start()
         self.replica.wait_until(
@@ -103,7 +103,7 @@ class RedisSentinel:
             sentinel.wait_until(lambda sentinel=sentinel: self.is_informed(sentinel))  # type: ignore[misc]
 
     def is_informed(self, sentinel: Redis) -> bool:
-        """Tell whether a Sentinel knows the replica and the other Sentinels."""
+        """Return whether a Sentinel knows the replica and the other Sentinels."""
         master = sentinel.cli("sentinel", "master", "mymaster").splitlines()
         state = dict(zip(master[::2], master[1::2], strict=False))
         return (state.get("num-slaves"), state.get("num-other-sentinels")) == ("1", "2")
@@ -118,7 +118,7 @@ class RedisCluster:
     """Three masters, each with a replica."""
 
     def __init__(self, folder: Path) -> None:
-        # A node listens on a second port, too, by default one that is 10000 higher.
+        # Each node also listens on a second port, which by default is 10000 higher.
         self.nodes = [
             Redis(
                 folder / f"node{number}",
@@ -136,7 +136,7 @@ class RedisCluster:
         return self.nodes[0].url
 
     def start(self) -> None:
-        """Start the nodes, join them, and return when all of them agree."""
+        """Start the nodes, join them, and wait until all of them agree."""
         for node in self.nodes:
             node.start()
         addresses = [f"{node.host}:{node.port}" for node in self.nodes]
@@ -149,7 +149,7 @@ class RedisCluster:
             node.wait_until(lambda node=node: self.is_informed(node))  # type: ignore[misc]
 
     def is_informed(self, node: Redis) -> bool:
-        """Tell whether a node knows three masters with a replica each, and has its data."""
+        """Return whether a node knows three masters with one replica each, and has its data."""
         roles = [line.split()[2] for line in node.cli("cluster", "nodes").splitlines()]
         return (
             "cluster_state:ok" in node.cli("cluster", "info")
@@ -158,7 +158,7 @@ class RedisCluster:
         )
 
     def master_of(self, key: str) -> Redis:
-        """Return the node that has a key."""
+        """Return the master that has a key."""
         slot = int(self.nodes[0].cli("cluster", "keyslot", key))
         for line in self.nodes[0].cli("cluster", "nodes").splitlines():
             words = line.split()
@@ -183,12 +183,12 @@ class Deaf:
         self.port = int(self.socket.getsockname()[1])
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.socket.close()
 
 
 class Proxy:
-    """Hands everything on to a port of this machine, until it drops what it has connected."""
+    """Forwards connections to a port of this machine, until it drops them."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -198,7 +198,7 @@ class Proxy:
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self) -> None:
-        """Connect whoever comes."""
+        """Connect each client to the port."""
         while True:
             try:
                 client, _ = self.socket.accept()
@@ -213,7 +213,7 @@ class Proxy:
     def hand_on(
         self, source: socket.socket, target: socket.socket, dropped: threading.Event
     ) -> None:
-        """Hand on what comes, and swallow it, without a word to anybody, once it is dropped."""
+        """Forward data, or silently discard them once the connection is dropped."""
         try:
             while data := source.recv(65_536):
                 if not dropped.is_set():
@@ -224,10 +224,10 @@ class Proxy:
             pass
 
     def drop(self) -> None:
-        """Do as a firewall that has forgotten all connections that there are."""
+        """Act like a firewall that has forgotten all its connections."""
         self.dropped.set()
         self.dropped = threading.Event()
 
     def stop(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         self.socket.close()

@@ -1,4 +1,4 @@
-"""The level of bytes: `read`, `write`, `swap` and `namespaces`, on which the commands work."""
+"""The level of bytes, which the commands use: `read`, `write`, `swap` and `namespaces`."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +12,7 @@ ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".en
 
 @pytest.fixture
 def stored(database: Database) -> Any:
-    """One open and empty namespace."""
+    """An open and empty namespace."""
     return database.open()
 
 
@@ -70,7 +70,7 @@ def test_a_namespace_without_keys_is_not_listed(database: Database) -> None:
     database.open("emptied").set("key", 1)
     assert listed(database) == ["emptied"]
     database.open("emptied").remove("key")
-    assert listed(database) == [], "A namespace that was emptied is still listed."
+    assert listed(database) == [], "A namespace without keys is still listed."
 
 
 def test_what_is_stored_is_seen_by_a_plugin_that_has_been_there(database: Database) -> None:
@@ -122,4 +122,4 @@ def test_threads_that_swap_lose_nothing(stored: Any) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(200)))
-    assert stored.read("key") == b"200", "A swap is not one step: `resign` would set values back."
+    assert stored.read("key") == b"200", "A swap is not atomic: `resign` would undo other changes."

@@ -1,4 +1,4 @@
-"""The commands for the bot's administrator, on this project's database."""
+"""The commands for the bot's administrator, with this project's database."""
 
 import json
 import pickle
@@ -49,12 +49,12 @@ EXECUTED: list[str] = []
 
 
 def run_code(*_: object) -> None:
-    """Note that an attacker's code ran."""
+    """Record that an attacker's code ran."""
     EXECUTED.append("code ran")
 
 
 class Evil:
-    """What an attacker would store: unpickling it runs code."""
+    """An attacker's value: unpickling it runs code."""
 
     def __reduce__(self) -> Any:
         return run_code, ()
@@ -64,7 +64,7 @@ class Evil:
 def _nothing_runs() -> Any:
     EXECUTED.clear()
     yield
-    assert EXECUTED == [], "A command ran what was stored."
+    assert EXECUTED == [], "A command ran code from a stored value."
 
 
 class Bot:
@@ -89,7 +89,7 @@ class Bot:
         return self.database.open(name, self.database.plugin())
 
     def invoke(self, *arguments: object, status: int, given: str = "") -> Result:
-        """Run a command. It must end with this status."""
+        """Run a command. It must exit with this status."""
         words = ["-c", str(self.database.config_file), *map(str, arguments)]
         done = CliRunner().invoke(main, words, input=given)
         assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
@@ -98,7 +98,7 @@ class Bot:
         return done
 
     def run(self, *arguments: object, status: int = 0, given: str = "") -> str:
-        """Run a command, and return all that it printed. It must end with this status."""
+        """Run a command, and return all that it printed. It must exit with this status."""
         return self.invoke(*arguments, status=status, given=given).output
 
     def json(self, *arguments: object, status: int = 0) -> Any:
@@ -114,7 +114,7 @@ def bot(database: Database) -> Bot:
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
-    """The config.py of a bot with Errbot's Shelf, in the format that this Python writes."""
+    """The config.py of a bot that uses Errbot's Shelf, in the format that this Python writes."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     plugin = ShelfStoragePlugin(SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=str(folder)))
@@ -155,7 +155,7 @@ def test_list_counts_keys_and_bytes(bot: Bot) -> None:
     ]
     assert (printed["keys"], printed["bytes"]) == (3, 41)
     assert bot.run("list").splitlines()[-1] == "2 namespaces, 3 keys, 41 bytes"
-    assert "'two\\n'" in bot.run("list"), "A name can end a line, or do worse to a terminal."
+    assert "'two\\n'" in bot.run("list"), "A name can send control characters to a terminal."
 
 
 @pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
@@ -193,7 +193,7 @@ def test_check_tells_what_is_bad(bot: Bot) -> None:
         **{"keys": 6, "newest": 1, "older": 1, "unsigned": 1, "refused": 1, "broken": 2}
     }
     assert {entry["key"]: entry["why"].split(":")[0] for entry in printed["bad"]} == {
-        "unsigned": "unsigned, and STORAGE_CONFIG has a signing_key",
+        "unsigned": "unsigned, but STORAGE_CONFIG has a signing_key",
         "refused": "refused",
         "cut": values.BROKEN,
         "signed, no pickle": values.BROKEN,
@@ -207,9 +207,9 @@ def test_check_says_when_an_old_key_may_go(bot: Bot) -> None:
     bot.keys(OLD)
     bot.open("one").set("key", MARK)
     bot.keys(OLD, NEW)
-    assert "key 1 of 2 of signing_key: still needed for 1 value" in bot.run("check")
+    assert "signing_key 1 of 2: needed for 1 value" in bot.run("check")
     bot.run("resign")
-    assert "key 1 of 2 of signing_key: no value needs it: it may go" in bot.run("check")
+    assert "signing_key 1 of 2: not needed" in bot.run("check")
     bot.keys(NEW)
     assert bot.open("one").get("key") == MARK
 
@@ -270,7 +270,7 @@ def test_move_replaces_a_namespace_if_it_is_told_to(bot: Bot, shelf: Path) -> No
     assert bot.run("move", "--replace", shelf).splitlines()[-1].endswith(": all equal")
     storage = bot.open("core")
     assert {key: storage.get(key) for key in storage.keys()} == values_of("core")
-    assert bot.open("not there").get("key") == MARK, "A namespace was lost that is not there."
+    assert bot.open("not there").get("key") == MARK, "A namespace that was not moved is lost."
 
 
 def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
@@ -283,7 +283,7 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
     berkeley_db = bytes(12) + (0x61561).to_bytes(4, "little")
     (shelf.parent.parent / "shelf" / "Berkeley.db.db").write_bytes(berkeley_db)
     loop = shelf.parent.parent / "shelf" / "Closed.db.dat"
-    loop.symlink_to(loop)  # It cannot be opened, not even by root.
+    loop.symlink_to(loop)  # Not even root can open it.
     printed = bot.run("move", shelf, status=1)
     assert "Closed: Closed.db cannot be read: OSError" in printed
     assert f"core, cut: {values.BROKEN}" in printed
@@ -346,7 +346,7 @@ def test_move_stops_if_nothing_can_be_written(
     monkeypatch.setattr(moving, "write_many", lambda *_: False)
     monkeypatch.setattr(moving, "GIVE_UP", 2)
     assert "database is locked" in bot.run("move", shelf, status=2)
-    assert len(tried) <= moving.THREADS * 2, "Each key of a locked database is waited for."
+    assert len(tried) <= moving.THREADS * 2, "A move waits for each key of a locked database."
 
 
 def test_a_bar_of_progress_shows_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +365,7 @@ def test_a_bar_of_progress_shows_no_control_characters(monkeypatch: pytest.Monke
 
 def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None:
     printed = bot.run("move", "--only", "Notes", shelf, status=2)
-    assert "The old storage has no Notes. It has: " in printed
+    assert "The old storage has no namespace Notes. It has: " in printed
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_move_names_a_namespace_that_is_not_there(bot: Bot, shelf: Path) -> None
         ("import nowhere_to_be_found", "no module named 'nowhere_to_be_found'"),
         ("raise SystemExit('a-secret')", "SystemExit in line 1"),
         ("STORAGE = 'Nobody'\nBOT_DATA_DIR = '.'", "'Nobody'"),
-        ("STORAGE = 'Nobody'", "names no BOT_DATA_DIR"),
+        ("STORAGE = 'Nobody'", "BOT_DATA_DIR, the folder for the bot's data, is not set"),
         ("raise KeyboardInterrupt('a-secret')", "Interrupted"),
         ("BOT_DATA_DIR = '/nowhere/at/all'", "BOT_DATA_DIR"),
     ],
@@ -439,10 +439,10 @@ def test_resign_accepts_what_is_unsigned_only_if_it_is_told_to(bot: Bot) -> None
     bot.open("one").write("moved", moved)
     assert "one, key: unsigned" in bot.run("resign", status=1)
     printed = bot.run("resign", "--accept-unsigned", status=1)
-    assert "one, cut: no whole pickle" in printed
+    assert "one, cut: not an intact pickle" in printed
     assert "one, moved: refused" in printed
     assert bot.open("one").get("key") == MARK
-    assert bot.open("one").read("moved") == moved, "A value was blessed that had been refused."
+    assert bot.open("one").read("moved") == moved, "A refused value was signed."
 
 
 def test_resign_needs_a_signing_key(bot: Bot) -> None:
@@ -465,7 +465,7 @@ def test_resign_does_not_set_back_what_a_bot_sets_meanwhile(
 
     monkeypatch.setattr(values, "sign", sign_late)
     bot.run("resign")
-    assert writer.get("key") == "meanwhile", "A value that the bot had set was set back."
+    assert writer.get("key") == "meanwhile", "A value that the bot had set was overwritten."
 
 
 def test_show_describes_a_value_and_makes_nothing(bot: Bot) -> None:
@@ -543,7 +543,7 @@ def test_only_one_whole_pickle_is_whole() -> None:
         assert not values.is_whole(bad), bad
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.usefixtures("other_processes")
 def test_what_cannot_be_printed_is_a_clear_error(bot: Bot) -> None:
     source = Path(__file__).parent.parent / "src"

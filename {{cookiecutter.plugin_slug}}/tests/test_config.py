@@ -1,4 +1,4 @@
-"""STORAGE_CONFIG: its keys, its errors, its secrets, and its table in README.md."""
+"""STORAGE_CONFIG: keys, errors, secrets, and the table in README.md."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ README = Path(__file__).parent.parent / "README.md"
 SECRET = "p4ssw0rd-that-nobody-may-see"
 HEADING = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
 KNOWN = ", ".join(Config.model_fields)
-NEEDS_A_KEY = "The plugin needs a key of STORAGE_CONFIG that has no default."
+NEEDS_A_KEY = "A key of STORAGE_CONFIG has no default."
 KINDS = {"string": "str", "number": "float", "integer": "int", "boolean": "bool", "array": "list"}
 
 
@@ -36,7 +36,7 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def with_secrets() -> dict[str, str]:
-    """Return a STORAGE_CONFIG of all keys that are secret, with SECRET in each."""
+    """Return a STORAGE_CONFIG with SECRET in every secret key."""
     config = dict.fromkeys(secret_keys(), SECRET)
     for key in config:
         default = Config.model_fields[key].default
@@ -53,12 +53,12 @@ SECRETS = with_secrets()
 
 
 def error_of(database: Database, storage_config: object) -> str:
-    """Return the error with which the plugin refuses a STORAGE_CONFIG."""
+    """Return the error that a wrong STORAGE_CONFIG raises."""
     database.config.STORAGE_CONFIG = storage_config
     with pytest.raises(ValueError, match="STORAGE_CONFIG") as caught:
         database.plugin()
-    assert caught.value.__cause__ is None, "The error carries another one that may show values."
-    assert caught.value.__context__ is None, "The error carries another one that may show values."
+    assert caught.value.__cause__ is None, "The error is chained to one that may show values."
+    assert caught.value.__context__ is None, "The error is chained to one that may show values."
     return str(caught.value)
 
 
@@ -73,7 +73,7 @@ def test_readme_has_the_table_of_all_keys() -> None:
             default = default.get_secret_value()
         rows.append(f"| `{key}` | {takes}{secret} | `{default!r}` | {schema['description']} |")
     table = re.findall(r"^\| `.*\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert table == rows, "README.md should have these rows:\n" + "\n".join(rows)
+    assert table == rows, "README.md must contain these rows:\n" + "\n".join(rows)
 
 
 @pytest.mark.parametrize("storage_config", [{}, None], ids=repr)
@@ -90,13 +90,13 @@ def test_storage_config_may_be_missing(database: Database) -> None:
 @pytest.mark.parametrize("wrong", [[], "text", 5, [("timeout", 1)]], ids=repr)
 def test_a_storage_config_that_is_no_dict_is_refused(database: Database, wrong: object) -> None:
     error = error_of(database, wrong)
-    assert error.splitlines() == [HEADING, f"  It takes a dict with {KNOWN}."]
+    assert error.splitlines() == [HEADING, f"  It must be a dict with {KNOWN}."]
 
 
 @pytest.mark.parametrize("key", ["tiemout", ""], ids=repr)
 def test_an_unknown_key_is_refused(database: Database, key: str) -> None:
     error = error_of(database, {key: SECRET})
-    assert error.splitlines() == [HEADING, f"  {key}: no such key. It takes {KNOWN}."]
+    assert error.splitlines() == [HEADING, f"  {key}: no such key. The keys are {KNOWN}."]
 
 
 @pytest.mark.parametrize("key", Config.model_fields)
@@ -131,7 +131,7 @@ def test_the_plugin_leaves_storage_config_as_it_is(database: Database, signing_k
     before = deepcopy(database.config.STORAGE_CONFIG)
     database.open().set("key", "value")
     after = database.config.STORAGE_CONFIG
-    assert after == before, "The plugin wrote into the bot's config."
+    assert after == before, "The plugin changed the bot's configuration."
 
 
 @pytest.mark.parametrize("signing_key", [SECRET, [f"{SECRET} old", SECRET]], ids=["one", "list"])
@@ -159,7 +159,7 @@ def test_no_secret_shows_when_the_plugin_starts(
     database.config.STORAGE_CONFIG |= {key: with_secrets()[key]}
     try:
         plugin = database.plugin()
-    except Exception as error:  # nobody has this account
+    except Exception as error:  # this account does not exist
         shown = traceback.format_exception(error)
     else:
         shown = [repr(plugin), str(plugin)]
@@ -175,9 +175,9 @@ def test_no_secret_shows_beside_what_is_wrong(database: Database) -> None:
 
 
 def frames_of(error: BaseException) -> str:
-    """Return what Errbot sends to Sentry of an error: its frames with their locals.
+    """Return what Errbot sends to Sentry about an error: its frames with their local variables.
 
-    Those before the plugin's are of this test and of Errbot.
+    The frames before the plugin's belong to this test and to Errbot.
     """
     step, plugin = error.__traceback__, str(Path(inspect.getfile(Config)).resolve())
     while step and str(Path(step.tb_frame.f_code.co_filename).resolve()) != plugin:
@@ -188,7 +188,7 @@ def frames_of(error: BaseException) -> str:
 
 
 def wrong_configs() -> Iterator[Any]:
-    """Yield what is wrong with a STORAGE_CONFIG, in each case beside all secrets."""
+    """Yield wrong keys of STORAGE_CONFIG, to be combined with all secrets."""
     yield pytest.param({"signing_kye": SECRET}, id="unknown key")
     for key in Config.model_fields:
         for wrong in [{SECRET: SECRET}, [SECRET, 5], 5j]:
@@ -230,7 +230,7 @@ def test_neither_vars_nor_a_pickle_shows_a_secret(database: Database) -> None:
     database.config.STORAGE_CONFIG |= {"signing_key": [f"{SECRET} old", SECRET]}
     plugin = database.plugin()
     storage = plugin.open("namespace")
-    # Errbot itself keeps STORAGE_CONFIG in the plugin.
+    # Errbot itself stores STORAGE_CONFIG in the plugin.
     mine = {name: value for name, value in vars(plugin).items() if name != "_storage_config"}
     shown = [repr(storage), str(storage), repr(vars(storage))]
     shown += [repr(plugin), str(plugin), repr(mine), *map(repr, mine.values())]

@@ -1,4 +1,4 @@
-"""Errbot finds the plugin, as a wheel that is installed and as a folder that config.py names."""
+"""Errbot finds the plugin as an installed wheel, and in a folder that config.py names."""
 
 import ast
 import configparser
@@ -14,6 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "{{ cookiecutter.__package }}"
+TO_EDIT = ["README.md", "docs/operation.md", "tests/conftest.py"]
 FIND = """
 from types import SimpleNamespace
 from errbot.bootstrap import get_storage_plugin
@@ -23,9 +24,9 @@ print(__import__("sys").modules[type(plugin).__module__].__spec__.origin)
 
 
 def find(folder: Path, search_path: Path | None = None, more: str = "") -> Path:
-    """Let Errbot, in a process of its own, load the plugin; return the file that it loaded."""
+    """Let Errbot load the plugin in a new process, and return the file that it loaded."""
     code = FIND.format(name="{{ cookiecutter.plugin_name }}", data=str(folder), more=more)
-    # -S and the search path: an installed copy of this project must not be found instead.
+    # With -S and this search path, Errbot does not find an installed copy of this project.
     path = [str(search_path)] if search_path else []
     paths = [*path, *(entry for entry in sys.path if "site-packages" in entry)]
     script = f"import sys\nsys.path[:0] = {paths!r}\n{code}"
@@ -71,7 +72,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     files = [f"{PACKAGE.name}/{file.name}" for file in PACKAGE.iterdir() if file.is_file()]
     assert sorted(names) == sorted(files)
-    assert f"{PACKAGE.name}/storage.plug" in names, "Errbot finds a plugin by its .plug file."
+    assert f"{PACKAGE.name}/storage.plug" in names, "Errbot needs the .plug file to find a plugin."
 
 
 def test_the_plug_file_is_read_as_errbot_reads_it() -> None:
@@ -95,7 +96,7 @@ def imported() -> set[str]:
 
 
 def normal(name: str) -> str:
-    """Return the name of a distribution as package indexes compare it."""
+    """Return a distribution's name in the normal form of package indexes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -105,8 +106,8 @@ def test_what_storage_py_imports_is_declared() -> None:
     names = {normal(name) for name in re.findall(r'"([\w.-]+)', declared)}
     missing = {name for name in imported() if normal(name) not in names}
     assert not missing, (
-        f"storage.py imports {missing}, which pyproject.toml does not declare: where the plugin is"
-        " installed, it does not start. Add it to `dependencies`."
+        f"storage.py imports {missing}, which pyproject.toml does not declare. Add it to"
+        " `dependencies`, or the installed plugin may not start."
     )
     readme = (PROJECT / "README.md").read_text(encoding="utf-8").lower()
     missing = {name for name in imported() if name.lower() not in readme}
@@ -116,11 +117,11 @@ def test_what_storage_py_imports_is_declared() -> None:
 def test_nothing_speaks_of_a_stand_in_that_is_gone() -> None:
     storage = PACKAGE / "storage.py"
     if "# YOUR DATABASE" in storage.read_text(encoding="utf-8"):
-        return  # It is still there.
+        return  # The stand-in is still in use.
     left = [
         f"{file.name}, line {number}: {line.strip()}"
-        for file in [storage, PROJECT / "README.md", PROJECT / "tests" / "conftest.py"]
+        for file in [storage, *(PROJECT / name for name in TO_EDIT)]
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if re.search("dict://|stand-in|YOUR DATABASE", line)
     ]
-    assert not left, "Your database is in. This still speaks of the stand-in:\n" + "\n".join(left)
+    assert not left, "You removed the stand-in, but these lines mention it:\n" + "\n".join(left)

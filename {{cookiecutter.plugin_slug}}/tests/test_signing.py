@@ -1,4 +1,4 @@
-"""signing_key: a value that somebody planted in the database is refused, and never unpickled."""
+"""signing_key: a value that someone planted in the database is refused, and never unpickled."""
 
 import pickle
 import re
@@ -20,21 +20,21 @@ SIGNED = (
     b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
     b".zFCsImFpf7HTOFfIXnCz-s7y9Vst1gEpTliD2-VaUF8"
 )
-"""What the first version stored in "namespace" under "key", with the signing key KEY."""
+"""The bytes that the first version stored in "namespace" under "key", signed with KEY."""
 
 WHERE = "the value of the key 'key' in the namespace 'namespace'"
 
 
 def run_code() -> None:
-    """Note that an attacker's code ran."""
+    """Record that an attacker's code ran."""
     EXECUTED.append("code ran")
 
 
 class Evil:
-    """What an attacker would store: unpickling it runs code."""
+    """An attacker's value: unpickling it runs code."""
 
     def __reduce__(self) -> Any:
-        # A function, for a method such as EXECUTED.append would be pickled with a copy of its list.
+        # A function, because EXECUTED.append would be pickled with a copy of its list.
         return run_code, ()
 
 
@@ -46,7 +46,7 @@ def _nothing_executed() -> None:
 def signed(database: Database, *keys: str) -> Any:
     """Open "namespace" with these signing keys, the newest last, or with none.
 
-    It can also `read` and `write` bytes, as somebody does who can write to the database.
+    Its `read` and `write` handle bytes, as would anyone with access to the database.
     """
     settings = dict(database.config.STORAGE_CONFIG)
     settings.pop("signing_key", None)
@@ -71,7 +71,7 @@ def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
 def test_a_value_that_the_first_version_signed_can_still_be_read(database: Database) -> None:
     storage = signed(database, KEY)
     storage.write("key", SIGNED)
-    assert storage.get("key") == "as it was", "A bot that is updated can read nothing any more."
+    assert storage.get("key") == "as it was", "After an update, a bot could not read its data."
 
 
 @pytest.mark.parametrize("signing_key", [KEY, "k" * 16], ids=["words", "one letter"])
@@ -90,7 +90,7 @@ def test_an_unsigned_value_is_refused_and_not_unpickled(database: Database) -> N
     with pytest.raises(StoreException, match="signing_key") as caught:
         storage.get("key")
     assert str(caught.value) == (
-        f"Refused {WHERE}: it was changed, moved here, or stored without a signing_key of"
+        f"Refused {WHERE}: it was changed, moved here, or not signed with a signing_key in"
         " STORAGE_CONFIG."
     ), "The error does not say what was refused, where, and why."
     assert EXECUTED == [], "An unsigned value was unpickled."
@@ -118,7 +118,7 @@ def test_signing_keys_are_told_apart_to_the_letter(
     signed(database, one).set("key", MARK)
     with pytest.raises(StoreException, match="signing_key"):
         signed(database, other).get("key")
-    assert signed(database, one).get("key") == MARK, "What was refused is lost."
+    assert signed(database, one).get("key") == MARK, "The refused value is lost."
 
 
 def test_a_signed_value_is_refused_without_a_signing_key(database: Database) -> None:
@@ -126,9 +126,9 @@ def test_a_signed_value_is_refused_without_a_signing_key(database: Database) -> 
     with pytest.raises(StoreException) as caught:
         signed(database).get("key")
     assert str(caught.value) == (
-        f"Refused {WHERE}: it was signed, and STORAGE_CONFIG has no signing_key."
-    ), "A bot that has lost its signing_key goes on, and stores values that are not signed."
-    assert signed(database, KEY).get("key") == MARK, "What was refused is lost."
+        f"Refused {WHERE}: it is signed, but STORAGE_CONFIG has no signing_key."
+    ), "A bot without its signing_key reads signed values, and would store unsigned ones."
+    assert signed(database, KEY).get("key") == MARK, "The refused value is lost."
 
 
 @pytest.mark.parametrize("behind", [b".", b"\n", b"\0" * 32, pickle.dumps(MARK)], ids=repr)
@@ -164,7 +164,7 @@ def test_a_value_moved_between_long_keys_is_refused(database: Database) -> None:
     one, other = "k" * 300 + "a", "k" * 300 + "b"
     try:
         storage.set(one, MARK)
-    except ValueError:  # no database has to hold keys of this length
+    except ValueError:  # a storage may refuse keys of this length
         return
     storage.write(other, storage.read(one))
     with pytest.raises(StoreException, match="signing_key"):
@@ -182,7 +182,7 @@ def test_an_emoji_and_its_two_surrogates_share_no_signature(database: Database, 
             storages.append(database.open(name if of == "namespace" else "namespace", plugin))
             keys.append(name if of == "key" else "key")
             storages[-1].set(keys[-1], [MARK, keys[-1]])
-    except ValueError:  # no database has to hold surrogates
+    except ValueError:  # a storage may refuse surrogates
         return
     storages[0].write(keys[0], storages[1].read(keys[1]))
     with pytest.raises(StoreException, match="signing_key"):
@@ -238,7 +238,7 @@ def test_a_refused_value_harms_nothing_else(database: Database) -> None:
 def test_keys_can_be_rotated(database: Database) -> None:
     signed(database, OLD).set("key", MARK)
     both = signed(database, OLD, NEW)
-    assert both.get("key") == MARK, "The old key does not count while the list still has it."
+    assert both.get("key") == MARK, "An old key in the list is not accepted."
     both.set("key", both.get("key"))
     assert signed(database, NEW).get("key") == MARK, "The last key of the list does not sign."
     with pytest.raises(StoreException, match="signing_key"):
@@ -251,7 +251,7 @@ def test_every_key_of_the_list_counts_and_the_last_one_signs(database: Database)
         signed(database, key).set(key, MARK)
     for order in [keys, keys[::-1], [*keys[2:], *keys[:2]]]:
         storage = signed(database, *order)
-        assert [storage.get(key) for key in keys] == [MARK] * 5, "A key of the list does not count."
+        assert [storage.get(key) for key in keys] == [MARK] * 5, "A listed key is not accepted."
         storage.set("new", MARK)
         assert signed(database, order[-1]).get("new") == MARK, "The last key does not sign."
 
@@ -284,7 +284,7 @@ def test_an_error_names_what_is_gone(
     with pytest.raises(StoreException) as caught:
         storage.get("key")
     assert re.fullmatch(f"Cannot unpickle {re.escape(WHERE)}: {reason}\\.", str(caught.value)), (
-        "The error does not say which plugin the bot has lost, or which of its classes."
+        "The error does not say which module or class is missing."
     )
 
 

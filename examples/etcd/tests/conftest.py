@@ -1,6 +1,6 @@
-"""Where the tests' throwaway database comes from: the one file of the tests that is yours to edit.
+"""Provides the tests' throwaway database. This is the only test file that you edit.
 
-`contract` holds what Errbot expects of every storage. Keep it as it is, and keep it green.
+`contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 @pytest.fixture(scope="session")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of an etcd that is started for all tests."""
+    """Start an etcd for all tests, and yield its port."""
     folder, (port, peer_port) = tmp_path_factory.mktemp("etcd"), free_ports(2)
     url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
     command = ["etcd", f"--data-dir={folder}", f"--initial-cluster=default={peer}"]
@@ -28,10 +28,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def errbot_config(tmp_path: Path, port: int) -> SimpleNamespace:
-    """What config.py says: this storage plugin, on a database that is empty and this test's alone.
+    """The bot's configuration: this storage plugin, on an empty database for one test.
 
-    A fixture that has to drop the database afterwards yields the configuration instead. To start a
-    server for all tests, use `running` from contract/support/server.py in a fixture of the session.
+    To drop the database afterwards, yield the configuration instead of returning it. To start a
+    server for all tests, use `running` from contract/support/server.py in a session fixture.
     """
     return SimpleNamespace(
         STORAGE="Etcd",
@@ -43,5 +43,5 @@ def errbot_config(tmp_path: Path, port: int) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def outlives_process() -> bool:
-    """Whether the data are still there when the process that stored them is gone."""
+    """Whether data survive the process that stored them."""
     return True

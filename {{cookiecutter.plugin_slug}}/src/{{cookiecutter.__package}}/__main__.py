@@ -1,6 +1,6 @@
-"""Looks after what a bot has stored: list, check, move, resign, show and delete.
+"""Commands for the data that a bot has stored: list, check, move, resign, show and delete.
 
-It works on bytes: it loads no plugin of the bot, and unpickles nothing.
+They work on bytes: they load none of the bot's plugins, and unpickle nothing.
 """
 
 import json
@@ -20,13 +20,13 @@ from errbot.storage import StoreException
 from {{ cookiecutter.__package }} import moving, storages, values
 
 LINE = 100
-"""Characters of a value that `show` prints if it shows a whole namespace."""
+"""Characters that `show` prints of each value in a namespace."""
 WHOLE = 10_000_000
-"""Characters of a value that `show` prints if it is asked for this one."""
+"""Characters that `show` prints of a single value."""
 
 
 class Commands(click.Group):
-    """The commands. An error of a storage ends them with its message, and not with a traceback."""
+    """The commands. If a storage fails, they print its message instead of a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
@@ -41,7 +41,7 @@ class Commands(click.Group):
 
 
 def note(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Keep what an option says that may stand before a command's name or behind it."""
+    """Keep the value of an option that may come before or after the command's name."""
     if value:
         context.meta[str(option.name)] = value
 
@@ -71,15 +71,15 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @settings
 def main() -> None:
-    """Look after what a bot keeps in {{ cookiecutter.plugin_name }}.
+    """Look after the data that a bot keeps in {{ cookiecutter.plugin_name }}.
 
-    The storage is the one that the bot's config.py names. Values stay bytes: no plugin of the bot
-    is loaded, nothing is unpickled, and no value is printed, except by `show`.
+    The bot's config.py says where they are. No plugin of the bot is loaded, nothing is unpickled,
+    and only `show` prints values.
 
-    Exit status: 0 if all is well, 1 if something is not (a bad value, one that is not equal, a key
-    that is not there), 2 if the command could not do its work.
+    Exit status: 0 for success, 1 for a problem with the data (a bad value, a difference, a missing
+    key), 2 if the command could not run.
     """
-    for stream in [sys.stdout, sys.stderr]:  # A console may not have every character of a key.
+    for stream in [sys.stdout, sys.stderr]:  # A console may not support all characters of a key.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
@@ -89,7 +89,7 @@ def storage_plugin() -> Any:
 
 
 def finish(document: dict[str, Any], lines: Iterable[str], good: bool = True) -> None:
-    """Print a command's result, as JSON if that was asked for, and end with status 0 or 1."""
+    """Print a command's result, as JSON if requested, and exit with status 1 if it is not good."""
     if click.get_current_context().meta.get("json"):
         click.echo(json.dumps(document, indent=2))
     else:
@@ -100,14 +100,14 @@ def finish(document: dict[str, Any], lines: Iterable[str], good: bool = True) ->
 
 
 def watch(label: str, items: Iterable[Any], length: int) -> AbstractContextManager[Any]:
-    """Show how far a long work is, if somebody sits at a terminal."""
+    """Show a progress bar if the output is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(items)
     return click.progressbar(items, length=length, label=shown(label), file=sys.stderr)
 
 
 def table(heading: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
-    """Lay out rows in columns: the first one to the left, numbers to the right."""
+    """Lay out rows in columns, the first one aligned left and the others right."""
     lines = [heading, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     for first, *others in lines:
@@ -116,13 +116,13 @@ def table(heading: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
 
 
 def shown(name: str) -> str:
-    """Return a name as it can stand in a line: quoted, if it is empty or holds odd characters."""
+    """Return a name for a line of output. Quote it if it is empty or would be hard to see."""
     plain = name.isprintable() and name == name.strip() and name
     return name if plain else ascii(name) if not name.isprintable() else repr(name)
 
 
 def many(number: int, thing: str) -> str:
-    """Return a number of things."""
+    """Return a number and its noun, such as "2 keys"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
@@ -137,7 +137,7 @@ def read_all(plugin: Any, namespace: str) -> Iterator[tuple[Any, str, bytes]]:
 @main.command("list")
 @settings
 def list_() -> None:
-    """List the namespaces: how many keys they have, and how many bytes."""
+    """List the namespaces, and how many keys and bytes they have."""
     plugin = storage_plugin()
     found = []
     for namespace in sorted(plugin.namespaces()):
@@ -160,10 +160,10 @@ def list_() -> None:
 @main.command()
 @settings
 def check() -> None:
-    """Read every value, and say who signed it and whether it is whole.
+    """Check that every value is intact and correctly signed.
 
-    Status 1 if a bot would refuse one of them. Tells, too, which keys of signing_key are still
-    needed: an old one may go as soon as it signs nothing any more.
+    The status is 1 if a bot would refuse a value. Also reports which keys of signing_key are still
+    needed: remove an old key when it has signed none of the values.
     """
     plugin = storage_plugin()
     found, bad = [], []
@@ -193,7 +193,7 @@ COLUMNS = ["newest", "older", values.UNSIGNED, values.REFUSED, "broken"]
 
 
 def column_of(value: values.Value, number_of_keys: int) -> str:
-    """Return the column of check's table in which a value counts."""
+    """Return the column of check's table that counts a value."""
     if value.state == values.BROKEN:
         return "broken"
     return value.state or ("newest" if value.number == number_of_keys else "older")
@@ -202,48 +202,48 @@ def column_of(value: values.Value, number_of_keys: int) -> str:
 def check_lines(
     found: list[Any], total: dict[str, int], bad: list[Any], keys: list[Any]
 ) -> Iterator[str]:
-    """Yield what `check` says."""
+    """Yield the lines that `check` prints."""
     rows = [[shown(entry["namespace"]), *list(entry.values())[1:]] for entry in found]
     rows.append(["total", *total.values()])
     yield from table(["namespace", "keys", *COLUMNS], rows)
     for entry in bad:
         yield f"{shown(entry['namespace'])}, {shown(entry['key'])}: {entry['why']}"
     for key in keys:
-        yield f"key {key['number']} of {len(keys)} of signing_key: {use_of(key)}"
+        yield f"signing_key {key['number']} of {len(keys)}: {use_of(key)}"
     if not keys:
         yield "STORAGE_CONFIG has no signing_key: values are not signed."
     yield f"{many(len(bad), 'bad value')}" if bad else f"{many(total['keys'], 'value')}: all good"
 
 
 def use_of(key: dict[str, Any]) -> str:
-    """Say whether a signing key is still needed."""
+    """Return whether a signing key is still needed, in words."""
     if key["newest"]:
         return f"the newest, has signed {many(key['values'], 'value')}"
     if key["values"]:
-        return f"still needed for {many(key['values'], 'value')}, until `resign` has signed them"
-    return "no value needs it: it may go, when no backup needs it either"
+        return f"needed for {many(key['values'], 'value')}, until you run `resign`"
+    return "not needed: remove it, unless a backup needs it"
 
 
 @main.command()
 @settings
 @click.argument("old_config", type=click.Path(path_type=Path))
 @click.option("--only", metavar="NS", multiple=True, help="Only this namespace. May be repeated.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
-@click.option("--replace", is_flag=True, help="Replace what these namespaces hold here.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done, and write nothing.")
+@click.option("--replace", is_flag=True, help="Replace the contents of these namespaces here.")
 def move(old_config: Path, only: tuple[str, ...], dry_run: bool, replace: bool) -> None:
     """Copy everything from the storage of OLD_CONFIG to this one.
 
-    OLD_CONFIG is the config.py with the old STORAGE: Errbot's Shelf, another storage plugin made
-    like this one, or any other. Stop the bot first. The old storage stays as it is. Afterwards
-    every value is compared, byte by byte. What cannot be read is left out, and told at the end:
-    then the status is 1.
+    OLD_CONFIG is the config.py with the old STORAGE: Errbot's Shelf, a storage plugin from the same
+    template as this one, or any other. Stop the bot first. The old storage does not change. At the
+    end, all values are compared byte by byte. Values that cannot be read are skipped and reported,
+    and the status is 1.
 
-    After an interruption, run the same command again: what is here and equal is kept, the rest is
-    copied. Nothing is written if a namespace holds something else here, unless with --replace.
+    After an interruption, run the same command again. It copies only what is missing. If a
+    namespace has other values here, nothing is written without --replace.
 
-    Shelf and storages made like this one are copied as bytes. Any other one unpickles each value to
-    give it, so the classes of the values must be importable; name namespaces that it does not show
-    with --only.
+    Shelf and storages from the same template are copied as bytes. Any other storage unpickles each
+    value, so the classes of the values must be importable. If a namespace is not found there, name
+    it with --only.
     """
     target, source = storage_plugin(), storages.open_source(old_config)
     names = chosen(source, only)
@@ -269,14 +269,16 @@ def chosen(source: Any, only: tuple[str, ...]) -> list[str]:
     unknown = [name for name in only if name not in names]
     if unknown and not isinstance(source, storages.Other):
         known = ", ".join(shown(name) for name in names) or "none"
-        raise storages.CannotRun(f"The old storage has no {shown(unknown[0])}. It has: {known}.")
+        raise storages.CannotRun(
+            f"The old storage has no namespace {shown(unknown[0])}. It has: {known}."
+        )
     return list(dict.fromkeys(only)) if only else list(names)
 
 
 def move_lines(
     results: list[moving.Result], dry_run: bool, blocked: bool, replace: bool
 ) -> Iterator[str]:
-    """Yield what `move` says."""
+    """Yield the lines that `move` prints."""
     rows = [[shown(one.namespace), one.keys, one.bytes, one.equal] for one in results]
     if rows and not blocked:
         yield from table(["namespace", "keys", "bytes", "equal"], rows)
@@ -285,7 +287,7 @@ def move_lines(
         if one.conflicts:
             number = many(len(one.conflicts), "key")
             some = ", ".join([*map(shown, one.conflicts[:5]), *["..."][: len(one.conflicts) - 5]])
-            end = "--replace replaces them" if not replace else "they will be replaced"
+            end = "use --replace to replace them" if not replace else "they will be replaced"
             yield f"{shown(one.namespace)}: {number} with other values here ({some}): {end}"
     keys, equal = sum(one.keys for one in results), sum(one.equal for one in results)
     start = f"{many(len(results), 'namespace')}, {many(keys, 'key')}"
@@ -299,7 +301,7 @@ def move_lines(
 
 
 def problem_lines(result: moving.Result) -> Iterator[str]:
-    """Yield what went wrong in a namespace."""
+    """Yield a line for each problem in a namespace."""
     for key, why in result.problems:
         place = [result.namespace] if key is None else [result.namespace, key]
         yield f"{', '.join(map(shown, place))}: {why}"
@@ -310,14 +312,15 @@ def problem_lines(result: moving.Result) -> Iterator[str]:
 @click.option(
     "--accept-unsigned",
     is_flag=True,
-    help="Sign values without a signature, too. This blesses whatever is there: whoever could write"
-    " to the database may have planted it.",
+    help="Sign unsigned values, too. This approves whatever is stored, even values that an attacker"
+    " has planted in the database.",
 )
 def resign(accept_unsigned: bool) -> None:
     """Sign every value with the newest key of signing_key.
 
-    The bot may run meanwhile, if its config.py has the same keys: what it sets is not set back.
-    Afterwards `check` says which keys may go. A value that is refused stays as it is: status 1.
+    The bot may run meanwhile, if its config.py has the same keys. Nothing that it sets is lost.
+    Afterwards `check` says which keys are not needed any more. A value that is refused does not
+    change, and the status is 1.
     """
     plugin = storage_plugin()
     counts = {"signed": 0, "already signed": 0}
@@ -334,14 +337,14 @@ def resign(accept_unsigned: bool) -> None:
     lines = [f"{shown(entry['namespace'])}, {shown(entry['key'])}: {entry['why']}" for entry in bad]
     lines.append(
         f"{many(counts['signed'], 'value')} signed with the newest key,"
-        f" {counts['already signed']} already were, {len(bad)} left as they are"
+        f" {counts['already signed']} already were, {len(bad)} left unchanged"
     )
     document = {"signed": counts["signed"], "already_signed": counts["already signed"]}
     finish({**document, "bad": bad, "good": not bad}, lines, not bad)
 
 
 def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str]:
-    """Sign a value. Says if it was changed, or why it was not."""
+    """Sign a value. Returns whether it was changed and, if it is bad, why."""
     while True:
         try:
             data = storage.read(key)
@@ -352,7 +355,7 @@ def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str
             return False, values.explain(storage, value)
         if value.number == len(storage._signing_keys):
             return False, ""
-        # A bot may have changed it meanwhile: then it is looked at again.
+        # If the bot has changed it meanwhile, start again.
         if storage.swap(key, data, values.sign(storage, key, value.pickled)):
             return True, ""
 
@@ -362,10 +365,10 @@ def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str
 @click.argument("namespace", metavar="NS")
 @click.argument("key", required=False)
 def show(namespace: str, key: str | None) -> None:
-    """Show a value as text, or the beginning of every value of a namespace.
+    """Show a value as text, or the start of each one in a namespace.
 
-    No class is loaded: what a plugin stored of its own is shown by its class's name and content. A
-    value that a bot would refuse can be shown, too.
+    No class is loaded: an instance is shown as the name of its class and its content. A value that
+    a bot would refuse can be shown, too.
     """
     plugin = storage_plugin()
     with closing(plugin.open(namespace)) as storage:
@@ -387,7 +390,7 @@ def show(namespace: str, key: str | None) -> None:
 
 
 def value_text(pickled: bytes, limit: int) -> str:
-    """Return a pickle as text, or, if it is none, the bytes."""
+    """Return a pickle as text, or the bytes if it is not a pickle."""
     try:
         return values.describe(pickled, limit)
     except ValueError:
@@ -401,7 +404,7 @@ def text_line(entry: dict[str, Any], with_key: bool) -> str:
 
 
 def missing(namespace: str, key: str | None = None) -> NoReturn:
-    """End with status 1: there is no such key."""
+    """Exit with status 1, because there is no such key."""
     what = "no key" if key is None else f"no key {shown(key)}"
     raise click.ClickException(f"There is {what} in the namespace {shown(namespace)}.")
 
@@ -410,9 +413,9 @@ def missing(namespace: str, key: str | None = None) -> NoReturn:
 @settings
 @click.argument("namespace", metavar="NS")
 @click.argument("key", required=False)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(namespace: str, key: str | None, yes: bool) -> None:
-    """Remove a key, or every key of a namespace, without reading the values."""
+    """Remove a key or a whole namespace, without reading values."""
     plugin = storage_plugin()
     with closing(plugin.open(namespace)) as storage:
         keys = [key] if key is not None else list(storage.keys())
@@ -436,5 +439,5 @@ if __name__ == "__main__":
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # It has been told. Without this, Python fails once more at its exit.
+        except OSError:  # Already reported. Without this, Python would fail again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Copies namespaces of another storage, as bytes, and compares them afterwards."""
+"""Copies namespaces from another storage as bytes, and compares them afterwards."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,44 +14,44 @@ from {{ cookiecutter.__package }} import storages, values
 THREADS = 8
 ROWS = 400
 BYTES = 8_000_000
-"""How much is copied at once: so many values, or so many bytes of them."""
+"""At most this many values, and about this many bytes, are copied at once."""
 
 GIVE_UP = 5
-"""After how many failures in a row a storage counts as one that does nothing: locked, or full."""
+"""After this many failures in a row, a move stops: the storage may be locked or full."""
 
 POOL = ThreadPoolExecutor(THREADS)
 
 Row = tuple[str, bytes]
 Watch = Callable[[str, Iterable[Any], int], Any]
-"""Makes a context manager that gives the keys on, and shows how far they are."""
+"""Returns a context manager that passes on the keys and shows progress."""
 
 
 @dataclass
 class Result:
-    """What became of a namespace."""
+    """The result for one namespace."""
 
     namespace: str
     keys: int = 0
     bytes: int = 0
     equal: int = 0
     conflicts: list[str] = field(default_factory=list)
-    """Keys that hold something else here."""
+    """Keys that have other values here."""
     problems: list[tuple[str | None, str]] = field(default_factory=list)
-    """What went wrong, by key; None stands for the whole namespace."""
+    """What went wrong, by key. None is the whole namespace."""
 
     @property
     def is_good(self) -> bool:
-        """Whether all values of the namespace are here, equal, and nothing else is."""
+        """Whether the namespace has exactly the same values here."""
         return self.equal == self.keys and not self.problems and not self.conflicts
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return the result for JSON output."""
         problems = [{"key": key, "why": why} for key, why in self.problems]
         return {**asdict(self), "problems": problems, "good": self.is_good}
 
 
 def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
-    """Look for what a copy would replace: keys that hold something else here."""
+    """Find keys that a copy would replace, because they have other values here."""
     result = Result(namespace)
     try:
         with source.open(namespace) as old, closing(target.open(namespace)) as new:
@@ -65,7 +65,7 @@ def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
 
 
 def try_out(source: Any, target: Any, result: Result, watch: Watch) -> None:
-    """Read everything that would be copied, and count what is here already."""
+    """Read everything that would be copied, and count the values that are already here."""
     namespace = result.namespace
     with source.open(namespace) as old, closing(target.open(namespace)) as new:
         is_empty = new.len() == 0
@@ -77,7 +77,7 @@ def try_out(source: Any, target: Any, result: Result, watch: Watch) -> None:
 
 
 def is_equal(old: Any, new: Any, key: str, data: bytes) -> bool:
-    """Say whether a key of this storage, which has this data, holds the same in the other one."""
+    """Return whether the other storage has the same value under a key as this data."""
     try:
         return holds(new, (key, old.read(key)), data)
     except (KeyError, storages.Unreadable):
@@ -85,9 +85,9 @@ def is_equal(old: Any, new: Any, key: str, data: bytes) -> bool:
 
 
 def copy(source: Any, target: Any, namespace: str, replace: bool, watch: Watch) -> Result:
-    """Copy a namespace of another storage to this one, and compare them.
+    """Copy a namespace from another storage to this one, and compare them.
 
-    What is here already and equal is not written again, so an interrupted copy can be completed.
+    Equal values are not written again, so an interrupted copy can be completed.
     """
     result = Result(namespace)
     try:
@@ -106,7 +106,7 @@ def copy(source: Any, target: Any, namespace: str, replace: bool, watch: Watch) 
 
 
 def portions(old: Any, keys: Iterable[str], result: Result) -> Iterator[list[Row]]:
-    """Yield what is to be copied, a bounded number of bytes at a time. Notes what is bad, once."""
+    """Yield the rows to copy, a bounded number of bytes at a time. Record each bad one once."""
     rows: list[Row] = []
     bad = {key for key, _ in result.problems}
     for key in keys:
@@ -117,7 +117,7 @@ def portions(old: Any, keys: Iterable[str], result: Result) -> Iterator[list[Row
         except KeyError:  # removed meanwhile
             continue
         except (storages.Unreadable, StoreException) as error:
-            old.len()  # If the whole storage is away, this stops the move.
+            old.len()  # If the storage cannot be reached, this raises and so stops the move.
             result.problems.append((key, str(error)))
         if len(rows) == ROWS or sum(len(pickled) for _, pickled in rows[-1:]) > BYTES / ROWS:
             yield rows
@@ -127,7 +127,7 @@ def portions(old: Any, keys: Iterable[str], result: Result) -> Iterator[list[Row
 
 
 def only_whole(rows: list[Row], result: Result) -> list[Row]:
-    """Return the rows that are pickles, and note the others as bad."""
+    """Return the rows that are intact pickles, and record the others as bad."""
     whole = [row for row in rows if values.is_whole(row[1])]
     bad = {key for key, _ in rows}.difference(key for key, _ in whole)
     result.problems += [(key, values.BROKEN) for key in sorted(bad)]
@@ -135,7 +135,7 @@ def only_whole(rows: list[Row], result: Result) -> list[Row]:
 
 
 def write_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
-    """Write what is not here yet: one portion while the next one is read."""
+    """Write what is missing here: one portion while the next one is being read."""
     is_empty = new.len() == 0
     with ThreadPoolExecutor(1) as background:
         written: Future[None] | None = None
@@ -149,19 +149,19 @@ def write_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
 
 
 def write_rows(new: Any, rows: list[Row], is_empty: bool, result: Result) -> None:
-    """Write what is not here yet of some rows."""
+    """Write those of some rows that are missing here."""
     missing = rows if is_empty else unequal(new, rows)
     if missing and not write_many(new, missing):
         in_threads(new, write_one, missing, result)
 
 
 def write_many(new: Any, rows: list[Row]) -> bool:
-    """Write values at once, if the storage can. Says if it has."""
+    """Write many values at once, if the storage can. Returns whether it did."""
     if not values.IN_BULK:
         return False
     try:
         values.write_many(new, {key: values.sign(new, key, pickled) for key, pickled in rows})
-    except (ValueError, StoreException):  # One by one, they tell which one it is.
+    except (ValueError, StoreException):  # Writing them one by one shows which one is bad.
         return False
     return True
 
@@ -173,20 +173,20 @@ def write_one(new: Any, row: Row) -> None:
 
 
 def remove_others(old: Any, new: Any) -> None:
-    """Remove the keys of this storage that the other one has not."""
+    """Remove the keys that the other storage does not have."""
     for key in new.keys():
         try:
             old.read(key)
         except KeyError:
             new.remove(key)
         except storages.Unreadable:
-            pass  # What is here may be all that is left of it.
+            pass  # The value here may be the only one left.
 
 
 def all_equal(old: Any, new: Any, result: Result, watch: Watch) -> bool:
-    """Compare everything in the order in which this storage gives keys and bytes together.
+    """Return whether all values are equal, by reading many of this storage's at once.
 
-    That is faster, if the storage can do it. If anything is not equal, `compare_all` says what.
+    This is faster, if the storage can do it. If a value differs, `compare_all` finds out which.
     """
     if result.problems or not values.IN_BULK:
         return False
@@ -206,7 +206,7 @@ def all_equal(old: Any, new: Any, result: Result, watch: Watch) -> bool:
 
 
 def compare_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None:
-    """Read everything again, there and here, and count what is equal, byte by byte."""
+    """Read everything again from both storages, and count the values that are equal."""
     result.equal = result.bytes = 0
     for rows in portions(old, keys, result):
         different = [key for key, _ in unequal(new, rows)]
@@ -215,11 +215,11 @@ def compare_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None
         result.bytes += sum(len(pickled) for _, pickled in rows)
     result.keys = result.equal + len(result.problems)
     if (more := new.len() - result.equal) > len(result.problems):
-        result.problems.append((None, f"{more} keys are here that the other storage has not"))
+        result.problems.append((None, f"{more} keys here are not in the other storage"))
 
 
 def unequal(new: Any, rows: list[Row]) -> list[Row]:
-    """Return the rows that this storage does not hold, signed as a bot demands it."""
+    """Return the rows that this storage does not have, with a signature that a bot accepts."""
     failed = Result("")
     in_threads(new, check_one, rows, failed)
     keys = {key for key, _ in failed.problems}
@@ -227,13 +227,13 @@ def unequal(new: Any, rows: list[Row]) -> list[Row]:
 
 
 def check_one(new: Any, row: Row) -> None:
-    """Raise KeyError or ValueError if this storage does not hold a row."""
+    """Raise KeyError or ValueError if this storage does not have a row."""
     if not holds(new, row, new.read(row[0])):
         raise ValueError("not equal")
 
 
 def holds(new: Any, row: Row, data: bytes) -> bool:
-    """Say whether some bytes of this storage are those of a row, signed as a bot demands it."""
+    """Return whether this storage's data are a row's value with a signature that a bot accepts."""
     key, pickled = row
     if data == values.sign(new, key, pickled):
         return True
@@ -241,11 +241,11 @@ def holds(new: Any, row: Row, data: bytes) -> bool:
 
 
 def in_threads(new: Any, task: Callable[[Any, Row], None], rows: list[Row], result: Result) -> None:
-    """Do a task for each row, several at once. Notes what is bad."""
+    """Do a task for each row, in several threads. Record what fails."""
     shares = [rows[first::THREADS] for first in range(min(THREADS, len(rows)))]
     failed = [bad for share in POOL.map(partial(do, new, task), shares) for bad in share]
     if any(isinstance(error, StoreException) for _, error in failed):
-        new.len()  # If the whole storage is away, this stops the move.
+        new.len()  # If the storage cannot be reached, this raises and so stops the move.
     result.problems += [(key, str(error)) for key, error in failed]
 
 

@@ -1,4 +1,4 @@
-"""The storages that config.py files name, and the values in them as bytes."""
+"""Opens the storages that config.py files name, and reads their values as bytes."""
 
 import dbm
 import importlib.util
@@ -28,13 +28,13 @@ SECRET = re.compile("pass|secret|key|token|url|uri|dsn|auth|cred", re.IGNORECASE
 
 
 class CannotRun(click.ClickException):
-    """A command that could not do its work at all. Its message holds no secret."""
+    """The command could not run. The message contains no secrets."""
 
     exit_code = 2
 
 
 class Unreadable(Exception):
-    """A value, or a whole namespace, that cannot be moved. Its message holds no value."""
+    """A value or a namespace cannot be moved. The message contains no values."""
 
 
 def load_config(path: Path) -> Any:
@@ -42,7 +42,7 @@ def load_config(path: Path) -> Any:
     name = path.stem
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if not path.is_file() or spec is None or spec.loader is None:
-        raise CannotRun(f"There is no Python file {path}. -c names the config.py of the bot.")
+        raise CannotRun(f"There is no Python file {path}. Name the bot's config.py with -c.")
     config = importlib.util.module_from_spec(spec)
     before, paths = dict(sys.modules), list(sys.path)
     sys.modules[name] = config
@@ -54,12 +54,12 @@ def load_config(path: Path) -> Any:
         raise CannotRun(f"{path} cannot be executed: {reason_of(error, path)}") from None
     finally:
         sys.path[:] = paths
-        forget_neighbours(before, path.resolve().parent)
+        forget_imports(before, path.resolve().parent)
     return config
 
 
-def forget_neighbours(before: dict[str, Any], folder: Path) -> None:
-    """Forget what a config.py imported from its folder: another one may have its like."""
+def forget_imports(before: dict[str, Any], folder: Path) -> None:
+    """Forget what a config.py imported from its folder. Another one may use the same names."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if module is not before.get(name) and file and folder == Path(file).parent:
@@ -68,7 +68,7 @@ def forget_neighbours(before: dict[str, Any], folder: Path) -> None:
 
 
 def reason_of(error: BaseException, path: Path) -> str:
-    """Say why a config.py cannot be executed, without what could be a secret of it."""
+    """Return why a config.py cannot be executed, without anything that may be secret."""
     kind = type(error).__name__
     if isinstance(error, SyntaxError):
         return f"{kind} in line {error.lineno}"
@@ -91,12 +91,12 @@ def load_plugin(config: Any, path: Path) -> Any:
         given = getattr(config, "STORAGE_CONFIG", None)
         text = without_secrets(f"{type(error).__name__}: {error}", given)
         if not isinstance(getattr(config, "BOT_DATA_DIR", None), str | Path):
-            text = "it names no BOT_DATA_DIR, the folder of the bot's data"
-        raise CannotRun(f"The storage {name!r} of {path} does not start: {text}") from None
+            text = "BOT_DATA_DIR, the folder for the bot's data, is not set"
+        raise CannotRun(f"The storage {name!r} in {path} does not start: {text}") from None
 
 
 def without_secrets(text: str, storage_config: object, secret: bool = False) -> str:
-    """Return a text without what a STORAGE_CONFIG holds under names of secrets."""
+    """Return a text without the secrets of a STORAGE_CONFIG."""
     if isinstance(storage_config, dict):
         for key, value in storage_config.items():
             text = without_secrets(text, value, secret or bool(SECRET.search(str(key))))
@@ -112,20 +112,20 @@ def without_secrets(text: str, storage_config: object, secret: bool = False) -> 
 
 
 def open_here(path: Path) -> Any:
-    """Start the storage plugin of a bot's own config.py. Its storages must offer their bytes."""
+    """Start the storage plugin of the bot's config.py, which must be one from this template."""
     config = load_config(path)
     plugin = load_plugin(config, path)
     if not hasattr(plugin, "namespaces"):
         name = getattr(config, "STORAGE", "Shelf")
         raise CannotRun(
-            f'{path} names the storage {name!r}. Let it name this one, with STORAGE = "'
-            '{{ cookiecutter.plugin_name }}", and `move` the data of the other one here.'
+            f"{path} uses the storage {name!r}. Copy its data with `move`, and set"
+            ' STORAGE = "{{ cookiecutter.plugin_name }}".'
         )
     return plugin
 
 
 def open_source(path: Path) -> "Shelf | Bake | Other":
-    """Find the storage of an old config.py, and how to read it."""
+    """Open the storage of an old config.py for reading."""
     config = load_config(path)
     if getattr(config, "STORAGE", "Shelf") == "Shelf":
         return Shelf(config, path)
@@ -134,7 +134,7 @@ def open_source(path: Path) -> "Shelf | Bake | Other":
 
 
 class Bake:
-    """A storage plugin of the same make: its bytes are read, and their signatures checked."""
+    """A storage plugin from the same template. Its bytes are read, and their signatures checked."""
 
     def __init__(self, plugin: Any) -> None:
         self._plugin = plugin
@@ -151,7 +151,7 @@ class Bake:
 
 
 class BakeNamespace:
-    """A namespace of a storage plugin of the same make."""
+    """A namespace of a storage plugin from the same template."""
 
     def __init__(self, storage: Any) -> None:
         self._storage = storage
@@ -170,9 +170,9 @@ class BakeNamespace:
 
 
 class Other:
-    """Any other storage plugin. It unpickles each value to give it, and does not list namespaces.
+    """Any other storage plugin. It unpickles each value, and does not list its namespaces.
 
-    So these are guessed: Errbot's own, and the names of all plugins that the bot may load.
+    So they are guessed: Errbot's own, and the names of all plugins that the bot may load.
     """
 
     def __init__(self, plugin: Any, config: Any) -> None:
@@ -180,7 +180,7 @@ class Other:
         self._config = config
 
     def namespaces(self) -> list[str]:
-        """Return the names that a bot's namespaces may have."""
+        """Return the names that the bot's namespaces may have."""
         backend = str(getattr(self._config, "BACKEND", "")).lower()
         names = {"core", "repomgr", f"{backend}_backend"}
         extra = getattr(self._config, "BOT_EXTRA_PLUGIN_DIR", None) or []
@@ -199,7 +199,7 @@ class Other:
             try:
                 storage = stack.enter_context(closing(self._plugin.open(namespace)))
                 opened = OtherNamespace(storage)
-            except Exception as error:  # The message could hold a secret.
+            except Exception as error:  # The message may contain a secret.
                 raise Unreadable(f"cannot be opened: {type(error).__name__}") from None
             yield opened
 
@@ -225,23 +225,23 @@ class OtherNamespace:
             return pickle.dumps(self._storage.get(key), protocol=5)
         except KeyError:
             raise
-        except Exception as error:  # The message could hold a value.
+        except Exception as error:  # The message may contain a value.
             found = re.search(r"(No module \w+|(Can't get|has no) attribute) '[\w.]+'", str(error))
             raise Unreadable(found[0] if found else type(error).__name__) from None
 
 
 class Shelf:
-    """Errbot's default storage: a file, or two or three, for each namespace."""
+    """Errbot's default storage: one to three files for each namespace."""
 
     def __init__(self, config: Any, path: Path) -> None:
         given = getattr(config, "STORAGE_CONFIG", None) or {}
         folder = given.get("basedir") or getattr(config, "BOT_DATA_DIR", None)
         if not folder or not Path(folder).is_dir():
-            raise CannotRun(f"{path} names no BOT_DATA_DIR that is there: {str(folder)!r}.")
+            raise CannotRun(f"The BOT_DATA_DIR in {path} is not a folder: {str(folder)!r}.")
         self._folder = Path(folder)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces, by the names of their files."""
+        """Return the names of all namespaces, from the names of their files."""
         names = set()
         for file in self._folder.iterdir():
             for ending in [r"\.db", r"\.db\.(?:dat|dir|pag|db)"]:
@@ -250,7 +250,7 @@ class Shelf:
         return sorted(filter(self._is_there, names))
 
     def _is_there(self, namespace: str) -> bool:
-        """Say whether there is a namespace. One that cannot be read is, so that `move` tells it."""
+        """Return whether a namespace exists. If it cannot be read, it does: `move` reports it."""
         try:
             return self._format(namespace) is not None
         except OSError:
@@ -259,7 +259,7 @@ class Shelf:
     def _format(self, namespace: str) -> str | None:
         """Return the module that wrote a file, "" if it is unknown, None if there is no file.
 
-        Raises OSError if it cannot be read: `whichdb` would pass over it.
+        Raises OSError if the file cannot be read, which `whichdb` would ignore.
         """
         file = self._folder / f"{namespace}.db"
         starts = {}
@@ -268,10 +268,10 @@ class Shelf:
             with suppress(FileNotFoundError, IsADirectoryError), part.open("rb") as opened:
                 starts[ending] = opened.read(16)
         start = starts.get("")
-        if is_berkeley_db(starts.get(".db", b"")):  # dbm.ndbm of Debian and macOS: it adds a .db
+        if is_berkeley_db(starts.get(".db", b"")):  # dbm.ndbm on Debian and macOS adds .db
             return "dbm.ndbm"
         if start and namespace.endswith(".db") and is_berkeley_db(start):
-            return None  # the same file, seen as that of another namespace
+            return None  # It belongs to the namespace without .db.
         if start in (b"", b"SQLite format 3\0"):
             return "dbm.sqlite3"
         return dbm.whichdb(str(file))  # Python 3.10 takes no Path
@@ -287,33 +287,33 @@ class Shelf:
                 opened = ShelfNamespace(keys(), get)
             except ImportError:
                 raise Unreadable(
-                    f"{file.name}: this Python has no {kind}; take one that has it"
+                    f"{file.name}: this Python has no {kind}; use one that has it"
                 ) from None
-            except Exception as error:  # It may be anything: Python's dbm checks little.
+            except Exception as error:  # any kind, because Python's dbm checks little
                 reason = f"{type(error).__name__}: {error}"
                 raise Unreadable(f"{file.name} cannot be read: {reason}") from None
             yield opened
 
 
 def is_berkeley_db(start: bytes) -> bool:
-    """Say whether a file that starts like this is one of Berkeley DB, old or new."""
+    """Return whether a file with this start is one of Berkeley DB, old or new."""
     return bool({start[:4], start[12:16]} & {b"\x61\x15\x06\x00", b"\x00\x06\x15\x61"})
 
 
 @contextmanager
 def open_dbm(file: Path, kind: str | None) -> Iterator[tuple[Any, Any]]:
-    """Open a file of a Shelf for reading, and leave it as it is.
+    """Open a file of a Shelf for reading, without changing it.
 
-    Yields what gives all keys, and what gives the value of one.
+    Yields a function that returns all keys, and one that returns the value of a key.
     """
     if not kind:
-        raise ValueError("no format that this Python knows; take the Python that wrote it")
+        raise ValueError("this Python does not know its format; use the Python that wrote it")
     if kind != "dbm.sqlite3":
         with closing(importlib.import_module(kind).open(os.fspath(file), "r")) as database:
             yield database.keys, database.__getitem__
         return
-    # The format of Python 3.13 and newer, in any Python. Merely to read it, SQLite may write files
-    # beside it, and what was set last may be in such a file: so a copy is read.
+    # This is the format of Python 3.13 and newer. Even to read it, SQLite may write files next to
+    # it, and such a file may have the newest data. So read a copy.
     with TemporaryDirectory() as folder:
         for ending in ["", "-wal", "-journal"]:
             with suppress(FileNotFoundError):
@@ -323,7 +323,7 @@ def open_dbm(file: Path, kind: str | None) -> Iterator[tuple[Any, Any]]:
 
 
 def sqlite_keys(connection: sqlite3.Connection) -> list[bytes]:
-    """Return all keys of an SQLite file of `dbm`; none of one that is something else."""
+    """Return all keys of an SQLite file of `dbm`, or none if it is not one."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'Dict'").fetchall():
         return []
     return [key for (key,) in connection.execute("SELECT CAST(key AS BLOB) FROM Dict")]

@@ -1,4 +1,4 @@
-"""What a stored value is, found out without loading it: nothing that is stored ever runs here."""
+"""Examines stored values without loading them, so nothing that is stored ever runs here."""
 
 import re
 from collections.abc import Iterator
@@ -8,30 +8,30 @@ from pickletools import genops
 from typing import Any, NamedTuple
 
 SIGNATURE = re.compile(rb"\.[A-Za-z0-9_-]{43}\Z")
-"""What a signed value ends with. A pickle never does: its last byte is a full stop."""
+"""The end of a signed value. A pickle never ends like this: its last byte is a full stop."""
 
 UNSIGNED = "unsigned"
 REFUSED = "refused"
-BROKEN = "no whole pickle"
+BROKEN = "not an intact pickle"
 DEPTH = 40
-"""Levels of nesting that are written out."""
+"""Levels of nesting that are shown."""
 
 
 class Value(NamedTuple):
-    """What is known of some stored bytes."""
+    """What is known about some stored bytes."""
 
     state: str
-    """UNSIGNED, REFUSED, BROKEN, or "" for what is signed and sound."""
+    """UNSIGNED, REFUSED, BROKEN, or "" for a value that is signed and intact."""
     number: int
     """Which key of signing_key signed it, counted from 1; 0 if none did."""
     pickled: bytes
-    """The pickle without its signature; of a value that is refused, all bytes."""
+    """The pickle without its signature, or all bytes if the value is refused."""
 
 
 {% include [cookiecutter.database ~ "/bulk.py", "shared/bulk.py"] %}
 
 def examine(storage: Any, key: str, data: bytes) -> Value:
-    """Say who signed some stored bytes, and whether they are one pickle."""
+    """Find out which key signed some stored bytes, and whether they are one intact pickle."""
     if number := signed_by(storage, key, data):
         pickled = data[: data.rindex(b".")]
         return Value("" if is_whole(pickled) else BROKEN, number, pickled)
@@ -54,45 +54,45 @@ def signed_by(storage: Any, key: str, data: bytes) -> int:
 
 
 def is_sound(storage: Any, value: Value) -> bool:
-    """Say whether a bot with this signing_key, or with none, would load the value."""
+    """Return whether a bot with these signing keys, or with none, would load the value."""
     return value.state == ("" if storage._signing_keys else UNSIGNED)
 
 
 def explain(storage: Any, value: Value) -> str:
-    """Say why a bot would not load a value."""
+    """Return why a bot would not load a value."""
     if value.state == UNSIGNED:
-        return "unsigned, and STORAGE_CONFIG has a signing_key"
+        return "unsigned, but STORAGE_CONFIG has a signing_key"
     if value.state == REFUSED and not storage._signing_keys:
-        return "refused: signed, and STORAGE_CONFIG has no signing_key"
+        return "refused: signed, but STORAGE_CONFIG has no signing_key"
     if value.state == REFUSED:
-        return "refused: changed, moved here, or signed with a key that STORAGE_CONFIG has not"
+        return "refused: changed, moved here, or signed with a key that is not in STORAGE_CONFIG"
     return value.state
 
 
 def sign(storage: Any, key: str, pickled: bytes) -> bytes:
-    """Return what is to be stored for a pickle: with a signature, if there is a signing key."""
+    """Return the bytes to store for a pickle: signed, if there is a signing key."""
     return bytes(storage.signer(key).sign(pickled)) if storage._signing_keys else pickled
 
 
 def is_whole(data: bytes) -> bool:
-    """Say whether some bytes are one pickle up to the last of them."""
+    """Return whether some bytes are one intact pickle and nothing else."""
     end = 0
     try:
         for _, _, position in genops(data):
             end = position or 0
-    except Exception:  # It may be anything: these bytes are not ours.
+    except Exception:  # any kind, because others may have written these bytes
         return False
     return 0 < end == len(data) - 1
 
 
 def describe(data: bytes, limit: int) -> str:
-    """Return a pickle as text of at most that many characters, without making what it holds.
+    """Return a pickle as text of at most `limit` characters, without creating its objects.
 
-    Whatever follows the pickle, such as a signature, is left out. Raises ValueError if it is none.
+    Anything after the pickle, such as a signature, is ignored. Raises ValueError for other data.
     """
     try:
         value = Reader().read(data)
-    except Exception as error:  # It may be anything: these bytes are not ours.
+    except Exception as error:  # any kind, because others may have written these bytes
         raise ValueError(BROKEN) from error
     pieces, left = [], limit
     for piece in write(value, ()):
@@ -104,7 +104,7 @@ def describe(data: bytes, limit: int) -> str:
 
 
 class Node:
-    """A container or an object that a pickle would make: written down, and not made."""
+    """Describes a container or an object that a pickle would create."""
 
     def __init__(self, kind: str, parts: list[Any], pairs: list[Any] | None = None) -> None:
         self.kind = kind
@@ -114,14 +114,14 @@ class Node:
 
 
 class Reader:
-    """Follows a pickle's instructions as `pickle` does, and writes down what they would make."""
+    """Follows a pickle's instructions as `pickle` does, but only describes what they create."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def read(self, data: bytes) -> Any:
-        """Follow all instructions, and return what stands for the value."""
+        """Follow all instructions, and return a description of the value."""
         for instruction, argument, _ in genops(data):
             name = instruction.name
             if not (self.remember(name, argument) or self.collect(name) or self.call(name)):
@@ -129,14 +129,14 @@ class Reader:
         return self.stack.pop()
 
     def since_mark(self) -> list[Any]:
-        """Take what was put on the stack since the last mark."""
+        """Pop everything since the last mark from the stack."""
         found: list[Any] = []
         while (thing := self.stack.pop()) is not Reader:
             found.append(thing)
         return found[::-1]
 
     def remember(self, name: str, argument: Any) -> bool:
-        """Follow an instruction that moves things about. Says if it was one."""
+        """Follow an instruction for the stack or the memo. Returns whether it was one."""
         match name:
             case "PROTO" | "FRAME" | "STOP" | "READONLY_BUFFER":
                 pass
@@ -159,7 +159,7 @@ class Reader:
         return True
 
     def collect(self, name: str) -> bool:
-        """Follow an instruction that fills a container. Says if it was one."""
+        """Follow an instruction that fills a container. Returns whether it was one."""
         match name:
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET" | "EMPTY_DICT":
                 self.stack.append(Node(name[6:], []))
@@ -187,7 +187,7 @@ class Reader:
         return True
 
     def call(self, name: str) -> bool:
-        """Follow an instruction that would call something. Says if it was one."""
+        """Follow an instruction that would call something. Returns whether it was one."""
         match name:
             case "REDUCE" | "NEWOBJ":
                 given, called = self.stack.pop(), self.stack.pop()
@@ -211,7 +211,7 @@ class Reader:
         return True
 
     def push(self, name: str, argument: Any) -> None:
-        """Put what an instruction holds itself on the stack."""
+        """Push the value that an instruction contains."""
         match name:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True}.get(name, False))
@@ -226,16 +226,16 @@ class Reader:
             case "NEXT_BUFFER":
                 self.stack.append(Node("buffer()", []))
             case _:
-                self.stack.append(argument)  # a text, a number, or bytes
+                self.stack.append(argument)  # text, a number, or bytes
 
 
 def pairs(parts: list[Any]) -> list[Any]:
-    """Return keys and values, which came in turn, as pairs."""
+    """Return alternating keys and values as pairs."""
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def made(called: Any, parts: list[Any]) -> Any:
-    """Return what stands for an object of the class that is called, or for what a call gives."""
+    """Return a description of the object that a call would create."""
     name = called.kind
     if name == "_codecs.encode" and parts[1:] == ["latin1"]:  # bytes, in old pickles
         return parts[0].encode("latin1")
@@ -250,7 +250,7 @@ BRACKETS |= {"FROZENSET": ("frozenset([", "])")}
 
 
 def write(value: Any, above: tuple[Any, ...]) -> Iterator[str]:
-    """Yield the text of a value, piece by piece: all of it may be longer than memory."""
+    """Yield the text of a value piece by piece, because all of it may not fit into memory."""
     if not isinstance(value, Node):
         large = type(value) is int and value.bit_length() > 10_000
         yield hex(value) if large else repr(value)
@@ -298,7 +298,7 @@ def write_parts(value: Node, above: tuple[Any, ...]) -> Iterator[str]:
 
 
 def date_text(value: Node) -> str | None:
-    """Return a date or a time as Python writes it; None if it is something else."""
+    """Return a date or a time as Python writes it, or None if it is something else."""
     data = value.parts[0] if value.parts else None
     kind = value.kind[:-2]
     sizes = {"datetime.datetime": 10, "datetime.date": 4, "datetime.time": 6}

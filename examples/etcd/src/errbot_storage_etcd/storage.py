@@ -1,8 +1,8 @@
 """Etcd, a storage plugin for Errbot.
 
-It keeps everything in etcd, below a prefix. It talks JSON to etcd, by Python's own HTTP client.
+It keeps all data in etcd, under a prefix. It sends JSON with Python's own HTTP client.
 
-Errbot executes this file by its path, so it cannot import its neighbours.
+Errbot executes this file by its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class EtcdConfig(BaseModel):
     port: int = Field(default=2379, strict=True, description="Port for clients.")
     ca_cert: str | None = Field(default=None, description="File of the CA. It turns TLS on.")
     cert: str | None = Field(default=None, description="File of the bot's certificate and key.")
-    prefix: str = Field(default="errbot/", description="Begins each name. Each bot has its own.")
+    prefix: str = Field(default="errbot/", description="Prefix of names. Each bot needs its own.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
     signing_key: SigningKey | Annotated[list[SigningKey], Field(min_length=1)] = Field(
         default=[], description="Signs every value. To change it, give a list, the new key last."
@@ -54,20 +54,20 @@ class EtcdConfig(BaseModel):
 
     @classmethod
     def load(cls, storage_config: object) -> "EtcdConfig":
-        """Read STORAGE_CONFIG. Raises ValueError that names each wrong key and shows no value."""
+        """Read STORAGE_CONFIG. Raises ValueError, which names each wrong key but shows no value."""
         try:
             return cls.model_validate({} if storage_config is None else storage_config)
         except ValidationError as error:
             problems = error.errors(include_input=False, include_context=False)
-        del storage_config  # Sentry sends the locals of each frame of an error.
+        del storage_config  # Sentry reports the local variables of each frame.
         known = ", ".join(cls.model_fields)
         lines: dict[str | int, str] = {}
         for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
             key, *_ = problem["loc"] or [""]
-            line = f"{key}: no such key. It takes {known}."
+            line = f"{key}: no such key. The keys are {known}."
             if field := cls.model_fields.get(str(key)):
                 line = f"{key}: {problem['msg']}. {field.description}"
-            lines.setdefault(key, line if problem["loc"] else f"It takes a dict with {known}.")
+            lines.setdefault(key, line if problem["loc"] else f"It must be a dict with {known}.")
         heading = "STORAGE_CONFIG of Etcd is wrong:"
         raise ValueError("\n  ".join([heading, *lines.values()]))
 
@@ -83,23 +83,23 @@ class EtcdStorage(StorageBase):
         self._heads, self._parts = f"heads/{quoted}/", f"parts/{quoted}/"
         self.collect()
 
-    # Bytes: the same for every database that limits values. Nothing to edit from here on, but PART.
-    # Under a key is a head: a small value, or where the parts of a large one are. Parts are written
-    # under a fresh id and never change; then the head is switched in one step; then the old parts
-    # are deleted. A bot that is killed leaves parts that no head names: `collect` finds them.
+    # Bytes: the same for every database that limits values. From here on, edit only PART.
+    # Each key has a head, which holds a small value or points to the parts of a large one. Parts
+    # are stored under a new id and never change. Then the head is replaced atomically, and the old
+    # parts are deleted. A killed bot may leave parts without a head, which `collect` deletes.
     #
-    # The database has six methods. A place and a name together lead to bytes:
-    #   get(place, name)               returns the bytes, None if there are none
+    # The database needs six methods. A place and a name together identify the stored bytes:
+    #   get(place, name)               returns the bytes, or None
     #   put(place, name, data)         stores bytes
-    #   switch(place, name, new, old)  in one step: stores new bytes, or removes the name if new is
-    #                                  None; does neither unless old is None or there; returns the
-    #                                  bytes that were there
-    #   delete(place, beginning)       removes every name that begins so
-    #   names(place, start, limit)     returns so many names, in order, beginning with start or next
+    #   switch(place, name, new, old)  atomically stores new, or removes the name if new is None,
+    #                                  but only if old is None or equals the stored bytes; returns
+    #                                  what was stored before
+    #   delete(place, beginning)       removes all names with this beginning
+    #   names(place, start, limit)     returns at most limit names, in order, from start on
     #   count(place)                   returns the number of names
 
-    PART = 500_000  # bytes of a part, and of a value in its head; `switch` may send two heads
-    HOUR = 3_600  # seconds after which parts without a head count as left behind
+    PART = 500_000  # maximum bytes in a part or a head; `switch` may send two heads
+    HOUR = 3_600  # seconds after which parts without a head are deleted
 
     def read(self, key: str) -> bytes:
         """Return the bytes stored under a key. Raises KeyError if there are none."""
@@ -107,18 +107,18 @@ class EtcdStorage(StorageBase):
         while (head := self._database.get(self._heads, key)) != before:
             if head is not None and (data := self._join(head)) is not None:
                 return data
-            before = head  # Its parts are gone, so there should be a newer one.
+            before = head  # Its parts are gone, so there should be a newer head.
         if head is None:
             raise KeyError(key)
         raise StoreException(f"A part of the value of the key {key!r} is missing.")
 
     def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key, in one step. They are in the database on return."""
+        """Store bytes under a key atomically. On return, they are in the database."""
         head = self._store(key, data)
         self._discard(self._database.switch(self._heads, key, head, None))
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace bytes if they are still the old ones, in one step. Returns whether it did."""
+        """Atomically replace bytes if they still are the old ones. Returns whether it did."""
         head = self._database.get(self._heads, key)
         if head is None or self._join(head) != old:
             return False
@@ -139,14 +139,14 @@ class EtcdStorage(StorageBase):
         return int(self._database.count(self._heads))
 
     def keys(self) -> Iterator[str]:
-        """Iterate over the keys, which may be added and removed meanwhile."""
+        """Iterate over the keys, even while keys are added and removed."""
         return self._names(self._heads)
 
     def close(self) -> None:
-        """Do nothing: every operation is done on return, and the connection is the plugin's."""
+        """Do nothing: nothing is buffered, and the connection belongs to the plugin."""
 
     def collect(self) -> None:
-        """Delete parts that no head has named for an hour: a bot was killed in a `set`."""
+        """Delete parts that had no head for an hour: a bot was killed during `set`."""
         for id in {name.split("/")[0] for name in self._names(self._parts)}:
             if time() - int(id.split("-")[0]) > self.HOUR:
                 key = self._database.get(self._parts, f"{id}/key") or b""
@@ -161,19 +161,19 @@ class EtcdStorage(StorageBase):
             start = page[-1] + "\0"
 
     def _store(self, key: str, data: bytes) -> bytes:
-        """Write the parts of a large value, and return the head for it."""
+        """Store the parts of a value if it is large, and return its head."""
         if len(data) <= self.PART:
             return b"=" + data
         id, cuts = f"{int(time())}-{uuid4().hex}", range(0, len(data), self.PART)
         self._database.put(self._parts, f"{id}/key", key.encode("utf-8", "surrogatepass"))
         for number, cut in enumerate(cuts):
             self._database.put(self._parts, f"{id}/{number}", data[cut : cut + self.PART])
-        if time() - int(id.split("-")[0]) > self.HOUR / 2:  # `collect` must never meet it.
-            raise StoreException(f"{len(data)} bytes for the key {key!r} took too long to store.")
+        if time() - int(id.split("-")[0]) > self.HOUR / 2:  # `collect` could delete the parts.
+            raise StoreException(f"Storing {len(data)} bytes under the key {key!r} took too long.")
         return f"{id} {len(cuts)}".encode()
 
     def _join(self, head: bytes) -> bytes | None:
-        """Return the value of a head, None if its parts have been deleted."""
+        """Return the value of a head, or None if its parts have been deleted."""
         if head.startswith(b"="):
             return head[1:]
         id, count = head.decode().split()
@@ -181,11 +181,11 @@ class EtcdStorage(StorageBase):
         return None if None in found else b"".join(found)
 
     def _discard(self, head: bytes | None) -> None:
-        """Delete the parts of a head that is no more."""
+        """Delete the parts of a head that has been replaced or removed."""
         if head and not head.startswith(b"="):
             self._database.delete(self._parts, head.split()[0].decode() + "/")
 
-    # Values: the same for every database. Nothing to edit down to the end of this class.
+    # Values: the same for every database. Do not edit the rest of this class.
 
     def get(self, key: str) -> Any:
         """Return a value. Raises KeyError if there is none, StoreException if it is unreadable."""
@@ -196,9 +196,9 @@ class EtcdStorage(StorageBase):
         self.write(key, self._dump(key, value))
 
     def signer(self, key: str) -> Signer:
-        """Make a signer for this namespace and key, so that a moved value does not verify."""
+        """Return a signer for this namespace and key. A value moved elsewhere does not verify."""
         place = json.dumps([self._namespace, key])
-        if json.loads(place) != [self._namespace, key]:  # A surrogate pair looks like its emoji.
+        if json.loads(place) != [self._namespace, key]:  # JSON writes surrogates like their emoji.
             place = ascii([self._namespace, key])
         keys = [secret.get_secret_value() for secret in self._signing_keys]
         return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
@@ -206,16 +206,16 @@ class EtcdStorage(StorageBase):
     def _dump(self, key: str, value: Any) -> bytes:
         """Pickle a value, and sign it if there is a signing key."""
         if not isinstance(key, str):
-            raise TypeError(f"A key of the storage is a str, not a {type(key).__name__}.")
+            raise TypeError(f"A key must be a str, not a {type(key).__name__}.")
         data = pickle.dumps(value, protocol=5)
         return self.signer(key).sign(data) if self._signing_keys else data
 
     def _load(self, key: str, data: bytes) -> Any:
         """Check the signature before unpickling, because unpickling runs code."""
         where = f"the value of the key {key!r} in the namespace {self._namespace!r}"
-        why = "was signed, and STORAGE_CONFIG has no signing_key"
+        why = "is signed, but STORAGE_CONFIG has no signing_key"
         if self._signing_keys:
-            why = "was changed, moved here, or stored without a signing_key of STORAGE_CONFIG"
+            why = "was changed, moved here, or not signed with a signing_key in STORAGE_CONFIG"
         try:
             stream = BytesIO(self.signer(key).unsign(data) if self._signing_keys else data)
             value = pickle.load(stream)
@@ -229,25 +229,25 @@ class EtcdStorage(StorageBase):
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
 
-    __reduce__ = None  # type: ignore[assignment]  # No pickle: it holds keys.
+    __reduce__ = None  # type: ignore[assignment]  # Not to be pickled: it has keys.
 
 
 class EtcdPlugin(StoragePluginBase):
-    """Connects once, when the bot starts, and opens a namespace for each plugin of the bot."""
+    """Connects when the bot starts, and opens a namespace for each of the bot's plugins."""
 
     def __init__(self, bot_config: Any) -> None:
         """Read STORAGE_CONFIG and connect. Raises ValueError if STORAGE_CONFIG is wrong."""
         super().__init__(bot_config)  # type: ignore[no-untyped-call]
-        del bot_config  # It holds secrets, and Sentry sends the locals of each frame of an error.
+        del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         self._config = EtcdConfig.load(self._storage_config)
-        # By process, since a fork's child would get its parent's answers.
+        # By process, because a forked child would read its parent's answers.
         self._idle: dict[int, list[HTTPConnection]] = defaultdict(list)
 
     def _take(self) -> HTTPConnection:
-        """Return a connection that no thread uses."""
+        """Return an idle connection, or a new one."""
         with suppress(IndexError):
             while wait([(connection := self._idle[os.getpid()].pop()).sock], timeout=0):
-                connection.close()  # There is nothing to read, unless etcd has closed it.
+                connection.close()  # It is readable, so etcd has closed it.
             return connection
         config = self._config
         if config.ca_cert is None:
@@ -258,7 +258,7 @@ class EtcdPlugin(StoragePluginBase):
         return HTTPSConnection(config.host, config.port, timeout=config.timeout, context=context)
 
     def _ask(self, task: str, **what: Any) -> Any:
-        """Let etcd do a task, and return its answer. Raises StoreException if it fails."""
+        """Send a request to etcd, and return the answer. Raises StoreException if it fails."""
         text = json.dumps(what, default=lambda data: b64encode(data).decode())
         try:
             connection = self._take()
@@ -268,7 +268,7 @@ class EtcdPlugin(StoragePluginBase):
                 raise ValueError(answer.get("error"))
         except (OSError, HTTPException, ValueError) as error:
             raise StoreException(f"etcd at {self._config.host}: {task} failed: {error}") from None
-        self._idle[os.getpid()].append(connection)  # Not after Ctrl-C: an answer may be on its way.
+        self._idle[os.getpid()].append(connection)  # But not after Ctrl-C: an answer may arrive.
         return answer
 
     def _key(self, place: str, name: str) -> bytes:
@@ -278,7 +278,7 @@ class EtcdPlugin(StoragePluginBase):
         return {"key": self._key(place, start), "range_end": self._key(place[:-1], "0")}
 
     def get(self, place: str, name: str) -> bytes | None:
-        """Return the bytes under a name, None if there are none."""
+        """Return the bytes under a name, or None."""
         return value(self._ask("range", key=self._key(place, name)))
 
     def put(self, place: str, name: str, data: bytes) -> None:
@@ -286,7 +286,7 @@ class EtcdPlugin(StoragePluginBase):
         self._ask("put", key=self._key(place, name), value=data)
 
     def switch(self, place: str, name: str, new: bytes | None, old: bytes | None) -> bytes | None:
-        """Replace or remove what is under a name, if it is still the old. Returns what it met."""
+        """Replace or remove a value, if old is None or still there. Returns what was there."""
         key = self._key(place, name)
         find = {"request_range": {"key": key}}
         change: Any = {"request_put": {"key": key, "value": new}}
@@ -297,11 +297,11 @@ class EtcdPlugin(StoragePluginBase):
         return value(answer["responses"][0]["response_range"])
 
     def delete(self, place: str, beginning: str) -> None:
-        """Remove the names that begin so, up to a slash."""
+        """Remove the names with this beginning, which ends with a slash."""
         self._ask("deleterange", **self._range(place + beginning))
 
     def names(self, place: str, start: str, limit: int) -> list[str]:
-        """Return the first names from start on."""
+        """Return at most `limit` names in order, from `start` on."""
         what = self._range(place, start)
         found = self._ask("range", **what, keys_only=True, limit=limit).get("kvs", [])
         names = [b64decode(pair["key"]).decode("utf-8", "surrogatepass") for pair in found]
@@ -312,11 +312,11 @@ class EtcdPlugin(StoragePluginBase):
         return int(self._ask("range", **self._range(place), count_only=True).get("count", 0))
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace: "core", the name of a plugin, or what --storage-get names."""
+        """Open a namespace, such as "core", a plugin's name, or what --storage-get asks for."""
         return EtcdStorage(self, namespace, self._config.signing_keys)
 
     def namespaces(self) -> list[str]:
-        """Return the names of all namespaces that hold a key."""
+        """Return the names of all namespaces that have keys."""
         found, start = [], ""
         while page := self.names("heads/", start, 1):
             namespace = page[0].split("/")[0]
@@ -326,5 +326,5 @@ class EtcdPlugin(StoragePluginBase):
 
 
 def value(found: Any) -> bytes | None:
-    """Return the value in what etcd found under a name, None if it found nothing."""
+    """Return the value in a range that etcd returned, or None if the range is empty."""
     return b64decode(found["kvs"][0].get("value", "")) if "kvs" in found else None
