@@ -16,6 +16,17 @@ def test_every_promise_is_documented() -> None:
     assert set(re.findall(r"`(test_\w+?)[`\[]", found)) <= tests
 
 
+def test_the_readmes_give_the_sizes_that_the_contract_requires() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in CONTRACT.glob("test_*.py"))
+    sizes = re.findall(r"^MANY = many\(([\d_]+),", text, re.MULTILINE)
+    sizes += re.findall(r"([\d_]+)\]\)\ndef test_a_value_of_any_size_comes_back", text)
+    assert len(sizes) == 3
+    for readme in [TEMPLATE, TEMPLATE / "{{cookiecutter.plugin_slug}}"]:
+        words = (readme / "README.md").read_text(encoding="utf-8")
+        missing = [f"{int(size):,}" for size in sizes if f"{int(size):,}" not in words]
+        assert not missing, f"{readme.name}/README.md does not name {missing}."
+
+
 def test_every_test_states_its_promise_for_the_report() -> None:
     promises: dict[str, str] = {}
     for file in CONTRACT.glob("test_*.py"):

@@ -61,6 +61,16 @@ def test_an_unreachable_server_ends_the_run_with_one_sentence(run_tests: Run, ur
     assert "hunter2" not in output
 
 
+def configured(folder: Path) -> Path:
+    """Write a config.py that names the storage of the bake in a folder."""
+    config = folder / "config.py"
+    config.write_text(
+        f"STORAGE = 'Acme'\nBOT_DATA_DIR = {str(folder)!r}\n"
+        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(folder / 'project' / 'src')!r}\n"
+    )
+    return config
+
+
 PATCH = """
 import itertools
 import threading
@@ -213,11 +223,7 @@ import logging
 _remove = AcmeStorage.remove
 AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 """
-    config = tmp_path / "config.py"
-    config.write_text(
-        f"STORAGE = 'Acme'\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
-        f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(tmp_path / 'project' / 'src')!r}\n"
-    )
+    config = configured(tmp_path)
     page = tmp_path / "report.md"
     options = [f"--errbot-config={config}", f"--contract-report={page}", "-k", "alike or getting"]
     status, output = run_tests(code, *options, "tests/contract/test_keys.py")
@@ -231,3 +237,103 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
     assert kept.strip() == "- `get` of a missing key raises `KeyError`, and changes nothing."
     assert "The storage keeps 1 promises, breaks 2; 0 were not tested." in text
     assert "Broken: Keys that look alike are told apart to the letter." in output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_an_error_of_the_storage_is_told_with_the_promise_that_it_breaks(run_tests: Run) -> None:
+    code = """
+_get = AcmeStorage.get
+
+
+def get(self, key):
+    if key == "after":
+        raise OSError("the disk is away")
+    return _get(self, key)
+
+
+AcmeStorage.get = get
+"""
+    test = "tests/contract/test_keys.py::test_a_loop_over_the_keys_can_be_left"
+    status, output = run_tests(code, test, "--tb=short")
+    assert status == 1, output
+    told = "A loop over the keys can be left early. Here `get` raised OSError: the disk is away"
+    assert output.count(told) == 2, output  # with the traceback, and in the summary
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_the_reason_that_the_command_line_hides_is_told(run_tests: Run) -> None:
+    code = """
+import sys
+
+
+def _open(self, namespace, open=AcmePlugin.open):
+    if sys.argv[0] != "-c" and "pytest" not in sys.argv[0]:
+        raise OSError("another process has locked the file")
+    return open(self, namespace)
+
+
+AcmePlugin.open = _open
+"""
+    status, output = run_tests(code, "tests/contract/test_command_line.py", "-k", "empty_dict")
+    assert status == 1, output
+    assert "`errbot --storage-get` fails with OSError: another process has locked" in output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_a_quick_run_takes_hundreds_of_keys_in_place_of_thousands(run_tests: Run) -> None:
+    code = """
+import atexit
+import itertools
+
+_set, _sets = AcmeStorage.set, itertools.count()
+AcmeStorage.set = lambda self, key, value: (next(_sets), _set(self, key, value))[1]
+atexit.register(lambda: print("sets:", next(_sets)))
+"""
+    test = "tests/contract/test_keys.py::test_keys_gives_thousands_of_keys_once_each"
+    status, output = run_tests(code, test, "--quick")
+    assert status == 0, output
+    sets = [int(number) for number in re.findall(r"sets: (\d+)", output)]
+    assert 500 < sum(sets) < 1_000, output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_a_slow_test_says_how_much_it_did(run_tests: Run, tmp_path: Path) -> None:
+    code = """
+import time
+
+_set = AcmeStorage.set
+AcmeStorage.set = lambda self, key, value: (time.sleep(0.01), _set(self, key, value))[1]
+"""
+    config = configured(tmp_path)
+    test = "tests/contract/test_keys.py::test_keys_gives_thousands_of_keys_once_each"
+    status, output = run_tests(code, test, f"--errbot-config={config}", "--time-limit=2")
+    assert status == 1, output
+    assert re.search(
+        r"--quick asks for less\. .* after 2 seconds, in which it set \d+ keys", output
+    )
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_a_storage_that_misses_without_a_word_is_not_said_to_mix_up_namespaces(
+    run_tests: Run, tmp_path: Path
+) -> None:
+    code = """
+from contextlib import suppress
+
+_remove = AcmeStorage.remove
+
+
+def remove(self, key):
+    with suppress(KeyError):
+        _remove(self, key)
+
+
+AcmeStorage.remove = remove
+"""
+    config = configured(tmp_path)
+    options = [f"--errbot-config={config}", "-k", "missing or another_namespace or remove_one_key"]
+    status, output = run_tests(code, "tests/contract", *options)
+    assert status == 1, output
+    assert re.findall("^FAILED .*::(test_[a-z_]+)", output, re.MULTILINE) == [
+        "test_removing_a_missing_key_raises_key_error"
+    ], output

@@ -20,7 +20,7 @@ def change_keys(Storage: Any, change: Callable[[str], Any]) -> None:
     rename_keys(Storage, lambda _, key: change(key))
 
 
-@caught_by("test_removing_a_missing_key_raises_key_error", "test_no_key_is_found_under_another")
+@caught_by("test_removing_a_missing_key_raises_key_error")
 def remove_of_a_missing_key_says_nothing(Storage, Plugin):
     """DELETE says nothing where no row matches, and nobody asks for the row count."""
 
@@ -624,6 +624,17 @@ def long_keys_are_told_apart_by_their_beginning(Storage, Plugin):
         if len(key) > 1_000:
             full.setdefault((self._namespace, key[:1_000]), key)
         old(self, known(self, key), value)
+
+
+@caught_by("test_a_key_is_refused_with_a_value_error", alone=True)
+def long_keys_are_refused_with_an_error_of_the_client(Storage, Plugin):
+    """The client's error for a key that is too long comes through, and nobody knows it."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(key) > 1_000:
+            raise RuntimeError("index row size exceeds the maximum")
+        old(self, key, value)
 
 
 @caught_by("test_a_key_that_is_no_str_is_refused")

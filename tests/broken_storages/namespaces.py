@@ -170,6 +170,17 @@ def the_namespace_is_a_row_among_its_keys(Storage, Plugin):
         return old(self) - sum(key == self.row for key in itertools.islice(self.keys(), 3))
 
 
+@caught_by("test_a_name_of_a_namespace_is_refused_with_a_value_error", alone=True)
+def long_names_are_refused_with_an_error_of_the_file_system(Storage, Plugin):
+    """Each namespace is a file, and a file name has at most 255 characters."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if len(namespace) > 255:
+            raise OSError("File name too long")
+        return old(self, namespace)
+
+
 @caught_by("test_hundreds_of_namespaces_leak_nothing", alone=True)
 def each_namespace_leaks_a_connection(Storage, Plugin):
     """`open` connects, and `close` leaves it to the garbage collector, which never comes."""

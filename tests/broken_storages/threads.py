@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import weakref
 from contextlib import suppress
 from functools import wraps
 from typing import Any
@@ -183,16 +184,15 @@ def a_loop_over_the_keys_holds_the_lock(Storage, Plugin):
 
 @caught_by("test_threads_open_and_close_namespaces_at_once", alone=True)
 def two_threads_create_one_table(Storage, Plugin):
-    """`open` looks whether there is a table, and then creates it."""
-    created: set[str] = set()
+    """The first `open` looks whether there is a table for all namespaces, and then creates it."""
 
     @replace(Plugin)
     def open(old, self, namespace):
-        if namespace not in created:
+        if not hasattr(self, "created"):
             time.sleep(0.001)
-            if namespace in created:
-                raise RuntimeError(f"table {namespace} already exists")
-            created.add(namespace)
+            if hasattr(self, "created"):
+                raise RuntimeError("table namespaces already exists")
+            self.created = True
         return old(self, namespace)
 
 
@@ -211,6 +211,37 @@ def items_hold_400_kilobytes(Storage, Plugin):
 
 
 @caught_by("test_a_key_that_threads_replace_is_always_there_and_whole", alone=True)
+def threads_share_a_buffer(Storage, Plugin):
+    """The parts of a long value are gathered in the storage, which has one buffer for all."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if type(value) is bytes and 100 < len(value) < 500:
+            self.buffer = [value[:100]]
+            time.sleep(0.0005)
+            self.buffer = [*self.buffer[:1], value[100:]]
+            value = b"".join(self.buffer)
+        old(self, key, value)
+
+
+@caught_by("test_threads_that_remove_one_key_succeed_once", alone=True)
+def threads_share_the_count_of_removed_rows(Storage, Plugin):
+    """One cursor for all threads, whose `rowcount` may be that of another when it is asked for."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        try:
+            old(self, key)
+            rowcount = 1
+        except KeyError:
+            rowcount = 0
+        self.rowcount = rowcount
+        time.sleep(0.0005)
+        if not self.rowcount:
+            raise KeyError(key)
+
+
+@caught_by("test_a_key_that_another_opener_replaces_is_always_there_and_whole", alone=True)
 def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
     """DELETE and INSERT, under a lock that keeps apart the threads of this storage alone."""
     take_away = Storage.remove
@@ -227,7 +258,7 @@ def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
     lock_by_storage(Storage)
 
 
-@caught_by("test_threads_that_remove_one_key_succeed_once", alone=True)
+@caught_by("test_two_openers_that_remove_one_key_succeed_once", alone=True)
 def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
     """SELECT and DELETE, under a lock that keeps apart the threads of this storage alone."""
 
@@ -240,6 +271,39 @@ def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
             old(self, key)
 
     lock_by_storage(Storage)
+
+
+# In this module because Errbot executes storage.py anew for every plugin instance.
+WRITTEN: list[tuple[Any, str]] = []
+OPENERS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@caught_by("test_two_openers_at_once_lose_nothing", alone=True)
+def all_namespaces_are_one_file(Storage, Plugin):
+    """The whole file is read, changed and written, under a lock of the plugin instance."""
+    take_away = Storage.remove
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin, storage.lock = self, self.__dict__.setdefault("lock", threading.RLock())
+        OPENERS.add(self)
+        return storage
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(OPENERS) < 2 or not isinstance(key, str):
+            return old(self, key, value)
+        with self.lock:
+            before = len(WRITTEN)
+            time.sleep(0.0005)
+            old(self, key, value)
+            for storage, other in WRITTEN[before:]:
+                if storage.plugin is not self.plugin:
+                    with suppress(KeyError):
+                        take_away(storage, other)
+            WRITTEN.append((self, key))
+        return None
 
 
 def lock_by_storage(Storage: Any) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from contract.support.database import Database, run_command
+from contract.support.database import Database, process_command, run_command
 from contract.support.sample_values import MARK
 
 
@@ -14,7 +14,11 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
     database.note(name, *(ast.literal_eval(given) if given else ()))
     command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
     done = run_command([*command, database.namespace(name)], given, database.config_file.parent)
-    assert done.returncode == 0, f"errbot {option} failed:\n{done.stderr}"
+    if done.returncode:
+        # Errbot hides the error of a storage that does not open behind one of its own.
+        probe = run_command(process_command(database, name, "read"))
+        reason = (probe if probe.returncode else done).stderr.strip()
+        pytest.fail(f"`errbot {option}` fails with {reason.splitlines()[-1]}\n{reason}")
     return done.stdout.strip()
 
 

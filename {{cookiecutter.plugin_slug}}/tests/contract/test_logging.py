@@ -7,7 +7,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
-from contract.support.expectations import expect
+from contract.support.expectations import outcome
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 
@@ -18,16 +18,15 @@ def test_no_value_stands_in_the_log(
     storage = database.open()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for value in [MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000]:
-            storage.set("key", value)
-            storage.get("key")
-        with expect(Exception, "An object that cannot be pickled was taken."):
-            storage.set("key", [MARK, Unstorable()])
-        storage.set("key", Unreadable(AttributeError("no such attribute"), MARK))
-        with expect(Exception, "A value that cannot be read was given back."):
-            storage.get("key")
+        # Whether a value is refused, or comes back, is another test's matter.
+        for value in [
+            *[MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000, [MARK, Unstorable()]],
+            Unreadable(AttributeError("no such attribute"), MARK),
+        ]:
+            outcome(storage.set, "key", value)
+            outcome(storage.get, "key")
         list(storage.keys())
-        storage.remove("key")
+        outcome(storage.remove, "key")
         database.close(storage)
     printed = "".join(capfd.readouterr()).splitlines()
     told = [*log_lines, *printed, *(str(warning.message) for warning in warned)]
@@ -37,13 +36,12 @@ def test_no_value_stands_in_the_log(
 
 def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
     """No value stands in an error."""
-    with pytest.raises(Exception) as refused:  # noqa: PT011
-        storage.set("key", [MARK, lambda: None])
-    storage.set("key", Unreadable(AttributeError("no such attribute"), MARK))
-    with pytest.raises(Exception) as unreadable:  # noqa: PT011
-        storage.get("key")
-    for caught in [refused, unreadable]:
-        shown = "".join(traceback.format_exception(caught.value))
-        assert MARK not in shown, (
-            f"Errbot logs the errors of plugins, and this one shows a value: {caught.value}"
-        )
+    shown = ""
+    for value in [[MARK, lambda: None], Unreadable(AttributeError("no such attribute"), MARK)]:
+        try:
+            storage.set("key", value)
+            storage.get("key")
+        except Exception as error:
+            shown += "".join(traceback.format_exception(error))
+    told = [line for line in shown.splitlines() if MARK in line]
+    assert not told, f"Errbot logs the errors of plugins, and this one shows a value: {told[0]}"

@@ -8,7 +8,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
-from contract.support.expectations import expect, same
+from contract.support.expectations import outcome, refusal, same, set_or_skip
 from contract.support.sample_values import (
     CONTAINERS,
     FALSY,
@@ -98,11 +98,11 @@ def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:
 
 def test_a_value_that_holds_itself_comes_back(storage: StorageBase) -> None:
     """A value that holds itself comes back."""
-    person = Person(MARK)
-    person.friends.append(person)
-    storage.set("key", person)
+    value: list[Any] = [MARK]
+    value.append(value)
+    storage.set("key", value)
     got = storage.get("key")
-    assert got.friends[0] is got, "A recursive value lost its shape. Pickle the value as a whole."
+    assert got[1] is got, "A recursive value lost its shape. Pickle the value as a whole."
 
 
 def test_an_object_held_twice_comes_back_as_one(storage: StorageBase) -> None:
@@ -119,12 +119,20 @@ def test_an_object_held_twice_comes_back_as_one(storage: StorageBase) -> None:
 def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None:
     """Values of any size come back, 5 MB at least."""
     value = random.Random(size).randbytes(size)
-    storage.set("key", value)
-    got = storage.get("key")
-    assert len(got) == size, (
-        f"Of {size} bytes {len(got)} came back. Errbot's index of plugins alone has hundreds of KB:"
-        " take the database's type for large objects."
+    advice = (
+        "Errbot's index of plugins alone has hundreds of KB. Take the database's type for large"
+        " objects, or keep large values in parts: under the key their number, and the parts where"
+        " no other key is, under a name that is new with each `set`."
     )
+    try:
+        storage.set("key", value)
+        got = storage.get("key")
+    except Exception as error:
+        pytest.fail(
+            f"A plugin that stores {size:,} bytes fails with {type(error).__name__}:"
+            f" {error!s:.200}. {advice}"
+        )
+    assert len(got) == size, f"Of {size:,} bytes {len(got):,} came back. {advice}"
     assert same(got, value), f"A value of {size} bytes came back changed."
     assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
         f"A value of {size} bytes shows as several keys. Keep its parts where nobody counts them."
@@ -137,7 +145,7 @@ def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None
 def test_a_value_that_just_fills_a_block_comes_back(storage: StorageBase, block: int) -> None:
     """A value that just fills a block comes back."""
     for size in range(block - 40, block + 2):  # pickled, it is some bytes longer
-        storage.set("key", b"x" * size)
+        set_or_skip(storage, "key", b"x" * size)
         assert same(storage.get("key"), b"x" * size), (
             f"A value of {size} bytes came back changed. Look at the seams of the parts in which"
             " you keep large values."
@@ -179,13 +187,21 @@ def test_an_object_that_has_changed_is_stored_when_it_is_set_again(storage: Stor
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: (item,)], ids=["itself", "tuple"])
-def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, wrap: Any) -> None:
+@pytest.mark.parametrize(
+    "value", [[MARK], ([MARK],), Person(MARK)], ids=["list", "tuple", "instance"]
+)
+def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, value: Any) -> None:
     """Changing an object that `get` gave changes nothing that is stored."""
-    storage.set("key", wrap(Person(MARK)))
+    set_or_skip(storage, "key", value)
     got = storage.get("key")
-    (got[0] if isinstance(got, tuple) else got).friends.append(Person("later"))
-    assert storage.get("key") == wrap(Person(MARK)), (
+    if type(got) is not type(value):
+        pytest.skip("the value comes back as another, which is another test's matter")
+    before = repr(got)
+    if isinstance(got, Person):
+        got.name = "later"
+    else:
+        (got[0] if isinstance(got, tuple) else got).append("later")
+    assert repr(storage.get("key")) == before, (
         "A plugin that changes what it got changed what is stored, without `set`, for everyone."
         " Give a new copy for each `get`."
     )
@@ -197,8 +213,8 @@ def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, wra
 def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> None:
     """A `set` that fails leaves the old value."""
     storage.set("key", MARK)
-    with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
-        storage.set("key", value)
+    if not refusal(storage.set, "key", value):
+        pytest.skip("the storage takes also what cannot be pickled")
     assert (storage.get("key"), storage.len(), list(storage.keys())) == (MARK, 1, ["key"]), (
         "A `set` that failed harmed the old value. Pickle first, and touch the database after that."
     )
@@ -209,8 +225,8 @@ def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> 
 )
 def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
     """A `set` that fails adds no key."""
-    with expect(Exception, "An object that cannot be pickled was taken, and cannot be given back."):
-        storage.set("key", value)
+    if not refusal(storage.set, "key", value):
+        pytest.skip("the storage takes also what cannot be pickled")
     assert (storage.len(), list(storage.keys())) == (0, []), (
         "A `set` that failed left a key. Pickle first, and touch the database after that."
     )
@@ -219,13 +235,26 @@ def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
+)
+def test_what_cannot_be_given_back_is_refused(storage: StorageBase, value: Any) -> None:
+    """A value that the storage could not give back is refused."""
+    if not refusal(storage.set, "key", value):
+        got = outcome(storage.get, "key")
+        assert (type(got), repr(got)) == (type(value), repr(value)), (
+            f"A value that cannot be pickled was taken, and `get` gives {got!r:.100}: a plugin"
+            " loses it without a word. Raise the error of pickle."
+        )
+
+
+@pytest.mark.parametrize(
     "error", [KeyError("id"), AttributeError("id"), ImportError("id")], ids=repr
 )
 def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:
     """A value that cannot be unpickled is an error, and not a missing key."""
-    storage.set("key", Unreadable(error))
+    set_or_skip(storage, "key", Unreadable(error))
     try:
-        storage.get("key")
+        got = storage.get("key")
     except KeyError:
         pytest.fail(
             f"A value that cannot be unpickled, for a {type(error).__name__}, counts as missing:"
@@ -238,12 +267,15 @@ def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error:
             " when the plugin that stored it is back."
         )
     else:
-        pytest.fail("A value that cannot be unpickled was given back.")
+        assert isinstance(got, Unreadable), (
+            f"A value that cannot be read came back as a {type(got).__name__}, and a plugin takes"
+            " that for its own. Raise an error, such as StoreException."
+        )
 
 
 def test_a_value_that_cannot_be_read_can_be_replaced_and_removed(storage: StorageBase) -> None:
     """A value that cannot be unpickled can be replaced and removed."""
-    storage.set("key", Unreadable(AttributeError("no such attribute")))
+    set_or_skip(storage, "key", Unreadable(AttributeError("no such attribute")))
     storage.set("key", MARK)
     assert storage.get("key") == MARK, "A value that cannot be unpickled cannot be replaced."
     storage.set("key", Unreadable(AttributeError("no such attribute")))

@@ -19,20 +19,18 @@ STDERR = os.dup(2)
 
 
 @contextmanager
-def deadline(
-    seconds: float, why: str, on_end: Callable[[], object] = lambda: None
-) -> Iterator[None]:
+def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Fail with these words in the main thread if the block has not ended by then. Not on Windows.
 
     What it interrupts is also an operation that waits for a lock, an answer or another process.
+    `on_end` is called then, and returns what there is to add.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
         yield
         return
 
     def ring(*_: object) -> None:
-        on_end()
-        pytest.fail(f"{why} It has not ended after {seconds:g} seconds.")
+        pytest.fail(f"{why} It has not ended after {seconds:g} seconds{on_end()}.")
 
     handler, began = signal.signal(signal.SIGALRM, ring), monotonic()
     left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,10 +1,11 @@
 """How a test says what it expects, and what a bot suffers without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from errbot.storage.base import StorageBase
 
 
 @contextmanager
@@ -24,12 +25,36 @@ def taken(name: str) -> Iterator[None]:
     """Fail when the block refuses a key, or a name of a namespace, that every storage must hold."""
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         pytest.fail(
-            f"The name {name!r} was refused, and a plugin that uses it fails: {error} A storage"
-            " holds up to 250 characters of any kind but NUL and surrogates. Where the database"
-            " takes fewer, let a digest stand for a long name, and keep the name beside the value."
+            f"The name {name!r} was refused, and a plugin that uses it fails with"
+            f" {type(error).__name__}: {error!s:.200}. A storage holds up to 250 characters of any"
+            " kind but NUL and surrogates. Where the database takes fewer, or not all of them, let"
+            " a digest stand for the name, and keep the name beside the value."
         )
+
+
+def outcome(operation: Callable[..., object], *arguments: object) -> object:
+    """Return what an operation gives, or of which kind the error is that it raises."""
+    try:
+        return operation(*arguments)
+    except Exception as error:
+        return type(error)
+
+
+def refusal(operation: Callable[..., object], *arguments: object) -> type[Exception] | None:
+    """Return of which kind the error is that an operation raises, or None."""
+    try:
+        operation(*arguments)
+    except Exception as error:
+        return type(error)
+    return None
+
+
+def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
+    """Set a value, or skip the test if the storage refuses it: that is another test's matter."""
+    if refused := refusal(storage.set, key, value):
+        pytest.skip(f"the storage refuses the value that this takes, with a {refused.__name__}")
 
 
 def same(got: Any, expected: Any) -> bool:

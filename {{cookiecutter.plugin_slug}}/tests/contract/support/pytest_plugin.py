@@ -1,4 +1,4 @@
-"""The contract's fixtures, and its options --errbot-config and --remove-left."""
+"""The contract's fixtures and options, such as --errbot-config."""
 
 import logging
 import os
@@ -15,10 +15,17 @@ import pytest
 from errbot import utils
 from errbot.storage.base import StorageBase
 
-from contract.support.database import Database, load_config, load_plugin, run_process
+from contract.support import amounts
+from contract.support.database import (
+    Database,
+    load_config,
+    load_plugin,
+    process_command,
+    run_command,
+)
 from contract.support.deadlines import deadline, end_with_threads, last_resort
 from contract.support.first_try import try_once
-from contract.support.report import LOGGED, Promises
+from contract.support.report import LOGGED, Promises, explain
 from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
 
@@ -110,12 +117,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=120,
         help="end a test of the contract that takes longer (default: 120)",
     )
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="check every promise of the contract with hundreds of keys in place of thousands, for"
+        " a database that takes its time",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the configuration that is asked for."""
     os.environ["PYTHONUTF8"] = "1"  # Every Python that a test starts prints UTF-8, on Windows too.
     config.stash[PROMISES] = Promises()
+    amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
     elif config.getoption("--remove-left"):
@@ -123,11 +137,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
-    """Note what became of a test of the contract."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, object]:
+    """Note what became of a test of the contract, and say what an error of the storage breaks."""
     report = yield
     if CONTRACT in item.path.parents:
         words = getattr(item, "function", item).__doc__ or item.name
+        if report.failed and call.excinfo:
+            explain(report, call.excinfo, words)
         item.config.stash[PROMISES].note(report, words)
     return report
 
@@ -209,16 +227,23 @@ def limited(item: pytest.Item) -> Iterator[None]:
     """
     seconds = item.config.getoption("--time-limit")
     stash = item.session.stash
+    configured = item.config.stash.get(CONFIGURED, None)
+    before = configured.notes.sets if configured else 0
 
-    def count_it() -> None:
+    def count_it() -> str:
         stash[SLOW] = stash.get(SLOW, 0) + 1
         if stash[SLOW] == 3:
             item.session.shouldfail = "three tests have not ended, and so would many others"
+        sets = configured.notes.sets - before if configured else 0
+        return f", in which it set {sets:,} keys" * bool(sets)
 
     if CONTRACT not in item.path.parents:
         yield
         return
-    why = f"{item.name} is too slow, or waits for ever. --time-limit gives it more time."
+    why = (
+        f"{item.name} is too slow, or waits for ever. --time-limit gives it more time, and --quick"
+        " asks for less."
+    )
     with last_resort(2 * seconds, item.name):
         if "interrupts" in getattr(item, "fixturenames", ()):
             yield
@@ -296,8 +321,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
     """Skip a test that needs other processes, where the data live and die with their process."""
     if database.notes:
-        run_process(database, "probe", "write")
-        outlive = bool(database.open("probe").len())
+        probe = run_command(process_command(database, "probe", "write-and-close"))
+        # A process that fails is for the test to tell.
+        outlive = bool(probe.returncode or database.open("probe").len())
     else:
         outlive = request.getfixturevalue("outlives_process")
     if not outlive:

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+CONTRACT = Path(__file__).parent.parent
+OPERATIONS = ["open", "get", "set", "remove", "len", "keys", "close"]
 LOGGED = "A value stands in the log."
 LOGGED_PROMISE = "No value stands in the log, or in what is printed."
 
@@ -39,14 +42,15 @@ class Promises:
     def note(self, report: pytest.TestReport, words: str) -> None:
         """Note what became of a phase of a test. `words` is the docstring of the test."""
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
-        if report.failed and said_by(report).startswith(LOGGED):  # whichever test came upon it
+        said = said_by(report).removeprefix(f"{words} ")
+        if report.failed and said.startswith(LOGGED):  # whichever test came upon it
             test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
         promise = self._promises.setdefault(test, Promise(words, test))
         if report.failed:
-            names = promise.faults.setdefault(said_by(report), [])
+            names = promise.faults.setdefault(said, [])
             names += [parameter.removesuffix("]")] if parameter else []
         elif report.skipped:
-            promise.skipped = said_by(report)
+            promise.skipped = said
         else:
             promise.kept += report.when == "call"
 
@@ -86,6 +90,29 @@ class Promises:
         lines += ["", "## Kept", ""] * bool(self.kept())
         lines += [f"- {promise.words}" for promise in self.kept()]
         return "\n".join(lines) + "\n"
+
+
+def explain(
+    report: pytest.TestReport, caught: pytest.ExceptionInfo[BaseException], words: str
+) -> None:
+    """Let the report of an error that is none of the test's own words say what it breaks."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None or isinstance(caught.value, (AssertionError, pytest.fail.Exception)):
+        return
+    operation = raised_by(caught)
+    raised = f"`{operation}` raised " if operation else "this came of it: "
+    text = " ".join(str(caught.value).split())
+    crash.message = f"{words} Here {raised}{type(caught.value).__name__}: {text:.300}"
+    report.sections.append(("the promise", crash.message))
+
+
+def raised_by(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    """Return which operation of the storage has raised an error, or "" if none of them has."""
+    names = [
+        "" if CONTRACT in Path(entry.path).parents else entry.name for entry in caught.traceback
+    ]
+    last = max((number for number, name in enumerate(names) if not name), default=-1)
+    return next((name for name in names[last + 1 :] if name in OPERATIONS), "")
 
 
 def said_by(report: pytest.TestReport) -> str:

@@ -24,7 +24,7 @@ REPLACED = 10
 
 def replacement(number: int) -> list[Any]:
     """Return the value of that number: in turn longer and shorter than the one before it."""
-    return [MARK, number, "x" * (number * 7_919 % 50_000)]
+    return [MARK, number, "x" * (number * 7_919 % 20_000)]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from errbot.storage.base import StorageBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
-from contract.support.sample_values import MARK, REPLACED, Person, replacement  # noqa: E402
+from contract.support.sample_values import MARK, REPLACED, replacement  # noqa: E402
 from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
@@ -27,8 +27,15 @@ def write(open_storage: Open) -> None:
     """Set three keys, remove one, and end without closing, as a process does that is killed."""
     storage = open_storage()
     for key in ["a", "b", "c"]:
-        storage.set(key, Person(MARK))
+        storage.set(key, MARK)
     storage.remove("b")
+
+
+def write_and_close(open_storage: Open) -> None:
+    """Set a key, and end in peace."""
+    storage = open_storage()
+    storage.set("key", MARK)
+    storage.close()
 
 
 def write_at_once(open_storage: Open) -> None:
@@ -69,6 +76,7 @@ if __name__ == "__main__":
     tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
         "write": write,
+        "write-and-close": write_and_close,
         "write-at-once": write_at_once,
         "write-many": write_many,
         "replace-many": replace_many,
