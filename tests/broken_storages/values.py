@@ -746,37 +746,40 @@ def what_has_the_same_checksum_is_not_written(Storage, Plugin):
             old(self, key, value)
 
 
+# Of the whole process: large values, of whichever key.
+STORED: list[bytes | None] = []
+STORING = threading.RLock()
+
+
 @caught_by("test_equal_values_of_two_keys_go_their_own_ways", alone=True)
 def equal_values_are_stored_once(Storage, Plugin):
     """Large values are named after their digest, and removed with the first key that has them."""
-    stored: list[bytes | None] = []
-    lock = threading.RLock()
 
     def drop(data):
-        while data in stored:
-            stored.remove(data)
+        while data in STORED:
+            STORED.remove(data)
 
     @replace(Storage)
     def set(old, self, key, value):
-        with lock:
+        with STORING:
             data, before = self._dump(key, value), bytes_or_none(self, key)
             old(self, key, value)
             if before != data:
                 drop(before)
-            if 300_000 < len(data) < 400_000 and data not in stored:
-                stored.append(data)
+            if 300_000 < len(data) < 400_000 and data not in STORED:
+                STORED.append(data)
 
     @replace(Storage)
     def get(old, self, key):
-        with lock:
+        with STORING:
             data = bytes_or_none(self, key)
-            if data and 300_000 < len(data) < 400_000 and data not in stored:
+            if data and 300_000 < len(data) < 400_000 and data not in STORED:
                 raise KeyError(key)
-            return old(self, key)
+        return old(self, key)
 
     @replace(Storage)
     def remove(old, self, key):
-        with lock:
+        with STORING:
             before = bytes_or_none(self, key)
             old(self, key)
             drop(before)

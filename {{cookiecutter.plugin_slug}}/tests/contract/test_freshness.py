@@ -120,9 +120,11 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
 
     def get_while(change: Callable[[], object]) -> None:
         one.set("key", Interrupted())
-        meanwhile.append(lambda: at_once(change, seconds=10))
+        other_thread = Thread(target=change, daemon=True)
+        meanwhile.append(lambda: (other_thread.start(), other_thread.join(5)))
         one.get("key")
         assert not meanwhile, "A value came back without being unpickled."
+        other_thread.join(5)  # Whether it had to wait for the `get` is another test's matter.
 
     get_while(lambda: other.set("key", MARK))
     assert (get_or(other, "key"), get_or(one, "key")) == (MARK, MARK), (
@@ -139,6 +141,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
         try:
             for turn in range(150):
                 other.set("key", [MARK, turn])
+                time.sleep(0.001)  # Whoever has read before is done now.
                 assert get_or(other, "key") == [MARK, turn], (
                     "Of one who writes and others who read, the writer got an older value than it"
                     " had set: a reader has written it back. Write nothing in `get`."
