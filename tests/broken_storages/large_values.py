@@ -17,8 +17,10 @@ def parts_of_a_removed_value_stay(Storage, Plugin):
 
     @replace(Storage)
     def remove(old, self, key):
-        left[self._namespace, key] = bytes_or_none(self, key) or b""
+        data = bytes_or_none(self, key)
         old(self, key)
+        if data and len(data) > MEGABYTE:
+            left[self._namespace, key] = data
 
     @replace(Storage)
     def get(old, self, key):
@@ -98,8 +100,10 @@ def the_oldest_large_values_are_evicted(Storage, Plugin):
     def set(old, self, key, value):
         old(self, key, value)
         size = len(self._dump(key, value))
-        sizes[self, key] = size if MEGABYTE < size < MEDIUM else 0
-        mine = [place for place in list(sizes) if place[0] is self and sizes[place]]
+        if not MEGABYTE < size < MEDIUM:
+            return
+        sizes[self, key] = size
+        mine = [place for place in list(sizes) if place[0] is self]
         if sum(sizes[place] for place in mine) > 20 * MEGABYTE:
             del sizes[mine[0]]
             self.remove(mine[0][1])

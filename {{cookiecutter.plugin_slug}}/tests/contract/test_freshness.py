@@ -107,11 +107,13 @@ class Interrupted:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if meanwhile:
-            meanwhile.pop()()
+            thread = meanwhile.pop()
+            thread.start()
+            thread.join(5)
 
 
-meanwhile: list[Callable[[], object]] = []
-"""What happens while the next value is being read."""
+meanwhile: list[Thread] = []
+"""What is to happen while the next value is being read."""
 
 
 def test_reading_a_value_writes_nothing(database: Database) -> None:
@@ -120,11 +122,11 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
 
     def get_while(change: Callable[[], object]) -> None:
         one.set("key", Interrupted())
-        other_thread = Thread(target=change, daemon=True)
-        meanwhile.append(lambda: (other_thread.start(), other_thread.join(5)))
+        thread = Thread(target=change, daemon=True)
+        meanwhile.append(thread)
         one.get("key")
         assert not meanwhile, "A value came back without being unpickled."
-        other_thread.join(5)  # Whether it had to wait for the `get` is another test's matter.
+        thread.join(5)  # Whether it had to wait for the `get` is another test's matter.
 
     get_while(lambda: other.set("key", MARK))
     assert (get_or(other, "key"), get_or(one, "key")) == (MARK, MARK), (
