@@ -45,7 +45,7 @@ class Forking:
                 [
                     *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
                     *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
-                    *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}"],
+                    *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}", "-m", ""],
                 ],
                 cwd=project,
                 env={
@@ -63,12 +63,17 @@ class Forking:
         self._requests = os.fdopen(requests[1], "w")
         self._replies = os.fdopen(replies[0])
 
-    def run(self, tests: Iterable[str], **environment: str) -> Result:
-        """Run these test functions in a fork with more environment variables."""
+    def run(self, tests: Iterable[str], thorough: bool = False, **environment: str) -> Result:
+        """Run these test functions in a fork with more environment variables.
+
+        Tests that take minutes run only if `thorough` is true.
+        """
         output = self._folder / OUTPUT
         start = output.stat().st_size
         with suppress(BrokenPipeError):  # pytest has ended, and its output says why.
-            print(json.dumps([sorted(tests), environment]), file=self._requests, flush=True)
+            print(
+                json.dumps([sorted(tests), thorough, environment]), file=self._requests, flush=True
+            )
         reply = self._replies.readline()
         printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
         assert reply == "done\n", f"pytest failed: {reply}\n{printed}"
@@ -124,14 +129,19 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     folder, environment = Path(name), dict(os.environ)
     with os.fdopen(asked) as requests, os.fdopen(answered, "w") as replies:
         for request in requests:
-            tests, added = json.loads(request)
+            tests, thorough, added = json.loads(request)
             os.environ.update(added)
             pid = os.fork()
             if not pid:
                 os.setpgid(0, 0)
                 session.config.pluginmanager.register(Outcomes(folder / OUTCOMES))
                 functions = (item for item in session.items if isinstance(item, pytest.Function))
-                session.items = [item for item in functions if item.originalname in tests]
+                session.items = [
+                    item
+                    for item in functions
+                    if item.originalname in tests
+                    if thorough or not item.get_closest_marker("thorough")
+                ]
                 return None
             os.environ.clear()
             os.environ.update(environment)

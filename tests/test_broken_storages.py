@@ -92,7 +92,8 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
     record_property: Callable[[str, object], None],
 ) -> None:
     broken = BROKEN[name]
-    result = tests_of(database).run(broken.caught_by | BASICS, BROKEN_STORAGE=name)
+    tests = broken.caught_by | BASICS
+    result = tests_of(database).run(tests, broken.thorough, BROKEN_STORAGE=name)
 
     failed = result.failed
     others = len(failed - broken.caught_by)
@@ -112,7 +113,8 @@ def test_a_broken_storage_is_caught_by_one_test_alone(
     name: str, tests_of: Callable[[str], Forking]
 ) -> None:
     broken = BROKEN[name]
-    result = tests_of(DATABASES[broken.outlives_process]).run(AIMED, BROKEN_STORAGE=name)
+    forking = tests_of(DATABASES[broken.outlives_process])
+    result = forking.run(AIMED, broken.thorough, BROKEN_STORAGE=name)
     assert result.failed == broken.caught_by & AIMED, result.output
     assert len(result.failed) == 1
 

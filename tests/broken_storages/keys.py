@@ -1,5 +1,6 @@
 """Storages that lose, repeat, mix up or invent keys."""
 
+import hashlib
 import heapq
 import itertools
 import os
@@ -7,6 +8,7 @@ import re
 import threading
 import unicodedata
 import weakref
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -680,6 +682,87 @@ def only_plain_texts_are_keys(Storage, Plugin):
         if type(key) is not str:
             raise TypeError("a key of the storage is a str")
         old(self, key, value)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_found_by_their_crc32(Storage, Plugin):
+    """A column of 32 bits with the crc32 of the key, for a smaller index."""
+    find_by_digest(Storage, zlib.crc32)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_found_by_their_adler32(Storage, Plugin):
+    """A name of a file that is the adler32 of the key."""
+    find_by_digest(Storage, zlib.adler32)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_are_found_by_the_beginning_of_their_md5(Storage, Plugin):
+    """`hashlib.md5(key).hexdigest()[:8]`."""
+    find_by_digest(Storage, lambda key: hashlib.md5(key).hexdigest()[:8])
+
+
+def find_by_digest(Storage: Any, digest: Callable[[bytes], Any]) -> None:
+    """Take a key for the first one of its namespace that has the same digest."""
+    first: dict[Any, str] = {}
+
+    def known(self, key):
+        if not isinstance(key, str):
+            return key
+        return first.get((self._namespace, digest(key.encode("utf-8", "surrogatepass"))), key)
+
+    rename_keys(Storage, known, "get", "remove")
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if isinstance(key, str):
+            place = self._namespace, digest(key.encode("utf-8", "surrogatepass"))
+            first.setdefault(place, key)
+        old(self, known(self, key), value)
+
+
+@caught_by("test_hard_keys_are_told_apart_or_refused")
+def keys_are_utf_16(Storage, Plugin):
+    """NVARCHAR: two surrogates are the letter that they make up."""
+    change_keys(
+        Storage,
+        lambda key: (
+            key.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+            if isinstance(key, str)
+            else key
+        ),
+    )
+
+
+@caught_by("test_hard_keys_are_told_apart_or_refused")
+def keys_are_names_of_files(Storage, Plugin):
+    """`os.fsencode`: surrogates stand for the bytes of a letter."""
+    change_keys(
+        Storage,
+        lambda key: (
+            key.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+            if isinstance(key, str)
+            else key
+        ),
+    )
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_with_two_underscores_are_its_own(Storage, Plugin):
+    """`__count__` and the like stand among the keys, and are left out of listings."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if not key.startswith("__"))
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def keys_that_end_in_tmp_are_its_own(Storage, Plugin):
+    """Values are written into a file beside the old one, which is renamed then."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if not key.endswith((".tmp", ".lock", "~")))
 
 
 # By folder of the bot's data and namespace. In this module because Errbot executes storage.py anew

@@ -1,5 +1,6 @@
 """Storages that forget when they are closed, opened again, or shared."""
 
+import os
 import pickle
 import threading
 from collections import Counter
@@ -397,3 +398,17 @@ def what_was_written_last_is_not_written_again(Storage, Plugin):
     def remove(old, self, key):
         self.__dict__.setdefault("written", {}).pop(key, None)
         old(self, key)
+
+
+@caught_by("test_a_bot_started_in_another_folder_finds_everything", alone=True)
+def the_file_is_where_the_bot_was_started(Storage, Plugin):
+    """`sqlite3.connect("errbot.db")`: a path that is relative to the working directory."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.folder = os.getcwd()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.folder} {namespace}")

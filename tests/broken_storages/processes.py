@@ -3,6 +3,7 @@
 import atexit
 import itertools
 import os
+import pickle
 import sys
 import threading
 import time
@@ -45,8 +46,32 @@ def all_is_written_when_python_ends_in_peace(Storage, Plugin):
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True, alone=True)
 def writes_are_done_a_moment_later(Storage, Plugin):
-    """A thread writes, and lags at most five sets behind: these are what a kill loses."""
-    gather_writes(Storage, Plugin, behind=5)
+    """What is set is written at most five sets later: these are what a kill loses."""
+    lag_behind(Storage, "set", "write-many", 5)
+
+
+@caught_by("test_a_killed_process_has_undone_no_removal", outlives_process=True, alone=True)
+def removals_are_done_a_moment_later(Storage, Plugin):
+    """What is removed is removed at most three removals later: these are what a kill undoes."""
+    lag_behind(Storage, "remove", "remove-many", 3)
+
+
+def lag_behind(Storage: Any, name: str, task: str, most: int) -> None:
+    """Put off the last operations of a process that does nothing else until it is killed.
+
+    Only in the process of one test: what any other one does next would have to wait for them.
+    """
+
+    old = getattr(Storage, name)
+
+    @wraps(old)
+    def method(self, *arguments):
+        waiting = self.__dict__.setdefault("waiting", [])
+        waiting.append(arguments)
+        if len(waiting) > most * (sys.argv[-1] == task):
+            old(self, *waiting.pop(0))
+
+    setattr(Storage, name, method)
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
@@ -59,23 +84,18 @@ def writes_are_done_in_batches(Storage, Plugin):
 # for every plugin instance, and these live as long as the process.
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 
-PROCESS = os.getpid()
 GATHERING = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=GATHERING._at_fork_reinit)  # type: ignore[attr-defined]
-
-WAITING: list[Any] = []
 
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
 
 READING = threading.Lock()
 
 
-def gather_writes(
-    Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0, behind: int = 0
-) -> None:
+def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
     """Keep writes in memory that all storages of this process share, until one lists or closes."""
-    write, dump, waiting = Storage.set, Storage._dump, WAITING
+    write, dump = Storage.set, Storage._dump
     know_place(Plugin)
 
     def flush(self):
@@ -89,11 +109,6 @@ def gather_writes(
         with suppress(Exception):  # of a database that is gone since
             flush(self)
 
-    def flush_all():
-        with GATHERING:
-            while waiting:
-                flush_late(waiting.pop())
-
     def flush_first(old):
         @wraps(old)
         def method(self):
@@ -104,28 +119,14 @@ def gather_writes(
 
     def set(self, key, value):
         data = dump(self, key, value)
-        if behind and os.getpid() != PROCESS:  # forked, without the thread
-            write(self, key, value)
-            return
         key.encode()  # a lone surrogate is refused at once
         with GATHERING:
             mine = GATHERED.setdefault(self.place, {})
             if at_exit and not mine:
                 atexit.register(flush_late, self)
-            if behind and not mine:
-                waiting.append(self)
-                if len(waiting) == 1:
-                    threading.Timer(0.0005, flush_all).start()
             mine[key] = data
             if when_full and len(mine) >= when_full:
                 flush(self)
-        for _ in range(500):
-            if not behind or len(mine) <= behind:
-                return
-            time.sleep(0.0002)
-        with GATHERING:  # The thread is gone: by an interrupt, or in a forked process.
-            waiting.clear()
-            flush(self)
 
     @replace(Storage)
     def get(old, self, key):
@@ -236,3 +237,56 @@ def a_value_is_removed_before_it_is_replaced(Storage, Plugin):
                 self.remove(key)
             time.sleep(0.2 if next(turns) > 190 else 0)  # It is killed after some 197 turns.
         old(self, key, value)
+
+
+@caught_by("test_every_value_comes_back_from_another_process", outlives_process=True, alone=True)
+def tuples_are_tuples_in_the_process_that_set_them(Storage, Plugin):
+    """JSON in the database, and beside it, for the whole process, the objects that were given."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        stored = list(value) if type(value) is tuple else value
+        old(self, key, stored)
+        if stored is not value:
+            GIVEN[(*self.place, key)] = pickle.dumps(value)
+
+    @replace(Storage)
+    def get(old, self, key):
+        stored = old(self, key)
+        if type(stored) is list and (*self.place, key) in GIVEN:
+            value = pickle.loads(GIVEN[(*self.place, key)])
+            return value if list(value) == stored else stored
+        return stored
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True, alone=True)
+def a_process_keeps_what_it_reads_often(Storage, Plugin):
+    """What this process reads often it answers from memory, until it is set in this process."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def get(old, self, key):
+        reads, kept = OFTEN.get((*self.place, key), (0, b""))
+        if reads < 20:
+            data = self.read(key)
+            OFTEN[(*self.place, key)] = (reads + 1, data)
+            return self._load(key, data)
+        return self._load(key, kept)
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, key, *value):
+            try:
+                old(self, key, *value)
+            finally:
+                OFTEN.pop((*self.place, key), None)
+
+        return method
+
+    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
+
+
+# By folder of the bot's data, namespace and key, for the whole process.
+GIVEN: dict[tuple[str, str, str], bytes] = {}
+OFTEN: dict[tuple[str, str, str], tuple[int, bytes]] = {}

@@ -18,16 +18,21 @@ class Broken(NamedTuple):
     """Whether no other test of the contract may catch it: so that this one is needed."""
     outlives_process: bool
     """Whether it can only be seen where the data outlive the process."""
+    thorough: bool
+    """Whether it can only be seen with `-m thorough`."""
 
 
 BROKEN: dict[str, Broken] = {}
 
 
-def caught_by(*tests: str, alone: bool = False, outlives_process: bool = False) -> Any:
+def caught_by(
+    *tests: str, alone: bool = False, outlives_process: bool = False, thorough: bool = False
+) -> Any:
     """Add a broken storage to the collection, with the names of the tests that must catch it."""
 
     def add(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        BROKEN[function.__name__] = Broken(function, frozenset(tests), alone, outlives_process)
+        broken = Broken(function, frozenset(tests), alone, outlives_process, thorough)
+        BROKEN[function.__name__] = broken
         return function
 
     return add
@@ -79,6 +84,24 @@ def value_or_none(storage: Any, key: str) -> Any:
         return storage.get(key)
     except Exception:
         return None
+
+
+def bytes_or_none(storage: Any, key: str) -> bytes | None:
+    """Return what is stored of a key, or None where it is gone by now."""
+    try:
+        return bytes(storage.read(key))
+    except KeyError:
+        return None
+
+
+def know_plugin(Plugin: Any) -> None:
+    """Let each storage know its plugin instance."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin = self
+        return storage
 
 
 def know_place(Plugin: Any) -> None:

@@ -23,10 +23,17 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
 
 
 def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database) -> None:
-    """`errbot --storage-get` of a new namespace prints an empty dict."""
+    """`errbot --storage-get` of a new namespace prints an empty dict, and changes no other."""
+    other = database.open("other")
+    other.set("key", MARK)
     assert errbot(database, "--storage-get", "namespace") == "{}", (
         "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
     )
+    assert {key: other.get(key) for key in other.keys()} == {"key": MARK}, (
+        "`errbot --storage-get` of a new namespace changed another, which the bot has open."
+    )
+    other.set("key", [MARK])
+    assert other.get("key") == [MARK], "After `errbot --storage-get`, the bot cannot store."
 
 
 @pytest.mark.usefixtures("other_processes")

@@ -1,5 +1,7 @@
 """Data are there as soon as they are set, and stay until they are removed."""
 
+from pathlib import Path
+
 import pytest
 
 from contract.support.database import Database
@@ -45,6 +47,22 @@ def test_a_new_plugin_instance_finds_everything(database: Database, names: list[
         assert {key: storage.get(key) for key in storage.keys()} == {"key": f"{MARK} {number}"}, (
             f"After a restart the bot has forgotten the data of the namespace {name!r}."
         )
+
+
+def test_a_bot_started_in_another_folder_finds_everything(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot that is started in another working directory finds everything."""
+    if not Path(database.config.BOT_DATA_DIR).is_absolute():
+        pytest.skip("BOT_DATA_DIR is relative, and so is elsewhere in another working directory")
+    database.open("namespace", database.plugin()).set("key", MARK)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    storage = database.open("namespace", database.plugin())
+    assert {key: storage.get(key) for key in storage.keys()} == {"key": MARK}, (
+        "A bot that is started by hand, and then as a service, has forgotten everything: its data"
+        " are where it was started. Take a path as one in BOT_DATA_DIR."
+    )
 
 
 def test_a_set_is_done_when_it_returns(database: Database) -> None:

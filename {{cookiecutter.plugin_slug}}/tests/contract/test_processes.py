@@ -1,5 +1,6 @@
 """Other processes open the database of a running bot, and a bot may be killed."""
 
+import ast
 import random
 import subprocess
 from contextlib import ExitStack
@@ -29,8 +30,12 @@ SETS = many(197, 61)  # A prime, so that no storage that writes in batches has j
 def test_another_process_and_a_running_bot_see_the_same(database: Database) -> None:
     """Another process and a running bot see the same data."""
     storage = database.open(NAME)
-    storage.set("b", MARK)
-    assert run_process(database, NAME, "read") == str({"b": MARK}), (
+    before = {"a": MARK, "b": MARK}
+    for key in before:
+        storage.set(key, MARK)
+    for _ in range(30):  # What is asked for often is not to be kept in memory either.
+        assert {key: storage.get(key) for key in storage.keys()} == before
+    assert run_process(database, NAME, "read") == str(before), (
         "While the bot runs, another process does not see its data."
     )
     run_process(database, NAME, "write")
@@ -44,6 +49,23 @@ def test_data_outlive_the_process_that_set_them(database: Database) -> None:
     run_process(database, NAME, "write")
     assert run_process(database, NAME, "read") == str({"a": MARK, "c": MARK}), (
         "Data are gone when the process that stored them has ended without closing the storage."
+    )
+
+
+def test_every_value_comes_back_from_another_process(database: Database) -> None:
+    """Every value that another process has set comes back, as after a restart of the bot."""
+    printed = run_process(database, NAME, "write-values").splitlines()
+    before = dict(ast.literal_eval(line) for line in printed)
+    assert before, "Another process could set no value at all."
+    storage = database.open(NAME)
+    changed = {}
+    for name, expected in before.items():
+        got = storage.get(name)
+        if f"{type(got)} {got!r}" != expected:
+            changed[name] = got
+    assert not changed, (
+        f"After a restart a plugin gets other values than it stored: {changed}. What `get` gives"
+        " must come from the database, and not from the object that `set` was given."
     )
 
 
@@ -82,7 +104,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
 
 
 def finished_when_killed(database: Database, task: str) -> list[str]:
-    """Let a process set values until it is killed. Returns the numbers of those that were set."""
+    """Let a process do something until it is killed. Returns the numbers of what it has done."""
     with running(process_command(database, NAME, task)) as process:
         assert process.stdout is not None
         with deadline(PROCESS, f"Another process sets {SETS} keys, and waits for ever."):
@@ -133,3 +155,28 @@ def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> N
         assert storage.get(key) == [MARK, number, "x" * (number % 50 * 200)], (
             "A bot that was killed left half of a value."
         )
+
+
+def test_a_killed_process_has_undone_no_removal(database: Database) -> None:
+    """A process that is killed has undone no `remove`, and leaves `len` and `keys` in agreement."""
+    finished = [int(number) for number in finished_when_killed(database, "remove-many")]
+    storage = database.open(NAME)
+    keys = list(storage.keys())
+    assert storage.len() == len(keys) == len(set(keys)), (
+        f"After a bot was killed, `len` says {storage.len()}, and `keys` gives {len(keys)} keys."
+        " Write a value and what is counted and listed in one step, or count and list the values."
+    )
+    back = {f"gone {number}" for number in finished} & set(keys)
+    assert not back, (
+        f"{len(back)} of {len(finished)} keys that a bot removed before it was killed are back."
+        " Commit before `remove` returns."
+    )
+    lost = {f"kept {number}" for number in finished} - set(keys)
+    assert not lost, f"{len(lost)} of {len(finished)} keys are lost with others that were removed."
+    for key in keys:
+        kind, number = key.split()
+        try:
+            got = storage.get(key)
+        except KeyError:
+            pytest.fail("After a bot was killed, `keys` gives a key that has no value.")
+        assert got == [MARK, int(number)], "A bot that was killed has mixed up values."

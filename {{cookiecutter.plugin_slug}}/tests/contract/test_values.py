@@ -1,7 +1,10 @@
 """Values come back as they were, whatever they are, and belong to the storage once they are set."""
 
 import random
+import sys
+from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,9 +15,12 @@ from contract.support.expectations import outcome, refusal, same, set_or_skip
 from contract.support.sample_values import (
     CONTAINERS,
     FALSY,
+    KINDS,
     MARK,
+    MARKUP,
     OBJECTS,
     PLAIN,
+    TWINS,
     Person,
     Unreadable,
     Unstorable,
@@ -66,10 +72,48 @@ def test_an_object_comes_back(storage: StorageBase, value: Any) -> None:
     check_comes_back(storage, value)
 
 
+@pytest.mark.parametrize("value", KINDS.values(), ids=KINDS)
+def test_a_kind_of_a_plain_value_comes_back_as_what_it_is(storage: StorageBase, value: Any) -> None:
+    """An instance of a class derived from `str`, `int` and the like comes back as what it is."""
+    check_comes_back(storage, value)
+
+
+@pytest.mark.parametrize("values", MARKUP.values(), ids=MARKUP)
+def test_a_value_that_looks_like_markup_comes_back(storage: StorageBase, values: list[Any]) -> None:
+    """A value that looks like the markup of a serializer or a database comes back as it was."""
+    for value in values:
+        for whole in [value, [value], {"a": value}]:
+            storage.set("key", whole)
+            got = storage.get("key")
+            assert same((type(got), repr(got)), (type(whole), repr(whole))), (
+                f"A plugin stored {whole!r} and got {got!r}. What stands for a type must not look"
+                " like a value: pickle the value as a whole."
+            )
+
+
+def test_classes_of_one_name_are_told_apart(
+    storage: StorageBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plugins may have classes of one name, and each gets instances of its own back."""
+    values = {}
+    for name in ["weather", "news"]:
+        module = ModuleType(f"contract_{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        module.Entry = type("Entry", (Person,), {"__module__": module.__name__})  # type: ignore[attr-defined]
+        values[name] = module.Entry(MARK)
+        storage.set(name, values[name])
+    for name, value in values.items():
+        got = storage.get(name)
+        assert (type(got), got) == (type(value), value), (
+            "A plugin got an instance of another plugin's class, which has the same name. A class"
+            " is known by its module and its name, as in a pickle."
+        )
+
+
 def test_every_value_comes_back_after_a_restart(database: Database) -> None:
     """Every value comes back through a second plugin instance as well, as after a restart."""
     storage, before = database.open(), {}
-    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS).items():
+    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP).items():
         with suppress(Exception):  # Whether it can be stored at all is another test's matter.
             storage.set(name, value)
             got = storage.get(name)
@@ -141,7 +185,11 @@ def test_a_value_of_any_size_comes_back(storage: StorageBase, size: int) -> None
     assert storage.get("key") == MARK, f"A value of {size} bytes could not be replaced."
 
 
-@pytest.mark.parametrize("block", [4_096, 65_536, 262_144])
+@pytest.mark.parametrize(
+    "block",
+    [4_096, 65_536, 262_144]
+    + [pytest.param(n, marks=pytest.mark.thorough) for n in [400_000, 500_000, 1_000_000, 2**20]],
+)
 def test_a_value_that_just_fills_a_block_comes_back(storage: StorageBase, block: int) -> None:
     """A value that just fills a block comes back."""
     for size in range(block - 40, block + 2):  # pickled, it is some bytes longer
@@ -162,6 +210,41 @@ def test_set_replaces_the_value(storage: StorageBase) -> None:
             "A plugin got an old value, or a mix, after a newer `set`. Replace the whole value."
         )
     assert storage.len() == 1, "Setting a key again added another. Insert or replace, in one step."
+
+
+@pytest.mark.parametrize("twins", TWINS.values(), ids=TWINS)
+def test_a_value_is_replaced_by_one_that_looks_the_same(
+    storage: StorageBase, twins: tuple[Any, Any]
+) -> None:
+    """`set` replaces a value by one that a comparison or a checksum takes for the same."""
+    for value in [*twins, *twins]:
+        storage.set("key", value)
+        got = storage.get("key")
+        assert same((type(got), repr(got)), (type(value), repr(value))), (
+            "`set` did nothing: it took the value for the one that was there. Write each time."
+        )
+
+
+def test_equal_values_of_two_keys_go_their_own_ways(database: Database) -> None:
+    """Keys with equal values, here and in another namespace, are removed and replaced apart."""
+    storage, other = database.open("one"), database.open("other")
+    value, left = [MARK * 20_000], ["a", "b", "c", "d"]
+    for key in left:
+        storage.set(key, value)
+        other.set(key, value)
+    changes: list[Callable[[str], object]] = [storage.remove, lambda key: storage.set(key, MARK)]
+    for change, changed in zip(changes, ["b", "d"], strict=True):
+        change(changed)
+        left.remove(changed)
+        try:
+            got = [storage.get(key) for key in left] + [other.get(key) for key in "abcd"]
+        except KeyError:
+            got = []
+        assert same(got, [value] * (len(left) + 4)), (
+            "When a key was removed or replaced, others that had an equal value lost theirs. Count"
+            " who uses a value that is stored once, or store it for each."
+        )
+    assert (sorted(storage.keys()), other.len()) == (["a", "c", "d"], 4)
 
 
 def test_changing_an_object_after_set_changes_nothing_stored(storage: StorageBase) -> None:

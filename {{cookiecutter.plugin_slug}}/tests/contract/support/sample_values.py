@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, IntEnum
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -25,6 +25,18 @@ REPLACED = 10
 def replacement(number: int) -> list[Any]:
     """Return the value of that number: in turn longer and shorter than the one before it."""
     return [MARK, number, "x" * (number * 7_919 % 20_000)]
+
+
+REPLACERS = 3
+"""Threads that replace large values until their process is killed: so one is in a `set`."""
+
+LARGE = 5_000_000
+"""Bytes of a value that no database holds in one page, one packet or one item."""
+
+
+def large_value(number: int) -> bytes:
+    """Return a large value that says in each of its bytes which one it is, and by its length."""
+    return bytes([number % 251]) * (LARGE + number % 7 * 100_000)
 
 
 @dataclass
@@ -47,6 +59,51 @@ class Level(Enum):
 
 
 Point = namedtuple("Point", ["x", "y"])
+
+
+class Tag(str):
+    """A text with behaviour of its own, which holds more than its letters."""
+
+    color: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Tag({super().__repr__()}, color={self.color!r})"
+
+
+class Amount(int):
+    """A number with behaviour of its own."""
+
+
+class Rate(float):
+    """A fraction with behaviour of its own."""
+
+
+class Blob(bytes):
+    """Bytes with behaviour of their own."""
+
+
+class Queue(list[Any]):
+    """A list with behaviour of its own."""
+
+
+class Pair(tuple[Any, ...]):
+    """A tuple with behaviour of its own."""
+
+
+class Names(set[str]):
+    """A set with behaviour of its own."""
+
+
+class Priority(IntEnum):
+    """A choice of a plugin that is a number."""
+
+    HIGH = 1
+
+
+class Color(str, Enum):
+    """A choice of a plugin that is a text."""
+
+    RED = "red"
 
 
 class Counted:
@@ -209,3 +266,78 @@ OBJECTS: dict[str, Any] = {
     "instance that is a dict with attributes": with_attributes(Room(a=MARK), topic=MARK),
     "instance with a state of its own": Counted(7),
 }
+
+KINDS: dict[str, Any] = {
+    "kind of str": Tag(MARK),
+    "kind of str with attributes": with_attributes(Tag(MARK), color="red"),
+    "kind of str that is empty": Tag(""),
+    "kind of int": Amount(7),
+    "kind of int that is 0": Amount(0),
+    "kind of float": Rate(0.5),
+    "kind of bytes": Blob(MARK.encode()),
+    "kind of list": Queue([MARK, 1]),
+    "kind of tuple": Pair([MARK, 1]),
+    "kind of set": Names([MARK]),
+    "member that is an int": Priority.HIGH,
+    "member that is a str": Color.RED,
+    "kinds inside of others": {Tag("a"): [Amount(1), (Rate(1), Color.RED)]},
+}
+"""Instances of classes that plugins derive from those of plain values."""
+
+MARKUP: dict[str, list[Any]] = {
+    "jsonpickle": [
+        *[{"py/tuple": [1, 2]}, {"py/set": [1]}, {"py/id": 1}, {"py/type": "builtins.int"}],
+        *[{"py/object": "builtins.dict"}, {"py/object": "no.such.Class", "a": 1}],
+        *[{"py/repr": "1 + 1"}, {"py/b64": "YWJj"}, {"py/reduce": [1]}, {"json://1": 2}],
+    ],
+    "JSON of databases": [
+        *[{"$date": 0}, {"$date": "2000-01-01T00:00:00Z"}, {"$oid": "0" * 24}, {"$uuid": "0" * 32}],
+        *[{"$binary": "YWJj", "$type": "00"}, {"$numberLong": "1"}, {"$ref": "a", "$id": "b"}],
+        *[{"$set": {"a": 1}}, {"$inc": {"a": 1}}, {"a.b": 1}, {"a": {"b": 1}}, {"": 1}],
+        *[{"S": "a"}, {"N": "1"}, {"NULL": True}, {"L": [{"N": "1"}]}, {"_id": 1}, {"_id": "key"}],
+    ],
+    "names of types": [
+        *[{"__type__": "tuple", "items": [1]}, {"__class__": "set", "value": [1]}, {"type": "set"}],
+        *[{"__tuple__": [1]}, {"__tuple__": True, "items": [1]}, {"__set__": [1]}],
+        *[{"__datetime__": "2000-01-01T00:00:00"}, {"__complex__": True, "real": 1, "imag": 2}],
+        *[{"_type": "datetime", "value": "2000-01-01"}, {"@type": "bytes", "@value": "YQ=="}],
+        *[{"__module__": "builtins", "__name__": "int"}, {"__dict__": {}}, {"!tuple": [1]}],
+        *[["__tuple__", 1], ["tuple", [1]], ["set", [1]], {"value": 1}, {"v": 1}, {"data": "a"}],
+        *[{"value": 1, "expires": 0}, {"value": 1, "version": 1}, {"parts": 2}, ["parts", 2]],
+        *[("parts", 2), ("__none__",), {"__none__": True}, {"deleted": True}, {"error": "a"}],
+    ],
+    "texts": [
+        *["!!python/tuple [1]", "!!int '1'", "~", "- 1", "a: 1", "*a", "&a 1", "<<", "="],
+        *["NaN", "Infinity", "__none__", "__deleted__", "<null>", "\\N", "nil", "TOMBSTONE"],
+        *["b'abc'", "base64:YQ==", "YQ==", "gASVBAAAAAAAAACMAJQu", "\x80\x05N.", "pickle:N.", "N."],
+        *["2000-01-01", "2000-01-01T00:00:00", "datetime.datetime(2000, 1, 1)", "0x10", "1e3"],
+        *["[1]", "(1,)", "{1}", '"a"', "'a'", "None", "True", "yes", "no", "on", "off", "1_000"],
+    ],
+    "bytes": [
+        *[b"N.", b"\x80\x04N.", b"\x1f\x8b", b"BZh", b"x\x9c", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK"],
+        *[b"null", b"[1]", b"1", b"abc", b"\0", b"=", b"base64:YQ==", b"YQ==", b"\xff"],
+    ],
+    "keys of several types": [
+        *[{1: "a", "1": "b"}, {None: 1, "None": 2, "null": 3}, {"True": 1, True: 2, "true": 3}],
+        *[{1.5: 1, "1.5": 2}, {(1, 2): 1, "(1, 2)": 2}, {b"a": 1, "a": 2, "b'a'": 3}, {0: 1}],
+        *[{frozenset({1}): 1}, {date(2000, 1, 1): 1, "2000-01-01": 2}, {1: {2: {"3": {4: 5}}}}],
+        *[{None: None}, {"": None, None: ""}, {float("inf"): 1}, {Level.LOW: 1, "low": 2}],
+    ],
+}
+"""By kind: values that look like what a serializer or a database puts around values."""
+
+TWINS: dict[str, tuple[Any, Any]] = {
+    "crc32": ("plumless", "buckeroo"),
+    "adler32": ("key 100020", "key 100101"),
+    "hash of numbers": (-1, -2),
+    "hash of large numbers": (0, 2**61 - 1),
+    "equal": (1, True),
+    "equal texts": (MARK, Tag(MARK)),
+    "equal dicts in another order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    "length": ("abc", "abd"),
+    "beginning": ([MARK * 9_000, 1], [MARK * 9_000, 2]),
+    "end": ([1, MARK * 9_000], [2, MARK * 9_000]),
+    "middle": (["a" * 9_000, 1, "a" * 9_000], ["a" * 9_000, 2, "a" * 9_000]),
+    "letters": ("ab", "ba"),
+}
+"""By what two values share: that they may be taken for the same."""

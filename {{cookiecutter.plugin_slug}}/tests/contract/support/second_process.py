@@ -1,8 +1,11 @@
 """A second process on the same database: python second_process.py CONFIG.PY NOTES NAMESPACE TASK"""
 
+import os
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from threading import Thread
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -10,7 +13,19 @@ from errbot.storage.base import StorageBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
-from contract.support.sample_values import MARK, REPLACED, replacement  # noqa: E402
+from contract.support.sample_values import (  # noqa: E402
+    CONTAINERS,
+    FALSY,
+    KINDS,
+    MARK,
+    MARKUP,
+    OBJECTS,
+    PLAIN,
+    REPLACED,
+    REPLACERS,
+    large_value,
+    replacement,
+)
 from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
@@ -70,6 +85,47 @@ def replace_many(open_storage: Open) -> None:
         number += 1
 
 
+def replace_large(open_storage: Open) -> None:
+    """Replace large values, in a thread for each, until this process is killed."""
+    storage = open_storage()
+
+    def replace(key: str) -> None:
+        try:
+            for number in count():
+                storage.set(key, large_value(number))
+                os.write(1, f"{key} {number}\n".encode())  # in one piece
+        finally:
+            os._exit(1)  # The test sees that it has ended too early.
+
+    for number in range(REPLACERS):
+        Thread(target=replace, args=[f"key{number}"]).start()
+
+
+def remove_many(open_storage: Open) -> None:
+    """Set and remove keys until this process is killed, printing the numbers of those gone."""
+    storage = open_storage()
+    number = 0
+    while True:
+        storage.set(f"kept {number}", [MARK, number])
+        storage.set(f"gone {number}", [MARK, number])
+        storage.remove(f"gone {number}")
+        print(number, flush=True)
+        number += 1
+
+
+def write_values(open_storage: Open) -> None:
+    """Set a value of each kind, and print what was set, and what came back at once."""
+    storage = open_storage()
+    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP).items():
+        try:
+            storage.set(name, value)
+            got = storage.get(name)
+        except Exception:
+            continue  # Whether it can be stored at all is another test's matter.
+        if " at 0x" not in repr(got):  # an address, which is another one in each process
+            print(ascii([name, f"{type(got)} {got!r}"]))
+
+
 if __name__ == "__main__":
     file, path, namespace, task = sys.argv[1:]
     config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
@@ -80,6 +136,9 @@ if __name__ == "__main__":
         "write-at-once": write_at_once,
         "write-many": write_many,
         "replace-many": replace_many,
+        "replace-large": replace_large,
+        "remove-many": remove_many,
+        "write-values": write_values,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),

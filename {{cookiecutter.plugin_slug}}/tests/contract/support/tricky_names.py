@@ -20,20 +20,50 @@ ALIKE: dict[str, list[str]] = {
     "invisible": ["ab", "a\u200bb", "a\u200db", "a\u00adb", "\ufeffab", "a\u0001b", "a\u007fb"],
     "nothing": ["", " ", "''", "None", "null", "0", "False", "\u200b"],
     "placeholders": ["%s", "%(a)s", "{}", "{0}", "{{}}", "$1", ":1", "&amp;", "&", "%20"],
+    "encodings": ["a/b", "a%2Fb", "a%2fb", "a%252Fb", "a=2Fb", "YS9i", "612f62", "a\\x2fb"],
+    "folders": ["a", "a/b", "a/b/c", "a/b/", "a/c", "ab", "a\\b", "a b"],
+    "files": ["a", "a.", "a.tmp", "a.lock", ".a", "a~", "a.db", "a.pickle", "a.json", "CON", "nul"],
+    "parts": ["a", "a#0", "a#1", "a:0", "a.0", "a_0", "a/0", "a.part0", "a\x1f0", "a-1", "a@1"],
+    "fields": ["_id", "id", "key", "value", "__proto__", "__class__", "len", "rowid"],
+    "names of lists": ["__keys__", "__len__", "__meta__", "_count", "index", "$", "@", ".keys"],
+    "one checksum": ["plumless", "buckeroo", "key 100020", "key 100101", "costarring", "liquid"],
+    "one beginning of a digest": [
+        *["key 132964", "key 216496", "key 134652", "key 135228", "key 147076", "key 157150"],
+        *["Aa", "BB"],
+    ],
     "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
     "long beyond Latin": ["\U0001f600" * 250, "\U0001f600" * 249 + "\U0001f603", "\u00e9" * 250],
 }
-"""By aspect: keys, and names of namespaces, all different. Every storage must hold them."""
+"""By aspect: keys, and names of namespaces, all different. Every storage must hold them.
+
+Of those with one checksum, two each share their crc32, their adler32 and their FNV-1a; of those
+with one beginning, the first 32 bits of their MD5, SHA-1 and SHA-256, and Java's `hashCode`.
+"""
 
 HARD: list[str] = [
     *["a\0b", "a\0c", "a\0", "\0"],
     *["\ud800", "a\udc80", "a\udc81"],
+    *["\U0001f600", "\ud83d\ude00", "\u00e9", "\udcc3\udca9", "\u00c3\u00a9"],
     *["k" * 251, "k" * 255 + "a", "k" * 255 + "b"],
     *["k" * 1_000, "k" * 1_200 + "a", "k" * 1_200 + "b"],
     *["k" * 9_999 + "a", "k" * 9_999 + "b", "k" * 70_000 + "a", "k" * 70_000 + "b"],
     *["\u00e9" * 600, "\U0001f600" * 2_000],
 ]
-"""Keys that a database may not be able to hold: then `set` raises ValueError and stores nothing."""
+"""Keys that a database may not be able to hold: then `set` raises ValueError and stores nothing.
+
+Among them names that are one as UTF-16, or as the name of a file, with the letter that they show.
+"""
+
+OWN: list[str] = [
+    *["namespaces", "namespace", "errbot", "storage", "metadata", "meta", "__meta__", "_meta"],
+    *["data", "sqlite_master", "sqlite_schema", "sqlite_sequence", "main", "temp"],
+    *["information_schema", "pg_catalog", "public", "mysql", "sys", "performance_schema"],
+    *["postgres", "template1", "dual", "admin", "local", "config", "test", "system", "default"],
+    *["root", "index", "keys", "values", "key", "value", "count", "lock", "locks", "version"],
+    *["schema", "migrations", "alembic_version", "_schema", "all", "None", "null", "0"],
+    *["__init__", "__pycache__", "tmp", "backup", "journal"],
+]
+"""What a storage or its database may have named something of its own: namespaces like any other."""
 
 
 SEPARATORS: list[str] = [

@@ -1,0 +1,147 @@
+"""Storages that answer from memory, or write what they have not been told to."""
+
+import threading
+import time
+import zlib
+from functools import wraps
+from typing import Any
+
+from broken_storages.support import bytes_or_none, caught_by, know_place, know_plugin, replace
+
+
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again", alone=True)
+def what_is_read_often_is_kept(Storage, Plugin):
+    """The plugin instance keeps what is read often, until somebody sets it through the same."""
+    know_plugin(Plugin)
+
+    def kept(self):
+        return self.plugin.__dict__.setdefault("kept", {})
+
+    @replace(Storage)
+    def get(old, self, key):
+        reads, data = kept(self).get((self._namespace, key), (0, b""))
+        if reads < 20:
+            data = self.read(key)
+            kept(self)[self._namespace, key] = (reads + 1, data)
+        return self._load(key, data)
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, key, *value):
+            try:
+                old(self, key, *value)
+            finally:
+                kept(self).pop((self._namespace, key), None)
+
+        return method
+
+    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
+
+
+# Of each thread, by folder of the bot's data, namespace and key.
+LOCAL = threading.local()
+
+
+@caught_by("test_what_another_thread_has_set_is_seen_by_one_that_read_often", alone=True)
+def each_thread_has_a_transaction_that_goes_on(Storage, Plugin):
+    """REPEATABLE READ: what a thread has read stays so until it writes something itself."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def get(old, self, key):
+        mine = vars(LOCAL).setdefault("read", {})
+        reads, data = mine.get((*self.place, key), (0, b""))
+        if reads < 20:
+            data = self.read(key)
+            mine[(*self.place, key)] = (reads + 1, data)
+        return self._load(key, data)
+
+    def ending(old):
+        @wraps(old)
+        def method(self, key, *value):
+            try:
+                old(self, key, *value)
+            finally:
+                vars(LOCAL).pop("read", None)
+
+        return method
+
+    Storage.set, Storage.remove = ending(Storage.set), ending(Storage.remove)
+
+
+@caught_by("test_reading_a_value_writes_nothing", alone=True)
+def get_writes_when_it_was_used_last(Storage, Plugin):
+    """Each `get` writes the row anew, with the time of it."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        data = self.read(key)
+        value = self._load(key, data)
+        self.write(key, data)
+        return value
+
+
+@caught_by("test_reading_a_value_writes_nothing")
+def get_counts_how_often_it_was_used(Storage, Plugin):
+    """The row is read with its counter, and written with a higher one, before it is unpickled."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        data = self.read(key)
+        time.sleep(0.0003)
+        self.write(key, data)
+        return self._load(key, data)
+
+
+@caught_by("test_a_set_after_changes_of_others_is_not_dropped", alone=True)
+def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
+    """UPDATE ... WHERE version = ?, with the version that was read last; nobody asks if it did."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        data = self.read(key)
+        self.__dict__.setdefault("seen", {})[key] = zlib.crc32(data)
+        return self._load(key, data)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        seen = self.__dict__.setdefault("seen", {}).pop(key, None)
+        now = bytes_or_none(self, key)
+        if seen is None or now is None or zlib.crc32(now) == seen:
+            old(self, key, value)
+
+
+@caught_by("test_a_set_after_changes_of_others_is_not_dropped")
+def a_row_that_was_inserted_is_updated(Storage, Plugin):
+    """INSERT for a key that this storage has never set, UPDATE for the others."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        known = self.__dict__.setdefault("known", {})
+        self._dump(key, value)
+        if key not in known or bytes_or_none(self, key) is not None:
+            old(self, key, value)
+        known[key] = True
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.setdefault("known", {}).pop(key, None)
+
+
+# By folder of the bot's data, namespace and key, for the whole process: when it was set last.
+STAMPS: dict[Any, int] = {}
+
+
+@caught_by("test_the_clock_going_back_changes_nothing", alone=True)
+def the_latest_time_wins(Storage, Plugin):
+    """Cassandra: a change counts if its time is later than that of the one before."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        now = time.time_ns()
+        if now > STAMPS.get((*self.place, key), 0):
+            STAMPS[(*self.place, key)] = now
+            old(self, key, value)

@@ -1,0 +1,109 @@
+"""Storages that keep large values in parts, or have a limit."""
+
+import sys
+import time
+from typing import Any
+
+from broken_storages.support import bytes_or_none, caught_by, replace, value_or_none
+
+MEGABYTE = 2**20
+MEDIUM = 16 * MEGABYTE
+
+
+@caught_by("test_large_values_follow_each_other", alone=True)
+def parts_of_a_removed_value_stay(Storage, Plugin):
+    """`remove` removes the first part; parts are read until one is missing."""
+    left: dict[Any, bytes] = {}
+
+    @replace(Storage)
+    def remove(old, self, key):
+        data = bytes_or_none(self, key)
+        old(self, key)
+        if data and len(data) > MEGABYTE:
+            left[self._namespace, key] = data
+
+    @replace(Storage)
+    def get(old, self, key):
+        data, rest = self.read(key), left.get((self._namespace, key), b"")
+        return self._load(key, data + rest[len(data) :] if len(data) > MEGABYTE else data)
+
+
+@caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader", alone=True)
+def parts_of_a_megabyte_are_replaced_one_by_one(Storage, Plugin):
+    """A row for each megabyte, under the number of the part: a reader meets old and new ones."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        replace_part_by_part(self, old, key, value, 0.001)
+
+
+@caught_by("test_a_killed_process_leaves_a_large_value_whole", outlives_process=True, alone=True)
+def a_kill_comes_between_the_parts(Storage, Plugin):
+    """A row for each megabyte, under a lock that readers respect, and that dies with the bot."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        replace_part_by_part(self, old, key, value, 0.2 * (sys.argv[-1] == "replace-large"))
+
+
+def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: float) -> None:
+    """Let a value begin as the new one and end as the old one for some time."""
+    if seconds and type(value) is bytes and len(value) > MEGABYTE:
+        before = value_or_none(storage, key)
+        if type(before) is bytes and len(before) > MEGABYTE:
+            set(storage, key, value[:MEGABYTE] + before[MEGABYTE:])
+            time.sleep(seconds)
+    set(storage, key, value)
+
+
+@caught_by("test_a_value_of_tens_of_megabytes_comes_back_or_is_refused", alone=True)
+def values_are_cut_at_16_megabytes(Storage, Plugin):
+    """MEDIUMBLOB of MySQL, without strict mode."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        return old(self, key, value)[:MEDIUM]
+
+
+@caught_by("test_a_value_of_tens_of_megabytes_comes_back_or_is_refused")
+def what_is_refused_for_its_size_is_removed(Storage, Plugin):
+    """The old parts are removed before the first new one is refused."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(self._dump(key, value)) > MEDIUM:
+            if bytes_or_none(self, key) is not None:
+                self.remove(key)
+            raise ValueError("A document has at most 16 MB.")
+        old(self, key, value)
+
+
+@caught_by("test_a_value_of_tens_of_megabytes_comes_back_or_is_refused")
+def what_is_refused_for_its_size_leaves_a_key(Storage, Plugin):
+    """The row is inserted first, and its value, which is refused, with an update."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(self._dump(key, value)) > MEDIUM:
+            if bytes_or_none(self, key) is None:
+                old(self, key, None)
+            raise ValueError("A document has at most 16 MB.")
+        old(self, key, value)
+
+
+@caught_by("test_a_namespace_holds_tens_of_megabytes", alone=True)
+def the_oldest_large_values_are_evicted(Storage, Plugin):
+    """`maxmemory 20mb`, and `allkeys-lru`."""
+    sizes: dict[tuple[Any, str], int] = {}
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        size = len(self._dump(key, value))
+        if not MEGABYTE < size < MEDIUM:
+            return
+        sizes[self, key] = size
+        mine = [place for place in list(sizes) if place[0] is self]
+        if sum(sizes[place] for place in mine) > 20 * MEGABYTE:
+            del sizes[mine[0]]
+            self.remove(mine[0][1])

@@ -1,0 +1,110 @@
+"""Storages that get slower, or larger, with all that was ever done in them."""
+
+import itertools
+import os
+
+from broken_storages.support import caught_by, know_place, replace
+
+
+@caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)
+def each_page_is_a_generator_inside_of_the_one_before(Storage, Plugin):
+    """A page is given, and then, by recursion, those that follow it."""
+
+    def page(rows, start):
+        yield from rows[start : start + 200]
+        if start + 200 < len(rows):
+            yield from page(rows, start + 200)
+
+    @replace(Storage)
+    def keys(old, self):
+        return page(list(old(self)), 0)
+
+
+@caught_by("test_the_first_key_is_cheap_whatever_was_removed_before", alone=True)
+def removed_keys_are_gone_through(Storage, Plugin):
+    """A removed row is marked, and each listing goes by all that are marked."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.setdefault("marked", []).append(None)
+
+    @replace(Storage)
+    def keys(old, self):
+        for _ in self.__dict__.get("marked", []):
+            pass
+        yield from old(self)
+
+
+@caught_by("test_seventy_thousand_keys_are_all_there", thorough=True, alone=True)
+def keys_gives_the_first_fifty_thousand(Storage, Plugin):
+    """A limit of rows, which nobody is thought to reach."""
+
+    @replace(Storage)
+    def keys(old, self):
+        return itertools.islice(old(self), 50_000)
+
+
+@caught_by("test_a_key_can_be_set_any_number_of_times", alone=True)
+def get_goes_through_all_that_was_set(Storage, Plugin):
+    """A log of changes, from which `get` works out what is there now."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("log", []).append(key)
+
+    @replace(Storage)
+    def get(old, self, key):
+        for _ in self.__dict__.get("log", []):
+            pass
+        return old(self, key)
+
+
+@caught_by("test_a_key_can_be_set_any_number_of_times", thorough=True)
+def versions_have_sixteen_bits(Storage, Plugin):
+    """Each value has a version, in a column for small numbers."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        versions = self.__dict__.setdefault("versions", {})
+        versions[key] = versions.get(key, 0) + 1
+        if versions[key] > 65_535:
+            raise RuntimeError("smallint out of range")
+        old(self, key, value)
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory", alone=True)
+def all_that_was_set_is_kept_in_memory(Storage, Plugin):
+    """A history, so that something can be undone."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        self.__dict__.setdefault("history", []).append(self._dump(key, value))
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def all_that_was_missed_is_kept_in_memory(Storage, Plugin):
+    """Each key that somebody asked for is remembered, to see what is asked for in vain."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except KeyError:
+            self.__dict__.setdefault("asked", []).append(f"{key} ")
+            raise
+
+
+@caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk", alone=True)
+def a_journal_is_never_cut(Storage, Plugin):
+    """Each change is appended to a file, which nothing makes shorter."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        path = os.path.join(self.place[0], "journal")
+        with open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab") as journal:
+            journal.write(self._dump(key, value))

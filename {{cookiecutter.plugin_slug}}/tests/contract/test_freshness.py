@@ -1,0 +1,230 @@
+"""What a storage answers is what the database holds at that moment, whoever has set it."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.support.database import Database
+from contract.support.deadlines import at_once
+from contract.support.expectations import same
+from contract.support.sample_values import MARK
+
+OFTEN = 30
+"""How often a key is asked for, so that it counts as one that is asked for often."""
+HOUR = 3_600
+
+
+def get_or(storage: StorageBase, key: str) -> Any:
+    """Return the value of a key, or "missing"."""
+    try:
+        return storage.get(key)
+    except KeyError:
+        return "missing"
+
+
+def seen_by(storage: StorageBase) -> tuple[Any, Any, list[str], int]:
+    """Return what a storage says of its keys, of which some are missing."""
+    return (
+        get_or(storage, "key"),
+        get_or(storage, "new"),
+        sorted(storage.keys()),
+        storage.len(),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
+def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: int) -> None:
+    """What was asked for often is asked for again: another that has the namespace open sees it."""
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one.set("key", [MARK * size, 0])
+    for turn in range(1, 4):
+        expected = seen_by(one)
+        for _ in range(OFTEN):
+            assert same(seen_by(one), expected)
+        other.set("key", [MARK * size, turn])
+        if turn % 2:
+            other.set("new", [MARK * size, turn])
+        else:
+            other.remove("new")
+        new = [MARK * size, turn] if turn % 2 else "missing"
+        keys = ["key", "new"] if turn % 2 else ["key"]
+        assert same(seen_by(one), ([MARK * size, turn], new, keys, len(keys))), (
+            f"After {OFTEN} reads, a storage answers from memory, and not what another has set or"
+            " removed meanwhile. Ask the database each time."
+        )
+    other.remove("key")
+    assert seen_by(one)[0] == "missing", "What was read often is there after it was removed."
+
+
+def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:
+    """A thread that has read a key often sees at once what another thread sets."""
+    asked: Queue[bool] = Queue()
+    answers: Queue[Any] = Queue()
+
+    def read() -> None:
+        while asked.get():
+            try:
+                seen = [seen_by(storage) for _ in range(OFTEN)]
+                answers.put(seen[0] if all(same(one, seen[0]) for one in seen) else seen)
+            except Exception as error:
+                answers.put(error)
+
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    for turn in range(4):
+        storage.set("key", [MARK, turn])
+        if turn % 2:
+            storage.set("new", [MARK, turn])
+        elif turn:
+            storage.remove("new")
+        expected = seen_by(storage)
+        asked.put(True)
+        assert same(answers.get(timeout=30), expected), (
+            "A thread that had read before does not see what another thread has set since: it has a"
+            " memory, or a transaction, of its own. End each transaction with its operation."
+        )
+    asked.put(False)
+    before = [seen_by(storage) for _ in range(OFTEN)][-1]
+    at_once(lambda: storage.set("key", [MARK, "by another"]))
+    assert same(seen_by(storage), ([MARK, "by another"], *before[1:])), (
+        "A thread that had read before does not see what another thread has set since: it has a"
+        " memory, or a transaction, of its own. End each transaction with its operation."
+    )
+
+
+class Interrupted:
+    """A value that lets something else happen while it is being read."""
+
+    def __init__(self) -> None:
+        self.name = MARK
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if meanwhile:
+            thread = meanwhile.pop()
+            thread.start()
+            thread.join(5)
+
+
+meanwhile: list[Thread] = []
+"""What is to happen while the next value is being read."""
+
+
+def test_reading_a_value_writes_nothing(database: Database) -> None:
+    """`get` writes nothing: what is set or removed while it reads stays as it is."""
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+
+    def get_while(change: Callable[[], object]) -> None:
+        one.set("key", Interrupted())
+        thread = Thread(target=change, daemon=True)
+        meanwhile.append(thread)
+        one.get("key")
+        assert not meanwhile, "A value came back without being unpickled."
+        thread.join(5)  # Whether it had to wait for the `get` is another test's matter.
+
+    get_while(lambda: other.set("key", MARK))
+    assert (get_or(other, "key"), get_or(one, "key")) == (MARK, MARK), (
+        "`get` has written: what was set while it read is gone. Write nothing in `get`."
+    )
+    get_while(lambda: other.remove("key"))
+    assert (other.len(), list(one.keys()), get_or(one, "key")) == (0, [], "missing"), (
+        "`get` has written: what was removed while it read is back. Write nothing in `get`."
+    )
+
+    writing = [True]
+
+    def write() -> None:
+        try:
+            for turn in range(150):
+                other.set("key", [MARK, turn])
+                time.sleep(0.001)  # Whoever has read before is done now.
+                assert get_or(other, "key") == [MARK, turn], (
+                    "Of one who writes and others who read, the writer got an older value than it"
+                    " had set: a reader has written it back. Write nothing in `get`."
+                )
+        finally:
+            writing.clear()
+
+    def read() -> None:
+        while writing:
+            get_or(one, "key")
+
+    at_once(write, read, read, read)
+
+
+def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> None:
+    """A `set` after others have set, replaced or removed the key is not dropped."""
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    before: dict[str, Callable[[], object]] = {
+        "had set it": lambda: one.set("key", [MARK, "before"]),
+        "had read it": lambda: (other.set("key", [MARK, "before"]), one.get("key")),
+        "had missed it": lambda: get_or(one, "key"),
+        "had removed it": lambda: (one.set("key", [MARK, "before"]), one.remove("key")),
+        "had listed it": lambda: (other.set("key", [MARK, "before"]), list(one.keys()), one.len()),
+    }
+    changes: dict[str, Callable[[], object]] = {
+        "has set it": lambda: other.set("key", [MARK, "other"]),
+        "has set it twice": lambda: (other.set("key", [MARK]), other.set("key", [MARK, "other"])),
+        "has removed it": lambda: (other.set("key", [MARK]), other.remove("key")),
+        "has removed and set it": lambda: (
+            other.set("key", [MARK]),
+            other.remove("key"),
+            other.set("key", [MARK, "other"]),
+        ),
+    }
+    for had, first in before.items():
+        for has, second in changes.items():
+            first()
+            second()
+            one.set("key", [MARK, "mine"])
+            seen = [get_or(storage, "key") for storage in [one, other]]
+            assert seen == [[MARK, "mine"]] * 2, (
+                f"A storage {had}, another {has}, and then the `set` of the first one was dropped:"
+                f" {seen}. The last `set` counts, whatever a storage believes to be there."
+            )
+            other.set("key", [MARK])
+            one.remove("key")
+            assert [seen_by(storage)[0] for storage in [one, other]] == ["missing"] * 2, (
+                "A `remove` after changes of others was dropped."
+            )
+
+
+@pytest.mark.parametrize(
+    "hours", [[0, 0, 0], [0, -1, -1], [0, -9_000, 1], [0, 9_000, 0]], ids=lambda hours: str(hours)
+)
+def test_the_clock_going_back_changes_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch, hours: list[int]
+) -> None:
+    """The clock of the machine may stand still, go back or jump ahead: the last `set` counts."""
+    began, shift = time.time(), 0.0
+
+    class Moved(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.fromtimestamp(began + shift, tz)
+
+    monkeypatch.setattr(time, "time", lambda: began + shift)
+    monkeypatch.setattr(time, "time_ns", lambda: int((began + shift) * 1e9))
+    monkeypatch.setattr("datetime.datetime", Moved)
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    for turn, (storage, hour) in enumerate(zip([one, other, one], hours, strict=True)):
+        shift = hour * HOUR
+        for step in range(2):
+            storage.set("key", [MARK, turn, step])
+            storage.set(f"new {turn} {step}", MARK)
+            seen = [get_or(each, "key") for each in [one, other]]
+            assert seen == [[MARK, turn, step]] * 2, (
+                f"The clock of the machine stood still or was put back, and then a `set` was"
+                f" dropped: {seen}. The last `set` counts, and not the latest time."
+            )
+        storage.remove("key")
+        assert get_or(one, "key") == "missing", "After the clock was put back, a key stays."
+        assert (one.len(), len(list(other.keys()))) == (2 * turn + 2, 2 * turn + 2), (
+            "After the clock was put back, keys are lost or doubled."
+        )

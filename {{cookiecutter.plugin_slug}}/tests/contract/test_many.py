@@ -1,0 +1,204 @@
+"""Many keys, and many sets of one key: nothing grows but what is stored."""
+
+import gc
+import logging
+import random
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.support.database import Database
+from contract.support.expectations import same
+from contract.support.measure import memory, steps
+from contract.support.sample_values import MARK
+
+PAGES = 3_000
+"""Keys that fill several pages, where a database gives them page by page."""
+VERY_MANY = 70_000
+"""More than 65,536: what a number of 16 bits can count."""
+
+
+def test_the_way_to_the_next_key_does_not_get_longer(storage: StorageBase) -> None:
+    """In a loop over the keys, the way to the next key does not get longer from page to page."""
+    for number in range(PAGES):
+        storage.set(f"key {number}", None)
+    loop = iter(storage.keys())
+
+    def cost_after(keys: int) -> float:
+        deque(islice(loop, keys), maxlen=0)
+        return median(steps(lambda: next(loop, None)) for _ in range(31))
+
+    early, late = cost_after(20), cost_after(PAGES - 200)
+    assert late <= early + 3, (
+        f"The {PAGES}th key takes {late} steps of Python, one of the first {early}: a loop over a"
+        " million keys would not end, or raise RecursionError. Fetch page after page in a `while`,"
+        " and not each in a generator inside of the one before."
+    )
+
+
+def test_the_first_key_is_cheap_whatever_was_removed_before(database: Database) -> None:
+    """The first key, `len` and `keys` are cheap, however many keys were removed before."""
+    fresh, cleared = database.open("fresh"), database.open("cleared")
+    for number in range(PAGES):
+        cleared.set(f"{number} {'k' * 100}", None)
+    for key in list(cleared.keys())[:-5]:
+        cleared.remove(key)
+    for key in list(cleared.keys()):
+        fresh.set(key, None)
+
+    def cost(use: Callable[[], object]) -> tuple[int, int]:
+        use()  # It may connect.
+        return steps(use), memory(use)
+
+    uses: dict[str, Callable[[StorageBase], object]] = {
+        "The first key": lambda storage: next(iter(storage.keys())),
+        "`keys`": lambda storage: list(storage.keys()),
+        "`len`": lambda storage: storage.len(),
+    }
+    for name, use in uses.items():
+        (few, small), (many, large) = (cost(partial(use, one)) for one in [fresh, cleared])
+        assert (many <= 2 * few + 50, large <= 2 * small + PAGES * 30) == (True, True), (
+            f"{name} took {few} steps of Python and {small} bytes in a new namespace, but {many}"
+            f" steps and {large} bytes in one where {PAGES} keys had been removed. `clear` asks for"
+            " the first key after each that it removes: let nothing go through what is removed."
+        )
+
+
+@pytest.mark.thorough
+def test_seventy_thousand_keys_are_all_there(storage: StorageBase) -> None:
+    """Seventy thousand keys are counted, listed, found and removed, each once."""
+    expected = [f"key {number}" for number in range(VERY_MANY)]
+    for number, key in enumerate(expected):
+        storage.set(key, number)
+    assert storage.len() == VERY_MANY, f"`len` says {storage.len()} where there are {VERY_MANY}."
+    got = list(islice(storage.keys(), 2 * VERY_MANY))
+    assert same(sorted(got), sorted(expected)), (
+        f"Of {VERY_MANY} keys `keys` gave {len(got)}, {len(set(got))} of them different. Look at"
+        " the limits of the database: of rows in an answer, and of the time that it may take."
+    )
+    for number in range(0, VERY_MANY, 500):
+        assert storage.get(expected[number]) == number, "Among many keys, one has another's value."
+    for key in storage.keys():
+        storage.remove(key)
+    assert (storage.len(), list(storage.keys())) == (0, []), "A loop over the keys has left some."
+
+
+@pytest.mark.parametrize("times", [1_000, pytest.param(VERY_MANY, marks=pytest.mark.thorough)])
+def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) -> None:
+    """A key can be set tens of thousands of times, and neither `set` nor `get` gets dearer."""
+    storage.set("other", MARK)
+    turns = count()
+
+    def set_next() -> None:
+        storage.set("key", [MARK, next(turns)])
+
+    def cost() -> list[float]:
+        uses: list[Callable[[], object]] = [set_next, lambda: storage.get("key"), storage.len]
+        return [median(steps(use) for _ in range(9)) for use in uses]
+
+    set_next()
+    early = cost()
+    for _ in range(times):
+        set_next()
+    late = cost()
+    assert (storage.get("key"), storage.get("other")) == ([MARK, next(turns) - 1], MARK), (
+        f"After {times} sets of one key it has another value than the last one."
+    )
+    assert storage.len() == 2, f"{times} sets of one key made several of it."
+    assert all(after <= 1.5 * before + 50 for before, after in zip(early, late, strict=True)), (
+        f"At first `set`, `get` and `len` took {early} steps of Python, and after {times} sets of"
+        f" one key {late}. Keep the newest value alone, and none of those before."
+    )
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Log nothing: what is logged is kept in memory by the tests."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
+    """Return what is to be done again and again, with values of that size."""
+    numbers, made = count(), random.Random(size)
+
+    def replace() -> None:
+        storage.set("key", made.randbytes(size))
+        storage.get("key")
+
+    def remove() -> None:
+        key = f"key {next(numbers)}"
+        storage.set(key, made.randbytes(size))
+        storage.get(key)
+        storage.remove(key)
+
+    def miss() -> None:
+        with pytest.raises(KeyError):
+            storage.get(f"{next(numbers)}{'k' * (size - 9)}")
+
+    return {"replaced values": replace, "removed values": remove, "missed keys": miss}[work]
+
+
+def growth(turn: Callable[[], object], turns: int, size: int, used: Callable[[], int]) -> float:
+    """Return by which share of all that was written what is used has grown.
+
+    What has grown a good deal may have a limit, such as a cache has: then it is written more.
+    """
+    for _ in range(turns // 5):
+        turn()
+    before = used()
+    for _ in range(turns):
+        turn()
+    if (grown := (used() - before) / (turns * size)) < 0.4:
+        return grown
+    for _ in range(9 * turns):
+        turn()
+    return (used() - before) / (10 * turns * size)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("work", ["replaced values", "removed values", "missed keys"])
+def test_what_is_replaced_removed_or_missed_takes_no_memory(
+    storage: StorageBase, work: str
+) -> None:
+    """Values that are replaced or removed, and keys that are missed, take no memory."""
+    turns, size = (1_500, 240) if work == "missed keys" else (150, 20_000)
+
+    def used() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        share = growth(turn_of(storage, work, size), turns, size, used)
+    finally:
+        tracemalloc.stop()
+    assert share < 0.4, (
+        f"Of each byte of {work}, {share:.0%} stays in memory: a bot that runs for months needs"
+        " more and more. Keep nothing of them, or only so much of it."
+    )
+
+
+@pytest.mark.parametrize("work", ["replaced values", "removed values"])
+def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
+    database: Database, work: str
+) -> None:
+    """Values that are replaced or removed take no space in BOT_DATA_DIR."""
+    folder, size = Path(database.config.BOT_DATA_DIR), 200_000
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    share = growth(turn_of(database.open(), work, size), 100, size, used)
+    assert share < 0.4, (
+        f"Of each byte of {work}, {share:.0%} stays in BOT_DATA_DIR: the disk fills up. Write over"
+        " what is there, or clean up by yourself: nobody calls a command for it."
+    )

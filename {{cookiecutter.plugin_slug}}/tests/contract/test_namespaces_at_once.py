@@ -1,0 +1,254 @@
+"""Many plugins use the database at once, and none of them sees that there are others."""
+
+import random
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import pytest
+from errbot.storage.base import StorageBase
+
+from contract.support.database import Database
+from contract.support.deadlines import at_once
+from contract.support.expectations import same, taken
+from contract.support.measure import connections, memory, steps
+from contract.support.sample_values import MARK, Unstorable
+from contract.support.tricky_names import HARD, OWN
+
+PLUGINS = 8
+TURNS = 60
+PAGES = 3_000
+"""Keys that fill several pages, where a database gives them page by page."""
+OPEN = 60
+"""Namespaces of a bot with many plugins."""
+
+
+def contents(storage: StorageBase) -> dict[str, object]:
+    """Return all that a namespace holds."""
+    return {key: storage.get(key) for key in storage.keys()}
+
+
+def test_what_another_plugin_does_changes_nothing_here(database: Database) -> None:
+    """Nothing that another plugin does in its namespace changes anything in this one."""
+    mine = database.open("mine")
+    expected: dict[str, object] = {}
+    others: list[StorageBase] = []
+
+    def clear() -> None:
+        for key in list(others[-1].keys()):
+            others[-1].remove(key)
+
+    actions: dict[str, Callable[[], object]] = {
+        "`open`": lambda: others.append(database.open("another")),
+        "`set`": lambda: others[-1].set("key", [MARK, "another's"]),
+        "`set` of a value that cannot be stored": lambda: others[-1].set("key", Unstorable()),
+        "`get`": lambda: others[-1].get("key"),
+        "`get` of a missing key": lambda: others[-1].get("missing"),
+        "`keys`": lambda: next(iter(others[-1].keys())),
+        "`len`": lambda: others[-1].len(),
+        "`remove`": lambda: others[-1].remove("key"),
+        "`remove` of a missing key": lambda: others[-1].remove("missing"),
+        "to empty its namespace": clear,
+        "`close`": lambda: database.close(others.pop()),
+    }
+    for turn, (name, action) in enumerate([*actions.items(), *actions.items()]):
+        mine.set("key", [MARK, turn])
+        mine.set(f"key {turn}", MARK)
+        expected |= {"key": [MARK, turn], f"key {turn}": MARK}
+        loop, seen = iter(mine.keys()), []
+        seen.append(next(loop))
+        with suppress(Exception):  # Whether it works is another test's matter.
+            action()
+        seen.extend(loop)
+        got = (contents(mine), mine.len(), sorted(seen))
+        assert same(got, (expected, len(expected), sorted(expected))), (
+            f"{name} of another plugin, in its own namespace, changed what this one sees. Keep"
+            " nothing of a namespace in what all share: no current one, no transaction, no place."
+        )
+
+
+def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> None:
+    """Plugins that work at once, each in its namespace, do not see each other."""
+    plugin = database.plugin()
+    names = [database.namespace(f"plugin {number}") for number in range(PLUGINS)]
+
+    def work(number: int) -> None:
+        choice, model = random.Random(number), dict[str, object]()
+        storage = plugin.open(names[number])
+        for turn in range(TURNS):
+            key, value = choice.choice("abc"), [MARK, number, turn]
+            if choice.random() < 0.3 and key in model:
+                storage.remove(key)
+                del model[key]
+            else:
+                storage.set(key, value)
+                model[key] = value
+            if choice.random() < 0.1:
+                storage.close()
+                storage = plugin.open(names[number])
+            got = (contents(storage), storage.len())
+            assert same(got, (model, len(model))), (
+                f"While other plugins worked in their namespaces, one found {got[0]} in its own."
+                " Name the namespace in each statement, and keep no current one."
+            )
+        for key in list(storage.keys()):
+            storage.remove(key)
+        storage.close()
+
+    try:
+        at_once(*(partial(work, number) for number in range(PLUGINS)))
+    except TimeoutError as error:
+        pytest.fail(f"Plugins that work at once wait for ever: {error}.")
+
+
+def test_looking_into_an_unknown_namespace_changes_nothing(database: Database) -> None:
+    """Looking into an unknown namespace, as `errbot --storage-get` does, changes nothing."""
+    storage, empty = database.open("namespace"), database.open("empty")
+    storage.set("key", MARK)
+    empty.set("key", MARK)
+    empty.remove("key")
+    for name in ["unknown", "another unknown", "empty", "namespace"]:
+        looking = database.open(name, database.plugin())
+        seen = (looking.len(), list(looking.keys()))
+        with suppress(KeyError):
+            looking.get("missing")
+        database.close(looking)
+        there = ["key"] if name == "namespace" else []
+        assert seen == (len(there), there), f"The namespace {name!r} shows {seen} keys."
+        for one in [storage, database.open("namespace", database.plugin())]:
+            assert (contents(one), one.len()) == ({"key": MARK}, 1), (
+                f"Looking into the namespace {name!r} changed another one. `open` must neither set"
+                " up nor clean up what others may be using."
+            )
+        empty.set("key", MARK)
+        empty.remove("key")
+
+
+def test_an_emptied_namespace_goes_on_for_all_who_have_it_open(database: Database) -> None:
+    """A namespace that was emptied and closed goes on for all who have it open."""
+    plugin = database.plugin()
+    storages = [database.open("namespace", plugin), database.open("namespace", database.plugin())]
+    for turn in range(3):
+        leaving = database.open("namespace", plugin if turn % 2 else database.plugin())
+        leaving.set("key", [MARK, turn])
+        leaving.remove("key")
+        database.close(leaving)
+        for number, storage in enumerate(storages):
+            seen = (storage.len(), list(storage.keys()))
+            storage.set("key", [MARK, turn, number])
+            seen_then = [contents(other) for other in storages]
+            storage.remove("key")
+            assert (seen, seen_then) == ((0, []), [{"key": [MARK, turn, number]}] * 2), (
+                "After a namespace was emptied and closed, those who have it open lose what they"
+                " set. Do not drop the table, the file or the folder of an empty namespace."
+            )
+
+
+def test_a_name_that_is_refused_harms_no_other(database: Database) -> None:
+    """A key or namespace that is refused leaves every other usable."""
+    storage, other = database.open("namespace"), database.open("other")
+    storage.set("key", [MARK, "old"])
+    other.set("key", [MARK, "old"])
+    for turn, name in enumerate(["a", *HARD]):
+        with suppress(Exception):
+            storage.set(name, [MARK, name])
+        with suppress(Exception):
+            storage.get(name)
+        with suppress(Exception):
+            database.open(name).set("key", MARK)
+        for one in [other, storage, database.open(f"namespace {turn}")]:
+            try:
+                one.set("key", [MARK, turn])
+                got = (one.get("key"), "key" in one.keys())
+            except Exception as error:
+                got = (error, False)
+            assert same(got, ([MARK, turn], True)), (
+                f"After a key or a namespace was refused, {name[:20]!r}, others do not work:"
+                f" {got[0]!r}. Refuse it before the database is asked, or end the transaction."
+            )
+
+
+def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
+    database: Database,
+) -> None:
+    """What a storage or a database may call its own is a namespace, and a key, like any other."""
+    storages = {}
+    for name in OWN:
+        with taken(name):
+            storages[name] = database.open(name)
+    full = [name for name, storage in storages.items() if storage.len() or [*storage.keys()]]
+    assert not full, (
+        f"The new namespaces {full} are not empty. What a storage keeps of its own must be where no"
+        " name of a namespace leads to."
+    )
+    keys = {name: [name, "key"] for name in OWN} | {"errbot": OWN}
+    for name, storage in storages.items():
+        for key in keys[name]:
+            with taken(key):
+                storage.set(key, [MARK, name, key])
+    restarted = database.plugin()
+    for name in OWN:
+        storage = database.open(name, restarted)
+        expected = {key: [MARK, name, key] for key in keys[name]}
+        assert same((contents(storage), storage.len()), (expected, len(expected))), (
+            f"The namespace {name!r} does not hold what was set there, or something else as well."
+        )
+        for key in expected:
+            storage.remove(key)
+        assert (storage.len(), [*storage.keys()]) == (0, []), f"{name!r} cannot be emptied."
+
+
+def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None:
+    """What other namespaces hold makes nothing in this one dearer, `len` and `keys` above all."""
+    storage, other = database.open("namespace"), database.open("other")
+    for key in "abc":
+        storage.set(key, MARK)
+    uses: dict[str, Callable[[], object]] = {
+        "`len`": storage.len,
+        "`keys`": lambda: list(storage.keys()),
+        "`get`": lambda: storage.get("a"),
+        "`set`": lambda: storage.set("a", MARK),
+        "`remove`": lambda: (storage.set("d", MARK), storage.remove("d")),
+        "`open` and `close`": lambda: database.close(database.open("namespace")),
+    }
+
+    def costs() -> dict[str, tuple[int, int]]:
+        for use in uses.values():
+            use()  # It may connect.
+        return {name: (steps(use), memory(use)) for name, use in uses.items()}
+
+    before = costs()
+    for number in range(PAGES):
+        other.set(f"{number} {'k' * 100}", None)
+    after = costs()
+    dearer = [
+        f"{name} took {before[name][0]} steps of Python and {before[name][1]} bytes, and takes"
+        f" {after[name][0]} steps and {after[name][1]} bytes"
+        for name in uses
+        if after[name][0] > 2 * before[name][0] + 100
+        or after[name][1] > 2 * before[name][1] + PAGES * 30
+    ]
+    assert not dearer, (
+        f"Since another namespace holds {PAGES} keys: {'; '.join(dearer)}. Let the database find"
+        " the keys of a namespace, by an index, and do not go through those of all."
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's connections")
+def test_open_namespaces_share_their_connections(database: Database) -> None:
+    """Sixty open namespaces do not hold sixty connections to a server."""
+    database.open("first").set("key", MARK)
+    before = connections()
+    storages = [database.open(f"namespace {number}") for number in range(OPEN)]
+    loops = []
+    for storage in storages:
+        storage.set("key", MARK)
+        storage.get("key")
+        loops.append(iter(storage.keys()))
+        next(loops[-1])
+    held = connections() - before
+    assert held <= OPEN // 3, (
+        f"{OPEN} open namespaces hold {held} connections: a bot with many plugins, and its"
+        " restarts, use up what the server allows. Share some between all of a plugin instance."
+    )
