@@ -18,16 +18,22 @@ class Broken(NamedTuple):
     """Whether no other test of the contract may catch it: so that this one is needed."""
     outlives_process: bool
     """Whether it can only be seen where the data outlive the process."""
+    connects: bool
+    """Whether it can only be seen where the plugin connects to a server: it is one for Redis."""
 
 
 BROKEN: dict[str, Broken] = {}
 
 
-def caught_by(*tests: str, alone: bool = False, outlives_process: bool = False) -> Any:
+def caught_by(
+    *tests: str, alone: bool = False, outlives_process: bool = False, connects: bool = False
+) -> Any:
     """Add a broken storage to the collection, with the names of the tests that must catch it."""
 
     def add(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        BROKEN[function.__name__] = Broken(function, frozenset(tests), alone, outlives_process)
+        BROKEN[function.__name__] = Broken(
+            function, frozenset(tests), alone, outlives_process, connects
+        )
         return function
 
     return add
