@@ -37,7 +37,6 @@ AIMED = contract_tests(
 BASICS = contract_tests(CONTRACT / "test_basics.py")
 
 
-
 def database_of(broken: Broken) -> str:
     """Return the first database on which a broken storage can be seen."""
     return DATABASES[2 if broken.connects else broken.outlives_process]

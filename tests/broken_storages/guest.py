@@ -279,4 +279,3 @@ def the_end_is_written_into_the_log(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         folder.append(bot_config.BOT_DATA_DIR)
-

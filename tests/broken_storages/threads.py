@@ -318,9 +318,7 @@ def each_thread_leaks_a_connection(Storage, Plugin):
         return old(self, key)
 
 
-@caught_by(
-    "test_a_storage_that_one_thread_opened_is_used_and_closed_by_another", alone=True
-)
+@caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another", alone=True)
 def only_the_thread_that_opened_it_may_close_it(Storage, Plugin):
     """Python's sqlite3 as it comes: `close` is refused in another thread."""
 

@@ -350,7 +350,7 @@ def shown_to_sentry(error: BaseException) -> str:
 
 def test_what_is_refused_is_refused_under_python_o() -> None:
     folder = Path(__file__).parent
-    files = ["test_signing.py", "test_config.py", "contract/test_keys.py"]
+    files = ["test_signing.py", "test_config.py"]
     command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", "refused and not python_o"]
     done = run_command([*command, *files], folder=folder)

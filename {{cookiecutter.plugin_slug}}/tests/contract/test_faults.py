@@ -13,6 +13,7 @@ from contract.support.database import Database
 from contract.support.deadlines import deadline
 from contract.support.expectations import same
 from contract.support.faults import Faults
+from contract.support.guest import use
 from contract.support.sample_values import MARK
 
 SOON = 30
@@ -93,6 +94,7 @@ def test_a_database_that_goes_away_is_an_error(
     """An operation while the database is away is right, or an error, and harms nothing."""
     storage = database.open("namespace", database.plugin())
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
+    use(storage)
     for key, value in expected.items():
         storage.set(key, value)
     right = {"`get`": MARK, "`in`": True, "`len`": 2, "`keys`": ["0", "1"]}

@@ -15,8 +15,12 @@ from contract.support.guest import use
 from contract.support.sample_values import MARK, Unstorable
 
 
-def test_a_storage_changes_nothing_of_its_process(database: Database) -> None:
+def test_a_storage_changes_nothing_of_its_process(
+    database: Database, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loading, opening and using a storage changes nothing of the process that it lives in."""
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
     changed = json.loads(run_process(database, "guest", "visit").splitlines()[-1])
     assert not changed, (
         f"A storage changes what belongs to the bot and all of its plugins: {', '.join(changed)}."

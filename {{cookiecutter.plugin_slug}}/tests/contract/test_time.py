@@ -9,6 +9,7 @@ from errbot.storage.base import StoragePluginBase
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
 from contract.support.faults import Faults
+from contract.support.guest import use
 from contract.support.sample_values import MARK
 
 MANY = 120
@@ -111,8 +112,8 @@ def test_a_connection_that_was_dropped_is_replaced(
     """A connection that was dropped while it was idle is replaced without an error."""
     plugin = database.plugin()
     storage = database.open("namespace", plugin)
+    use(storage)
     storage.set("key", MARK)
-    storage.get("key")
     operations: dict[str, Callable[[], object]] = {
         "get": lambda: storage.get("key"),
         "set": lambda: (storage.set("new", MARK), storage.get("new"))[1],

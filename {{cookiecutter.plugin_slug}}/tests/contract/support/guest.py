@@ -26,7 +26,6 @@ from errbot.storage.base import StorageBase
 
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
-
 def settings() -> dict[str, Any]:
     """Return the settings of this process: what belongs to the bot, and to all of its plugins."""
     os.umask(umask := os.umask(0))
@@ -39,7 +38,9 @@ def settings() -> dict[str, Any]:
         "the locale": locale.setlocale(locale.LC_ALL),
         "the time zone": time.tzname,
         "the default encoding": (locale.getpreferredencoding(False), sys.getdefaultencoding()),
-        "sys.path": (*sys.path, *map(str, sys.meta_path), *map(str, sys.path_hooks)),
+        # Errbot itself adds the folders of plugins.
+        "sys.path": tuple(path for path in sys.path if not [*Path(path).glob("*.plug")]),
+        "how modules are imported": (*sys.meta_path, *sys.path_hooks),
         "sys.argv": tuple(sys.argv),
         "sys.stdin, sys.stdout and sys.stderr": (sys.stdin, sys.stdout, sys.stderr),
         "sys.dont_write_bytecode": sys.dont_write_bytecode,
@@ -142,8 +143,13 @@ def use(storage: StorageBase) -> None:
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
     """Load, open and use a storage, in threads as well, and print what has changed by that."""
+    os.umask(0o022)  # The storage may have changed it in the tests' process, from which it comes.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
     logging.getLogger("errbot.plugins").addHandler(logging.NullHandler())
-    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
+    (first := threading.Thread()).start()  # The C library catches signals from the first one on.
+    first.join()
     before, filters = settings(), list(warnings.filters)
     owned = belongings()
     for _ in range(2):

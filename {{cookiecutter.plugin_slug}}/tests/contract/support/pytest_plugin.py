@@ -270,6 +270,12 @@ def _search_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> dict[str, str]:
+    """The environment before any storage was loaded."""
+    return dict(os.environ)
+
+
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """The database under test: this project's, or that of --errbot-config."""
