@@ -208,7 +208,7 @@ def a_frame_of_an_error_holds_the_config(Storage, Plugin):
 
 @caught_by("test_no_part_of_a_secret_shows")
 def the_log_shows_what_follows_the_at_sign(Storage, Plugin):
-    """The place of the server is what stands behind the first `@`, and so may be half a password."""
+    """The place is what stands behind the first `@`, and so may be half a password."""
     Config = config_class(Plugin)
 
     @replace(Plugin)

@@ -15,7 +15,7 @@ AWAY = "test_a_database_that_goes_away_is_an_error"
 def memory_stands_in_for_the_database(Storage, Plugin):
     """The bot is to start in any case; what it stores then is gone with it."""
 
-    class Memory(Storage):
+    class Memory(Storage):  # type: ignore[misc, valid-type]
         def __init__(self, namespace):
             self.rows, self._namespace, self._signing_keys = {}, namespace, []
 

@@ -48,7 +48,7 @@ def the_working_directory_is_another(Storage, Plugin):
 
 @caught_by(NOTHING)
 def the_password_goes_into_the_environment(Storage, Plugin):
-    """As clients of PostgreSQL and of clouds take it: each child inherits it, and `env` shows it."""
+    """As clients of databases take it: each child inherits it, and `env` shows it."""
     at_start(Plugin, lambda: os.environ.setdefault("PGPASSWORD", "secret"))
 
 

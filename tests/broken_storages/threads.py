@@ -386,7 +386,7 @@ def values_are_unpickled_under_a_lock(Storage, Plugin):
 
 @caught_by("test_operations_of_every_kind_at_once_come_to_their_end", alone=True)
 def locks_are_taken_in_two_orders(Storage, Plugin):
-    """`open` takes the lock of the plugin and then that of its storages, and `len` the other way."""
+    """`open` takes the lock of the plugin and then that of storages, and `len` the other way."""
 
     def take(first, second):
         for lock in [first, second]:

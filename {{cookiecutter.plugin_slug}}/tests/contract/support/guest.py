@@ -26,6 +26,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
+
 def settings() -> dict[str, Any]:
     """Return the settings of this process: what belongs to the bot, and to all of its plugins."""
     os.umask(umask := os.umask(0))
