@@ -1,5 +1,6 @@
 """Storages that change what belongs to the bot and to all of its plugins."""
 
+import asyncio
 import gc
 import json
 import locale
@@ -7,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import socket
 import ssl
@@ -178,6 +180,30 @@ def sockets_are_replaced(Storage, Plugin):
 def a_module_is_replaced(Storage, Plugin):
     """`sys.modules["sqlite3"] = ...`: a newer one, for all plugins."""
     at_start(Plugin, lambda: sys.modules.__setitem__("json", pickle))
+
+
+@caught_by(NOTHING)
+def randomness_is_seeded(Storage, Plugin):
+    """So that ids can be told in tests: what plugins draw by lot can be told as well."""
+    at_start(Plugin, lambda: random.seed(0))
+
+
+@caught_by(NOTHING)
+def levels_get_other_names(Storage, Plugin):
+    """`addLevelName`, for lines in colour."""
+    at_start(Plugin, lambda: logging.addLevelName(logging.WARNING, "\x1b[33mWARNING"))
+
+
+@caught_by(NOTHING)
+def the_event_loop_is_set(Storage, Plugin):
+    """`set_event_loop_policy`, for a faster one."""
+    at_start(Plugin, lambda: setattr(asyncio.events, "_event_loop_policy", object()))
+
+
+@caught_by(NOTHING)
+def temporary_files_are_elsewhere(Storage, Plugin):
+    """`tempfile.tempdir`, so that a file can be renamed into its place."""
+    at_start(Plugin, lambda: setattr(tempfile, "tempdir", os.sep))
 
 
 @caught_by(NOTHING)

@@ -1,5 +1,6 @@
 """Storages that forget what is old, or that do not bear to be idle."""
 
+import datetime
 import socket
 import threading
 import time
@@ -46,6 +47,27 @@ def values_expire_by_date(Storage, Plugin):
     def get(old, self, key):
         since = days.get((self._namespace, key), datetime.now())
         if (datetime.now() - since).days > 365:
+            raise KeyError(key)
+        return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True)
+def values_expire_by_the_time_of_the_module(Storage, Plugin):
+    """The same, by `datetime.datetime.now()` of the module that is imported as a whole."""
+    names = Plugin.open.__globals__
+    names["datetime"] = datetime
+
+    def now():
+        return names["datetime"].datetime.now(datetime.timezone.utc)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        SET[self._namespace, key, ""] = now().timestamp()
+
+    @replace(Storage)
+    def get(old, self, key):
+        if SET.get((self._namespace, key, ""), float("inf")) + 86_400 < now().timestamp():
             raise KeyError(key)
         return old(self, key)
 

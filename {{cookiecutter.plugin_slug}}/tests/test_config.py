@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from contract.support.database import Database
+from contract.support.sample_values import MARK
 from pydantic import SecretStr
 
 from {{ cookiecutter.__package }} import storage as storage_module
@@ -260,9 +261,8 @@ def test_no_part_of_a_secret_shows(
             storage = plugin.open("namespace")
             mine = {name: each for name, each in vars(plugin).items() if name != "_storage_config"}
             shown += map(repr, [plugin, storage, mine, vars(storage)])
+            storage.set("key", MARK)
             storage.get("key")
-        except KeyError:
-            pass
         except Exception as error:
             shown += [*traceback.format_exception(error), repr(error), frames_of(error)]
         if told := [text for text in [*shown, *log_lines] if PART in text]:

@@ -1,9 +1,11 @@
 """The clock of the process, which the tests put forward."""
 
 import datetime
+import sys
 import time
 from datetime import date as real_date
 from datetime import datetime as real_datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,14 +29,20 @@ class Clock:
         patch.setattr(time, "monotonic_ns", self._put_forward(time.monotonic_ns, 10**9))
 
     def load(self, database: Database) -> StoragePluginBase:
-        """Load the storage plugin, so that what it imports from `datetime` shows this clock, too.
+        """Load the storage plugin, so that `datetime` shows this clock to it, too.
 
-        Only while it is loaded: instances of what `datetime` does not hold cannot be pickled.
+        To it alone: dates cannot be pickled while `datetime` holds other classes than theirs.
         """
         with self._patch.context() as patch:
             patch.setattr(datetime, "datetime", Datetime)
             patch.setattr(datetime, "date", Date)
-            return database.plugin()
+            shown = SimpleNamespace(**vars(datetime))
+            plugin = database.plugin()
+        module = sys.modules.get(plugin.__class__.__module__)
+        for name, value in list(vars(module).items()):
+            if value is datetime:
+                self._patch.setattr(module, name, shown)
+        return plugin
 
     def _put_forward(self, clock: Any, unit: int) -> Any:
         return lambda: clock() + type(clock())(self.ahead * unit)

@@ -10,9 +10,11 @@ import locale
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -43,21 +45,29 @@ def settings() -> dict[str, Any]:
         "sys.path": tuple(path for path in sys.path if not [*Path(path).glob("*.plug")]),
         "how modules are imported": (*sys.meta_path, *sys.path_hooks),
         "sys.argv": tuple(sys.argv),
-        "sys.stdin, sys.stdout and sys.stderr": (sys.stdin, sys.stdout, sys.stderr),
+        "sys.stdin, sys.stdout and sys.stderr": tuple(
+            (stream, stream and stream.encoding, stream and stream.errors)
+            for stream in [sys.stdin, sys.stdout, sys.stderr]
+        ),
         "sys.dont_write_bytecode": sys.dont_write_bytecode,
         "the hooks of sys": (sys.excepthook, sys.unraisablehook, sys.displayhook),
+        "the hooks of generators": sys.get_asyncgen_hooks(),
         "the hook of threading": threading.excepthook,
-        "what traces and profiles": (sys.gettrace(), sys.getprofile()),
+        "what traces and profiles": (sys.gettrace(), sys.getprofile(), threading.gettrace()),
         "the recursion limit": sys.getrecursionlimit(),
         "the stack size of threads": threading.stack_size(),
         "the switch interval": sys.getswitchinterval(),
-        "the garbage collector": (gc.isenabled(), gc.get_threshold()),
+        "the garbage collector": (gc.isenabled(), gc.get_threshold(), *gc.callbacks),
+        "the limit of digits": getattr(sys, "get_int_max_str_digits", int)(),
+        "the folder for temporary files": tempfile.gettempdir(),
         "faulthandler": faulthandler.is_enabled(),
         "multiprocessing's start method": multiprocessing.get_start_method(allow_none=True),
         "asyncio's policy": getattr(asyncio.events, "_event_loop_policy", None),
-        "the precision of decimals": decimal.getcontext().prec,
+        "the context of decimals": (decimal.getcontext().prec, decimal.getcontext().rounding),
         "the level of all logging": logging.root.manager.disable,
         "the classes of logging": (logging.getLoggerClass(), logging.getLogRecordFactory()),
+        "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
+        "what logging does with errors": (logging.raiseExceptions, logging.lastResort),
         "the root logger": (root.level, root.disabled, *root.handlers, *root.filters),
         "the timers": tuple(map(signal.getitimer, timers())),
         "the signals": tuple(signals_of_the_kernel()),
@@ -151,9 +161,11 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
     (first := threading.Thread()).start()  # The C library catches signals from the first one on.
     first.join()
+    asyncio.new_event_loop().close()  # so that there is a policy
     before, filters = settings(), list(warnings.filters)
-    owned = belongings()
-    for _ in range(2):
+    owned, randoms = belongings(), []
+    for number in range(2):
+        random.seed(number)
         storage = open_storage()
         use(storage)
         thread = threading.Thread(target=use, args=[storage])
@@ -162,9 +174,11 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         storage.close()
         del storage
         gc.collect()
+        randoms.append(random.getstate())
     after = settings()
     found = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     found += changed(owned, belongings())
+    found += ["what `random` gives next, by its seed"] * (randoms[0] == randoms[1])
     if [each for each in warnings.filters if each in filters] != filters:
         found.append("the filters of warnings")
     new = [each for each in warnings.filters if each not in filters]
