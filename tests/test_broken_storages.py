@@ -14,15 +14,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from broken_storages import BROKEN
+from broken_storages import BROKEN, Broken
 from conftest import CONTRACT, contract_tests
 from forking_pytest import Forking
 from pytest_cookies.plugin import Cookies
+from servers.base import needs
 
-# All bugs are applied to the first one, and those that need other processes to the second one.
-DATABASES = ["dict", "sqlite"]
-if os.environ.get("BROKEN_STORAGES_EVERYWHERE"):
-    DATABASES += ["sql", "redis"]
+# Bugs are applied to the first one, those that need other processes to the second one, and those of
+# connections to the third one.
+DATABASES = ["dict", "sqlite", "redis"]
+EVERYWHERE = bool(os.environ.get("BROKEN_STORAGES_EVERYWHERE"))
+if EVERYWHERE:
+    DATABASES += ["sql"]
 
 # SQL tables have no keys of more than 1,600 bytes, so none can be cut.
 NOT_BROKEN = {("sql", "keys_are_cut_at_65535_characters")}
@@ -33,12 +36,18 @@ AIMED = contract_tests(
 )
 BASICS = contract_tests(CONTRACT / "test_basics.py")
 
+
+def database_of(broken: Broken) -> str:
+    """Return the first database on which a broken storage can be seen."""
+    return DATABASES[2 if broken.connects else broken.outlives_process]
+
+
 CASES = [
     (database, name)
     for database in DATABASES
     for name, broken in BROKEN.items()
-    if not broken.outlives_process or database != "dict"
-    if database == "dict" or broken.outlives_process or "redis" in DATABASES
+    if database == database_of(broken)
+    or (EVERYWHERE and not broken.connects and (database != "dict" or not broken.outlives_process))
     if (database, name) not in NOT_BROKEN
 ]
 
@@ -69,6 +78,8 @@ def tests_of(
 
         @cache
         def tests_of(database: str) -> Forking:
+            if database == "redis":
+                needs("redis-server", package="redis-server")
             baked = cookies_session.bake(extra_context={"database": database})
             assert baked.exception is None, baked.exception
             project = Path(baked.project_path)
@@ -113,7 +124,7 @@ def test_a_broken_storage_is_caught_by_one_test_alone(
     name: str, tests_of: Callable[[str], Forking]
 ) -> None:
     broken = BROKEN[name]
-    forking = tests_of(DATABASES[broken.outlives_process])
+    forking = tests_of(database_of(broken))
     result = forking.run(AIMED, broken.thorough, BROKEN_STORAGE=name)
     assert result.failed == broken.caught_by & AIMED, result.output
     assert len(result.failed) == 1

@@ -14,10 +14,13 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import redis
+from contract.support.faults import Faults, Proxy
 from contract.support.server import free_ports, running
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -91,6 +94,37 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+class RedisProxy(Proxy):
+    """The way to Redis, where keys can have a time to live."""
+
+    def age(self) -> None:
+        """Remove each key that would be removed one day."""
+        with redis.Redis.from_url(self.config()["url"]) as server:
+            for key in server.scan_iter(match=f"{PREFIX}*", count=1_000):
+                if server.ttl(key) >= 0:
+                    server.delete(key)
+
+
+@pytest.fixture
+def faults(
+    errbot_config: SimpleNamespace, url: str, pytestconfig: pytest.Config
+) -> Iterator[Faults]:
+    """How the tests make the database fail."""
+    if is_fake(pytestconfig):
+        yield Faults()  # fakeredis is in this process
+        return
+    parts = urlsplit(url)
+    account = parts.netloc.rpartition("@")[0]
+
+    def config(port: int) -> dict[str, Any]:
+        place = f"{account}@127.0.0.1:{port}" if account else f"127.0.0.1:{port}"
+        return {"url": parts._replace(netloc=place).geturl()}
+
+    with RedisProxy(parts.hostname or "localhost", parts.port or 6379, config) as proxy:
+        errbot_config.STORAGE_CONFIG |= {"timeout": 2.0, **proxy.config()}
+        yield proxy
 
 
 @pytest.fixture(scope="session")

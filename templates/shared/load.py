@@ -6,8 +6,7 @@
         except ValidationError as error:
             problems = error.errors(include_input=False, include_context=False)
         del storage_config  # Sentry reports the local variables of each frame.
-        known = ", ".join(cls.model_fields)
-        lines: dict[str | int, str] = {}
+        known, lines = ", ".join(cls.model_fields), dict[str | int, str]()
         for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
             key, *_ = problem["loc"] or [""]
             line = f"{key}: no such key. The keys are {known}."

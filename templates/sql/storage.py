@@ -1,8 +1,7 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps all data in one table of PostgreSQL, MySQL, MariaDB or SQLite.
-
-Errbot executes this file by its path, so it cannot import other modules of the package.
+It keeps all data in one table of PostgreSQL, MySQL, MariaDB or SQLite. Errbot executes this file by
+its path, so it cannot import other modules of the package.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
+from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Event
 from time import monotonic, sleep
@@ -79,12 +79,8 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$",
         description="Name of the table, or schema.table. It is created if it is missing.",
     )
-    pool_size: int = Field(
-        default=20, ge=1, strict=True, description="Connections at most; threads wait in turn."
-    )
-    pool_recycle: Seconds = Field(
-        default=300.0, description="Seconds after which a connection is replaced by a new one."
-    )
+    pool_size: int = Field(default=20, ge=1, strict=True, description="Connections at most.")
+    pool_recycle: Seconds = Field(default=300.0, description="Seconds that a connection lives.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
@@ -235,12 +231,15 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     def _take(self) -> sa.Connection:
         """Return an idle connection, or a new one."""
         with suppress(IndexError):
-            while (connection := self._idle.pop()).info["expires"] < monotonic():
-                connection.close()
-            return connection
+            while (idle := self._idle.pop()).info["end"] < monotonic() or wait(idle.info["io"], 0):
+                idle.close()  # What can be read from it is its end: the server has closed it.
+            return idle
         connection = self._engine.connect()
         connection.detach()  # SQLAlchemy forgets it. From now on it is in `_idle`, or in use.
-        connection.info["expires"] = monotonic() + self.config.pool_recycle
+        connection.info["end"] = monotonic() + self.config.pool_recycle
+        driver: Any = connection.connection.dbapi_connection
+        sock = getattr(driver, "_sock", driver)  # PyMySQL's; psycopg's connection stands for one.
+        connection.info["io"] = [sock] * hasattr(sock, "fileno")
         return connection
 
     def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:

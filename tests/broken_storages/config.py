@@ -204,3 +204,17 @@ def a_frame_of_an_error_holds_the_config(Storage, Plugin):
     names = {"old": load}
     exec(compile(code, load.__func__.__code__.co_filename, "exec"), names)
     Config.load = names["load"]
+
+
+@caught_by("test_no_part_of_a_secret_shows")
+def the_log_shows_what_follows_the_at_sign(Storage, Plugin):
+    """The place is what stands behind the first `@`, and so may be half a password."""
+    Config = config_class(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
+        for value in vars(config).values():
+            if hasattr(value, "get_secret_value") and "@" in value.get_secret_value():
+                log.info("Connecting to %s.", value.get_secret_value().partition("@")[2])
+        old(self, bot_config)

@@ -77,3 +77,12 @@ def errors_of_get_show_the_data(Storage, Plugin):
             if "Cannot unpickle" in str(error) and b"Unreadable" in data:
                 raise StoreException(f"{error} It is {data!r}") from None
             raise
+
+
+@caught_by("test_no_frame_of_an_error_of_get_shows_a_value", alone=True)
+def a_frame_of_get_holds_the_data(Storage, Plugin):
+    """A local of the function that raises, which Errbot sends to Sentry."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        return old(self, key, data)

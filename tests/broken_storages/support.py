@@ -20,19 +20,26 @@ class Broken(NamedTuple):
     """Whether it can only be seen where the data outlive the process."""
     thorough: bool
     """Whether it can only be seen with `-m thorough`."""
+    connects: bool
+    """Whether it can only be seen where the plugin connects to a server: it is one for Redis."""
 
 
 BROKEN: dict[str, Broken] = {}
 
 
 def caught_by(
-    *tests: str, alone: bool = False, outlives_process: bool = False, thorough: bool = False
+    *tests: str,
+    alone: bool = False,
+    outlives_process: bool = False,
+    thorough: bool = False,
+    connects: bool = False,
 ) -> Any:
     """Add a broken storage to the collection, with the names of the tests that must catch it."""
 
     def add(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        broken = Broken(function, frozenset(tests), alone, outlives_process, thorough)
-        BROKEN[function.__name__] = broken
+        BROKEN[function.__name__] = Broken(
+            function, frozenset(tests), alone, outlives_process, thorough, connects
+        )
         return function
 
     return add

@@ -1,8 +1,10 @@
 """Storages that many threads must not use at once."""
 
+import asyncio
 import os
 import threading
 import time
+import warnings
 import weakref
 from contextlib import suppress
 from functools import wraps
@@ -378,3 +380,154 @@ def each_thread_leaks_a_connection(Storage, Plugin):
             local.connection = os.open(os.devnull, os.O_RDONLY)
             everyone.setdefault("connections", []).append(local.connection)
         return old(self, key)
+
+
+@caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another", alone=True)
+def only_the_thread_that_opened_it_may_close_it(Storage, Plugin):
+    """Python's sqlite3 as it comes: `close` is refused in another thread."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.opener = threading.get_ident()
+        return storage
+
+    @replace(Storage)
+    def close(old, self):
+        if self.opener != threading.get_ident():
+            raise RuntimeError("objects created in a thread can only be used in that same thread")
+        old(self)
+
+
+@caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another")
+def a_storage_ends_with_the_thread_that_opened_it(Storage, Plugin):
+    """A connection in `threading.local`, which is gone with its thread."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.opener = threading.current_thread()
+        return storage
+
+    @replace(Storage)
+    def get(old, self, key):
+        if not self.opener.is_alive():
+            raise RuntimeError("the connection is closed")
+        return old(self, key)
+
+
+def hold(Storage: Any, names: list[str], make: Any) -> None:
+    """Hold a lock of the storage in some methods. One that would wait for ever raises an error."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            lock = self.__dict__.setdefault("held", make())
+            if not lock.acquire(timeout=2):
+                raise RuntimeError("this would wait for ever")
+            try:
+                return old(self, *arguments)
+            finally:
+                lock.release()
+
+        return method
+
+    for name in names:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+
+
+@caught_by("test_an_object_may_ask_the_storage_while_it_is_pickled", alone=True)
+def values_are_pickled_under_a_lock(Storage, Plugin):
+    """`with self._lock:` around all of `set`, and the lock is no RLock."""
+    hold(Storage, ["set", "get"], threading.Lock)
+
+
+@caught_by("test_an_object_may_ask_the_storage_while_it_is_pickled", alone=True)
+def values_are_unpickled_under_a_lock(Storage, Plugin):
+    """The lock of the connection is held until the value of a row is there."""
+    hold(Storage, ["_load", "remove"], threading.Lock)
+
+
+@caught_by("test_operations_of_every_kind_at_once_come_to_their_end", alone=True)
+def locks_are_taken_in_two_orders(Storage, Plugin):
+    """`open` takes the lock of the plugin and then that of storages, and `len` the other way."""
+
+    def take(first, second):
+        for lock in [first, second]:
+            if not lock.acquire(timeout=3):
+                raise RuntimeError("this would wait for ever")
+            time.sleep(0.0005)
+        second.release()
+        first.release()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        locks = self.__dict__.setdefault("locks", [threading.Lock(), threading.Lock()])
+        take(*locks)
+        storage = old(self, namespace)
+        storage.locks = locks
+        return storage
+
+    @replace(Storage)
+    def len(old, self):
+        take(*self.locks[::-1])
+        return old(self)
+
+
+@caught_by("test_a_storage_works_beside_an_event_loop", alone=True)
+def a_client_is_asynchronous(Storage, Plugin):
+    """`asyncio.run` in each operation, which fails where a loop runs."""
+
+    async def nothing():
+        pass
+
+    @replace(Storage)
+    def get(old, self, key):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            asyncio.run(nothing())
+        return old(self, key)
+
+
+@caught_by("test_a_storage_works_beside_an_event_loop", alone=True)
+def a_client_keeps_the_loop_that_it_met(Storage, Plugin):
+    """The loop that runs when the plugin starts, which is closed later."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        with suppress(RuntimeError):
+            storage.loop = asyncio.get_running_loop()
+        return storage
+
+    @replace(Storage)
+    def get(old, self, key):
+        if "loop" in vars(self) and self.loop.is_closed():
+            raise RuntimeError("Event loop is closed")
+        return old(self, key)
+
+
+@caught_by("test_threads_that_have_ended_leave_no_thread_behind", alone=True)
+def each_thread_gets_a_thread(Storage, Plugin):
+    """A thread that keeps the connection of another one alive, and outlives it."""
+    keep_alive(Storage, Plugin, threading.current_thread)
+
+
+@caught_by("test_threads_that_have_ended_leave_no_thread_behind")
+def each_open_starts_a_thread(Storage, Plugin):
+    """A thread that writes in the background, and does not end with `close`."""
+    keep_alive(Storage, Plugin, object)
+
+
+def keep_alive(Storage: Any, Plugin: Any, of: Any) -> None:
+    """Start a thread that never ends for each of something, when a namespace is opened."""
+    started: dict[Any, threading.Thread] = {}
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        key = of()
+        if key not in started:
+            wait = threading.Event().wait
+            started[key] = threading.Thread(target=wait, args=[20], daemon=True)
+            started[key].start()
+        return old(self, namespace)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from contract.support.database import Database
+from contract.support.sample_values import MARK
 from pydantic import SecretStr
 
 from {{ cookiecutter.__package }} import storage as storage_module
@@ -237,3 +239,31 @@ def test_neither_vars_nor_a_pickle_shows_a_secret(database: Database) -> None:
     assert not [text for text in shown if SECRET in text], "vars() shows a secret."
     with pytest.raises(Exception):  # noqa: B017, PT011
         pickle.dumps(storage)
+
+
+PART = "q7xz"
+"""Stands in each part of a secret that a special character may cut in two."""
+
+
+@pytest.mark.parametrize("quoted", [False, True], ids=["as it is", "percent-encoded"])
+@pytest.mark.parametrize("key", secret_keys())
+def test_no_part_of_a_secret_shows(
+    database: Database, log_lines: list[str], key: str, quoted: bool
+) -> None:
+    shown: list[str] = []
+    storage_config = dict(database.config.STORAGE_CONFIG)
+    for mark in ["/", "@", "%", "%40", "'", '"', "?", "#", ":", "\\", " ", "]", "&", "é", "@x/y:z"]:
+        secret = f"1{PART}{mark}2{PART}{mark}3{PART}"
+        value = with_secrets()[key].replace(SECRET, quote(secret, safe="") if quoted else secret)
+        database.config.STORAGE_CONFIG = storage_config | {key: value, "timeout": 0.5}
+        try:
+            plugin = database.plugin()
+            storage = plugin.open("namespace")
+            mine = {name: each for name, each in vars(plugin).items() if name != "_storage_config"}
+            shown += map(repr, [plugin, storage, mine, vars(storage)])
+            storage.set("key", MARK)
+            storage.get("key")
+        except Exception as error:
+            shown += [*traceback.format_exception(error), repr(error), frames_of(error)]
+        if told := [text for text in [*shown, *log_lines] if PART in text]:
+            pytest.fail(f"A part of {key} shows where it holds {mark!r}: {told[0]}")

@@ -2,11 +2,14 @@
 
 import pickle
 import re
+import sys
+import traceback
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.support.database import Database
+from contract.support.database import Database, run_command
 from contract.support.sample_values import FALSY, MARK, Person
 from contract.support.tricky_names import ALIKE, SEPARATORS
 from errbot.storage import StoreException
@@ -308,3 +311,50 @@ def test_a_signing_key_of_sixteen_characters_is_taken(
     storage.set("key", MARK)
     assert storage.get("key") == MARK
     assert storage.read("key") != pickle.dumps(MARK, protocol=5), "The value is not signed."
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *[("core", "configs"), ("core", "bl_plugins"), ("core", "key"), ("repomgr", "repo_index")],
+        *[("repomgr", "installed_repos"), ("text_backend", "key"), ("Notes", "notes"), ("", "")],
+    ],
+)
+def test_a_signature_is_checked_at_each_get(database: Database, name: str, key: str) -> None:
+    signed(database, KEY)
+    storage: Any = database.open(name, database.plugin())
+    planted = pickle.dumps([Evil(), MARK], protocol=5)
+    for value in [None, MARK, [MARK] * 10_000]:
+        storage.set(key, value)
+        data = storage.read(key)
+        for _ in range(12):
+            assert storage.get(key) == value
+        for changed in [planted, planted.ljust(len(data), b"N"), planted + data[-44:]]:
+            storage.write(key, changed)
+            for _ in range(2):
+                with pytest.raises(StoreException, match="signing_key") as caught:
+                    storage.get(key)
+                assert MARK not in shown_to_sentry(caught.value), "The error shows the value."
+        storage.write(key, data)
+        assert storage.get(key) == value
+    assert EXECUTED == [], "A value that was planted later was unpickled."
+
+
+def shown_to_sentry(error: BaseException) -> str:
+    """Return what a service is told of an error: its frames with their locals, without this one."""
+    assert error.__traceback__
+    steps = error.__traceback__.tb_next
+    shown = traceback.TracebackException(type(error), error, steps, capture_locals=True)
+    return "".join(shown.format())
+
+
+def test_what_is_refused_is_refused_under_python_o() -> None:
+    folder = Path(__file__).parent
+    files = ["test_signing.py", "test_config.py"]
+    command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", "refused and not python_o"]
+    done = run_command([*command, *files], folder=folder)
+    assert done.returncode == 0, (
+        "With `python -O`, or PYTHONOPTIMIZE, Python leaves out each `assert`, and something is"
+        f" taken that must be refused. Check with `if` and `raise`:\n{done.stdout}{done.stderr}"
+    )

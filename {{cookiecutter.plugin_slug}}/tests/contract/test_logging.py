@@ -2,6 +2,7 @@
 
 import traceback
 import warnings
+from pathlib import Path
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -45,3 +46,30 @@ def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
             shown += "".join(traceback.format_exception(error))
     told = [line for line in shown.splitlines() if MARK in line]
     assert not told, f"Errbot logs the errors of plugins, and this one shows a value: {told[0]}"
+
+
+def locals_of(error: BaseException | None) -> str:
+    """Return the locals of the frames of an error and its causes, as Sentry and others show them.
+
+    Those of the contract itself, and so of the classes of its values, are left out.
+    """
+    shown: list[str] = []
+    while error:
+        steps = traceback.walk_tb(error.__traceback__)
+        for frame in traceback.StackSummary.extract(steps, capture_locals=True):
+            if Path(__file__).parent not in Path(frame.filename).resolve().parents:
+                shown += (frame.locals or {}).values()
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("size", [1, 50_000], ids=["small", "large"])
+def test_no_frame_of_an_error_of_get_shows_a_value(storage: StorageBase, size: int) -> None:
+    """No frame of an error of `get` shows the value."""
+    storage.set("key", Unreadable(AttributeError("no such attribute"), [MARK] * size))
+    with pytest.raises(Exception) as unreadable:  # noqa: PT011
+        storage.get("key")
+    assert MARK not in locals_of(unreadable.value), (
+        "With BOT_LOG_SENTRY, Errbot sends the locals of each frame of an error, and one of these"
+        " shows a value. Delete what holds it before you raise: `del data`."
+    )

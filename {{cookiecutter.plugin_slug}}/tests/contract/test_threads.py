@@ -1,11 +1,13 @@
 """Errbot runs commands in a pool of threads, so one open storage is used by many at once."""
 
+import asyncio
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from contract.support.amounts import many
 from contract.support.database import Database, open_files
 from contract.support.deadlines import at_once
 from contract.support.expectations import outcome, refusal, same, set_or_skip
-from contract.support.sample_values import MARK, Unstorable
+from contract.support.sample_values import MARK, Asking, AskingToReduce, Unstorable
 
 THREADS = 16
 ROUNDS = many(30, 8)
@@ -331,4 +333,177 @@ def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None
     lost -= set(storage.keys())
     assert not lost, (
         f"{len(lost)} values are gone: an operation that failed undid what other threads had set."
+    )
+
+
+def in_one_thread(work: Callable[[], Any], why: str) -> Any:
+    """Run the work in a thread of its own. An error fails with the reason, as does no end."""
+    try:
+        [result] = at_once(work, seconds=20)
+    except TimeoutError:
+        pytest.fail(f"{why} It waits for ever.")
+    except Exception as error:
+        pytest.fail(f"{why} It raised {type(error).__name__}: {error}")
+    return result
+
+
+def use(storage: StorageBase, key: str) -> None:
+    """Do one operation of each kind."""
+    storage.set(key, MARK)
+    assert storage.get(key) == MARK
+    assert key in storage.keys()
+    assert storage.len() > 0
+    storage.remove(key)
+
+
+def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
+    database: Database,
+) -> None:
+    """A storage that one thread opened, and has ended, is used and closed by another."""
+    why = (
+        "Errbot opens a storage in one thread, uses it in another and closes it in a third. Keep"
+        " nothing that belongs to one thread (with sqlite3: check_same_thread=False)."
+    )
+    plugin = in_one_thread(database.plugin, why)
+    name = database.namespace("namespace")
+    storage = in_one_thread(lambda: plugin.open(name), why)
+    in_one_thread(lambda: storage.set("kept", MARK), why)
+    in_one_thread(lambda: use(storage, "key"), why)
+    in_one_thread(storage.close, why)
+    again = in_one_thread(lambda: plugin.open(name), why)
+    assert again.get("kept") == MARK, "What one thread has set is gone when another has closed it."
+    use(again, "key")
+    again.close()
+
+
+@pytest.mark.parametrize("kind", [Asking, AskingToReduce])
+def test_an_object_may_ask_the_storage_while_it_is_pickled(
+    database: Database, kind: type[Asking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object may use the storage itself while it is pickled and while it is unpickled."""
+    storage, other = database.open("namespace"), database.open("other")
+
+    def ask() -> None:
+        for each in [storage, other]:
+            use(each, "asked")
+
+    def work() -> object:
+        storage.set("key", kind())
+        storage.set("key", [kind(), kind()])
+        return storage.get("key")
+
+    monkeypatch.setattr(Asking, "ask", [ask])
+    got = in_one_thread(
+        work,
+        "A class of a plugin asks the storage in `__getstate__`, `__setstate__` or `__reduce__`."
+        " Pickle and unpickle before or after you hold a lock, a transaction or a connection.",
+    )
+    assert got == [kind(), kind()], "An object that asks the storage itself comes back changed."
+    assert (storage.len(), list(storage.keys()), other.len()) == (1, ["key"], 0)
+
+
+def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) -> None:
+    """Operations of every kind at once, in several namespaces, come to their end."""
+    plugin = database.plugin()
+    names = [database.namespace(name) for name in ["one", "other"]]
+    storages = [plugin.open(name) for name in names]
+    for storage in storages:
+        for key in "abc":
+            storage.set(key, MARK)
+
+    def remove(storage: StorageBase, key: str) -> None:
+        with suppress(KeyError):
+            storage.remove(key)
+
+    def loop(storage: StorageBase, key: str) -> None:
+        for found in storage.keys():
+            if found not in "abc":
+                remove(storage, found)
+            if found == key[0]:
+                break  # a loop may be left
+
+    def reopen(name: str) -> None:
+        storage = plugin.open(name)
+        assert storage.get("a") == MARK
+        storage.close()
+
+    def kinds(number: int, name: str, storage: StorageBase) -> list[Callable[[], object]]:
+        own = f"{number}"
+        return [
+            lambda: storage.set(own, [MARK]),
+            lambda: storage.set("a", MARK),
+            lambda: storage.get("a"),
+            lambda: remove(storage, own),
+            lambda: remove(storage, "missing"),
+            lambda: storage.len(),
+            lambda: list(storage.keys()),
+            lambda: loop(storage, "abc"[number % 3]),
+            lambda: reopen(name),
+        ]
+
+    def work(number: int) -> None:
+        pairs = zip(names, storages, strict=True)
+        mine = [kind for name, storage in pairs for kind in kinds(number, name, storage)]
+        turn, until = 0, monotonic() + 0.3
+        while turn < len(mine) or monotonic() < until:
+            mine[(number + turn * (number + 1)) % len(mine)]()
+            mine[turn % len(mine)]()
+            turn += 1
+
+    in_threads(work)
+    for storage in storages:
+        assert {"a", "b", "c"} <= set(storage.keys()), "Operations at once have lost a key."
+        storage.close()
+
+
+def test_a_storage_works_beside_an_event_loop(database: Database) -> None:
+    """A storage works in a thread that runs an event loop, as backends of Errbot do."""
+
+    async def start() -> tuple[Any, StorageBase]:
+        plugin = database.plugin()
+        storage = plugin.open(database.namespace("namespace"))
+        use(storage, "key")
+        return plugin, storage
+
+    async def go_on(storage: StorageBase, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        use(storage, f"{number}")
+        assert asyncio.get_running_loop() is loop
+        await asyncio.sleep(0)
+
+    def work() -> None:
+        plugin, storage = asyncio.run(start())
+        use(storage, "key")
+        for number in range(2):  # each time another loop, for the one before is closed
+            asyncio.run(go_on(storage, number))
+        use(plugin.open(database.namespace("other")), "key")
+        storage.close()
+
+    in_one_thread(
+        work,
+        "Backends such as Discord's run an event loop in the thread of the bot, where `asyncio.run`"
+        " fails. Use a client that is not asynchronous, or run its loop in a thread of its own.",
+    )
+
+
+def test_threads_that_have_ended_leave_no_thread_behind(database: Database) -> None:
+    """Threads that have ended, and storages that are closed, leave no thread behind."""
+    plugin = database.plugin()
+    name = database.namespace("namespace")
+
+    def work() -> None:
+        storage = plugin.open(name)
+        use(storage, f"{threading.get_ident()}")
+        storage.close()
+
+    work()
+    before = threading.active_count()
+    for _ in range(40):
+        at_once(work)
+    deadline = monotonic() + 2
+    while (left := threading.active_count() - before) > 4 and monotonic() < deadline:
+        sleep(0.01)
+    assert left <= 4, (
+        f"40 threads that have ended, and have closed what they opened, left {left} threads. A bot"
+        " that runs for months can start no more: let one thread serve all, or none."
     )

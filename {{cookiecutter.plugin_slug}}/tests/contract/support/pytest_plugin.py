@@ -24,6 +24,7 @@ from contract.support.database import (
     run_command,
 )
 from contract.support.deadlines import deadline, end_with_threads, last_resort
+from contract.support.faults import Faults
 from contract.support.first_try import try_once
 from contract.support.report import LOGGED, Promises, explain
 from contract.support.sample_values import MARK
@@ -177,6 +178,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asked = [] if left else [item for item in items if CONTRACT in item.path.parents]
         config.hook.pytest_deselected(items=[item for item in items if item not in asked])
         items[:] = asked
+        in_use = pytest.mark.skip(reason="a database that is in use is not made to fail")
+        for item in asked:
+            if "faults" in getattr(item, "fixturenames", ()):
+                item.add_marker(in_use)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -290,6 +295,12 @@ def _search_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> dict[str, str]:
+    """The environment before any storage was loaded."""
+    return dict(os.environ)
+
+
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """The database under test: this project's, or that of --errbot-config."""
@@ -315,6 +326,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     finally:
         if configured and configured.clean(attempts=1):
             raise KeyboardInterrupt
+
+
+@pytest.fixture
+def faults() -> Faults:
+    """How the database is made to fail: conftest.py may say so, by a fixture of this name."""
+    return Faults()
+
+
+@pytest.fixture
+def faults_if_any(request: pytest.FixtureRequest) -> Faults:
+    """How the database is made to fail, for tests that are worth something without it, too."""
+    if CONFIGURED in request.config.stash:
+        return Faults()
+    faults: Faults = request.getfixturevalue("faults")
+    return faults
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -11,7 +12,7 @@ from enum import Enum, IntEnum
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 MARK = "stored-value-b1f4"
@@ -175,6 +176,38 @@ class Unstorable:
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle this ({MARK})")
+
+
+class Asking:
+    """An object that asks the storage itself, by `ask`, while it is stored and while it is read."""
+
+    ask: ClassVar[list[Callable[[], object]]] = []
+
+    def __getstate__(self) -> str:
+        self.ask[0]()
+        return MARK
+
+    def __setstate__(self, state: str) -> None:
+        self.ask[0]()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class AskingToReduce(Asking):
+    """The same, in the other way to say what is stored of an object."""
+
+    def __reduce__(self) -> Any:
+        self.ask[0]()
+        return self.made, ()
+
+    @classmethod
+    def made(cls) -> "AskingToReduce":
+        """Make one, which asks as well."""
+        cls.ask[0]()
+        return cls()
 
 
 def with_attributes(instance: Any, **attributes: object) -> Any:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from errbot.storage.base import StorageBase  # noqa: E402
 
-from contract.support import forks  # noqa: E402
+from contract.support import forks, guest  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
     CONTAINERS,
@@ -139,6 +139,7 @@ if __name__ == "__main__":
         "replace-large": replace_large,
         "remove-many": remove_many,
         "write-values": write_values,
+        "visit": guest.visit,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),

@@ -1,0 +1,228 @@
+"""Storages that give an answer where there is no database to ask."""
+
+import pickle
+from contextlib import suppress
+from typing import Any
+
+from errbot.storage import StoreException
+
+from broken_storages.support import caught_by, log, replace
+
+AWAY = "test_a_database_that_goes_away_is_an_error"
+
+
+@caught_by("test_a_database_that_cannot_be_reached_is_an_error", alone=True, outlives_process=True)
+def memory_stands_in_for_the_database(Storage, Plugin):
+    """The bot is to start in any case; what it stores then is gone with it."""
+
+    class Memory(Storage):  # type: ignore[misc, valid-type]
+        def __init__(self, namespace):
+            self.rows, self._namespace, self._signing_keys = {}, namespace, []
+
+        def read(self, key):
+            return self.rows[key]
+
+        def write(self, key, data):
+            self.rows[key] = data
+
+        def remove(self, key):
+            del self.rows[key]
+
+        def len(self):
+            return len(self.rows)
+
+        def keys(self):
+            return iter(list(self.rows))
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except StoreException as error:
+            log.warning("There is no database, and memory stands in: %s", error)
+            self.memory = True
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return Memory(namespace) if "memory" in vars(self) else old(self, namespace)
+
+
+@caught_by("test_a_database_that_cannot_be_reached_is_an_error", outlives_process=True)
+def nothing_is_there_without_a_database(Storage, Plugin):
+    """Errors of the client are logged, and each operation goes on as if nothing were stored."""
+    quiet(Storage, Plugin, "get", KeyError)
+
+
+@caught_by("test_a_database_that_cannot_be_reached_is_an_error", outlives_process=True)
+def the_start_raises_key_error_without_a_database(Storage, Plugin):
+    """The error of a dict of connections, which Errbot takes for a missing key."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except StoreException as error:
+            raise KeyError("connection") from error
+
+
+def quiet(Storage: Any, Plugin: Any, name: str, error: type[Exception]) -> None:
+    """Let the start succeed without a database, and one operation raise another error then."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        with suppress(StoreException):
+            old(self, bot_config)
+
+    operation = getattr(Storage, name)
+
+    def method(self, *arguments):
+        try:
+            return operation(self, *arguments)
+        except StoreException as problem:
+            if "Refused" in str(problem) or "unpickle" in str(problem):
+                raise
+            log.warning("%s failed: %s", name, problem)
+            raise error(*arguments[:1]) from None
+
+    setattr(Storage, name, method)
+
+
+@caught_by(AWAY, alone=True, outlives_process=True)
+def a_set_that_fails_is_only_logged(Storage, Plugin):
+    """A plugin is not to fail because of the database: and believes that it has stored."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "lock" not in str(error):
+                raise
+            log.error("Cannot store %s: %s", key, error)
+
+
+@caught_by(AWAY, alone=True, outlives_process=True)
+def what_cannot_be_written_waits_in_memory(Storage, Plugin):
+    """It is written later, with the next value; until then no other sees it."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        waiting = self.__dict__.setdefault("waiting", {})
+        try:
+            for other in list(waiting):
+                old(self, other, waiting.pop(other))
+            old(self, key, data)
+        except StoreException as error:
+            if "lock" not in str(error):
+                raise
+            waiting[key] = data
+
+    @replace(Storage)
+    def read(old, self, key):
+        waiting = self.__dict__.get("waiting", {})
+        return waiting[key] if key in waiting else old(self, key)
+
+
+@caught_by(AWAY, alone=True, outlives_process=True)
+def a_removal_that_fails_is_a_missing_key(Storage, Plugin):
+    """`except Exception: raise KeyError(key)`."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        try:
+            old(self, key)
+        except StoreException:
+            raise KeyError(key) from None
+
+
+@caught_by(AWAY, alone=True, outlives_process=True)
+def one_error_is_for_ever(Storage, Plugin):
+    """After an error of the database the storage counts as closed."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException:
+            self.broken = True
+            raise
+
+    @replace(Storage)
+    def len(old, self):
+        if "broken" in vars(self):
+            raise StoreException("closed after an error")
+        return old(self)
+
+
+@caught_by(AWAY, alone=True, connects=True)
+def what_cannot_be_read_is_missing(Storage, Plugin):
+    """`except Exception: raise KeyError(key)`: `setdefault` then replaces what is there."""
+    answered: set[int] = set()
+
+    @replace(Storage)
+    def read(old, self, key):
+        try:
+            data = old(self, key)
+        except StoreException:
+            if id(self) in answered:
+                raise KeyError(key) from None
+            raise
+        answered.add(id(self))
+        return data
+
+
+@caught_by(AWAY, connects=True)
+def no_key_is_counted_without_a_database(Storage, Plugin):
+    """`except Exception: return 0`."""
+
+    @replace(Storage)
+    def len(old, self):
+        try:
+            return old(self)
+        except StoreException:
+            return 0
+
+
+@caught_by(
+    "test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away",
+    alone=True,
+    connects=True,
+)
+def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
+    """The error of a later page is logged, and what the loop has given by then must do."""
+
+    @replace(Storage)
+    def keys(old, self):
+        found = old(self)
+        if (key := next(found, None)) is None:
+            return
+        yield key
+        try:
+            yield from found
+        except StoreException as error:
+            log.error("Cannot list all keys: %s", error)
+
+
+@caught_by("test_a_set_refused_for_its_size_changes_nothing", alone=True)
+def a_value_that_is_too_large_takes_the_place_of_the_old_one(Storage, Plugin):
+    """DELETE, and then an INSERT that the server refuses."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 18_000_000:
+            with suppress(KeyError):
+                self.remove(key)
+            raise StoreException("the value is larger than the server takes")
+        old(self, key, data)
+
+
+@caught_by("test_a_set_refused_for_its_size_changes_nothing")
+def a_value_that_is_too_large_is_written_in_part(Storage, Plugin):
+    """The first parts stand when a later one is refused."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if len(data) > 18_000_000:
+            old(self, key, pickle.dumps(None))
+            raise StoreException("the value is larger than the server takes")

@@ -1,0 +1,307 @@
+"""Storages that change what belongs to the bot and to all of its plugins."""
+
+import asyncio
+import gc
+import json
+import locale
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from broken_storages.support import caught_by, replace
+
+NOTHING = "test_a_storage_changes_nothing_of_its_process"
+
+
+def at_start(Plugin: Any, change: Callable[[], object]) -> None:
+    """Do something when the plugin is loaded, in a process of the tests that is its own."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "visit":  # not in the process of all tests, which would go on with it
+            change()
+
+
+@caught_by(NOTHING, alone=True)
+def sockets_get_a_timeout(Storage, Plugin):
+    """`setdefaulttimeout`, for want of an option of the client: a chat's connection ends by it."""
+    at_start(Plugin, lambda: socket.setdefaulttimeout(10))
+
+
+@caught_by(NOTHING)
+def the_working_directory_is_another(Storage, Plugin):
+    """`chdir` to where the data are."""
+    at_start(Plugin, lambda: os.chdir(os.sep))
+
+
+@caught_by(NOTHING)
+def the_password_goes_into_the_environment(Storage, Plugin):
+    """As clients of databases take it: each child inherits it, and `env` shows it."""
+    at_start(Plugin, lambda: os.environ.setdefault("PGPASSWORD", "secret"))
+
+
+@caught_by(NOTHING)
+def sigterm_is_caught(Storage, Plugin):
+    """A handler that flushes, and does not end the bot."""
+    at_start(Plugin, lambda: signal.signal(signal.SIGTERM, lambda *_: None))
+
+
+@caught_by(NOTHING)
+def signals_are_blocked(Storage, Plugin):
+    """So that no signal interrupts a transaction; and never unblocked."""
+    at_start(Plugin, lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]))
+
+
+@caught_by(NOTHING)
+def an_alarm_is_set(Storage, Plugin):
+    """A timer of the process for the timeout of a connection, which is not taken back."""
+    at_start(Plugin, lambda: signal.setitimer(signal.ITIMER_REAL, 1_000))
+
+
+@caught_by(NOTHING)
+def logging_is_configured(Storage, Plugin):
+    """`basicConfig`: each line of the bot's log stands there twice."""
+    at_start(Plugin, lambda: logging.basicConfig(force=True, level=logging.DEBUG))
+
+
+@caught_by(NOTHING)
+def loggers_of_others_are_disabled(Storage, Plugin):
+    """`dictConfig` disables all loggers that there are, unless it is told not to."""
+
+    def configure() -> None:
+        from logging.config import dictConfig
+
+        dictConfig({"version": 1})
+
+    at_start(Plugin, configure)
+
+
+@caught_by(NOTHING)
+def debugging_is_switched_off(Storage, Plugin):
+    """`logging.disable`, for the client is noisy."""
+    at_start(Plugin, lambda: logging.disable(logging.INFO))
+
+
+@caught_by(NOTHING)
+def its_folder_is_on_the_path(Storage, Plugin):
+    """`sys.path`, to import a neighbour: any module of that name hides another one."""
+    at_start(Plugin, lambda: sys.path.insert(0, str(Path(__file__).parent)))
+
+
+@caught_by(NOTHING)
+def warnings_are_silenced(Storage, Plugin):
+    """`simplefilter`, for the client warns at each start."""
+    at_start(Plugin, lambda: warnings.simplefilter("ignore"))
+
+
+@caught_by(NOTHING)
+def the_locale_is_set(Storage, Plugin):
+    """So that names are sorted as people do."""
+
+    def change() -> None:
+        other = "C" if "UTF-8" in locale.setlocale(locale.LC_ALL) else "C.UTF-8"
+        locale.setlocale(locale.LC_ALL, other)
+
+    at_start(Plugin, change)
+
+
+@caught_by(NOTHING)
+def the_umask_is_set(Storage, Plugin):
+    """Files of the storage are for the bot alone; and so are all that plugins make."""
+    at_start(Plugin, lambda: os.umask(0o177))
+
+
+@caught_by(NOTHING)
+def errors_are_caught_by_a_hook(Storage, Plugin):
+    """`sys.excepthook`, to close the connection."""
+    at_start(Plugin, lambda: setattr(sys, "excepthook", lambda *_: None))
+
+
+@caught_by(NOTHING)
+def errors_of_threads_are_caught_by_a_hook(Storage, Plugin):
+    """`threading.excepthook`, to give back a connection."""
+    at_start(Plugin, lambda: setattr(threading, "excepthook", lambda _: None))
+
+
+@caught_by(NOTHING)
+def processes_are_spawned(Storage, Plugin):
+    """`set_start_method`, for the client does not survive a fork; plugins that set one fail."""
+    at_start(Plugin, lambda: multiprocessing.set_start_method("spawn", force=True))
+
+
+@caught_by(NOTHING)
+def recursion_is_unlimited(Storage, Plugin):
+    """So that deeply nested values can be pickled: an endless recursion kills the bot."""
+    at_start(Plugin, lambda: sys.setrecursionlimit(100_000))
+
+
+@caught_by(NOTHING)
+def the_garbage_collector_is_off(Storage, Plugin):
+    """For speed, and never on again."""
+    at_start(Plugin, gc.disable)
+
+
+@caught_by(NOTHING)
+def certificates_are_not_checked(Storage, Plugin):
+    """For all of the bot, as an answer on the internet has it."""
+    at_start(
+        Plugin,
+        lambda: setattr(ssl, "_create_default_https_context", ssl._create_unverified_context),
+    )
+
+
+@caught_by(NOTHING)
+def json_takes_everything(Storage, Plugin):
+    """`JSONEncoder.default` is replaced, so that dates can be stored."""
+    at_start(Plugin, lambda: setattr(json.JSONEncoder, "default", lambda _self, value: str(value)))
+
+
+@caught_by(NOTHING)
+def sockets_are_replaced(Storage, Plugin):
+    """As gevent's `patch_all` does, or a proxy for all connections."""
+    at_start(Plugin, lambda: setattr(socket, "create_connection", lambda *_, **__: None))
+
+
+@caught_by(NOTHING)
+def a_module_is_replaced(Storage, Plugin):
+    """`sys.modules["sqlite3"] = ...`: a newer one, for all plugins."""
+    at_start(Plugin, lambda: sys.modules.__setitem__("json", pickle))
+
+
+@caught_by(NOTHING)
+def randomness_is_seeded(Storage, Plugin):
+    """So that ids can be told in tests: what plugins draw by lot can be told as well."""
+    at_start(Plugin, lambda: random.seed(0))
+
+
+@caught_by(NOTHING)
+def levels_get_other_names(Storage, Plugin):
+    """`addLevelName`, for lines in colour."""
+    at_start(Plugin, lambda: logging.addLevelName(logging.WARNING, "\x1b[33mWARNING"))
+
+
+@caught_by(NOTHING)
+def the_event_loop_is_set(Storage, Plugin):
+    """`set_event_loop_policy`, for a faster one."""
+    at_start(Plugin, lambda: setattr(asyncio.events, "_event_loop_policy", object()))
+
+
+@caught_by(NOTHING)
+def temporary_files_are_elsewhere(Storage, Plugin):
+    """`tempfile.tempdir`, so that a file can be renamed into its place."""
+    at_start(Plugin, lambda: setattr(tempfile, "tempdir", os.sep))
+
+
+@caught_by(NOTHING)
+def each_use_sets_the_umask(Storage, Plugin):
+    """Not at the start, but with the first value; and it is not put back after an error."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        umask = os.umask(0o077)
+        old(self, key, value)
+        os.umask(umask)
+
+
+@caught_by("test_a_storage_prints_nothing", alone=True)
+def the_start_is_printed(Storage, Plugin):
+    """A banner, which a bot in a terminal shows between what people say."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        print("Connected.", file=sys.stderr)
+
+
+@caught_by("test_a_storage_prints_nothing")
+def errors_are_printed(Storage, Plugin):
+    """`traceback.print_exc`, or a client that tells what it makes of an answer."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        try:
+            old(self, key)
+        except KeyError:
+            os.write(2, b"no such key\n")
+            raise
+
+
+@caught_by("test_a_set_that_fails_leaves_no_file", alone=True)
+def a_set_that_fails_leaves_a_file_open(Storage, Plugin):
+    """The file for the value is opened before the value is pickled."""
+    opened = []
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        file = os.open(os.devnull, os.O_RDONLY)
+        opened.append(file)
+        old(self, key, value)
+        os.close(opened.pop(opened.index(file)))
+
+
+@caught_by("test_a_set_that_fails_leaves_no_file", alone=True)
+def a_set_that_fails_leaves_a_temporary_file(Storage, Plugin):
+    """The value is written to a new file, which then takes the place of the old one."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            with suppress(Exception):
+                pickle.dump(None, file)
+            old(self, key, value)
+        Path(file.name).unlink()
+
+
+@caught_by("test_files_of_others_stay_as_they_are", alone=True)
+def temporary_files_are_removed_at_the_start(Storage, Plugin):
+    """What a bot that was killed has left: `*.tmp`, of whomever they are."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        for path in Path(bot_config.BOT_DATA_DIR).glob("*.tmp"):
+            path.unlink()
+
+
+@caught_by("test_files_of_others_stay_as_they_are", alone=True)
+def the_folder_is_for_the_bot_alone(Storage, Plugin):
+    """`chmod` of all in BOT_DATA_DIR: a service that reads the log there cannot any more."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        for path in Path(bot_config.BOT_DATA_DIR).glob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+@caught_by("test_files_of_others_stay_as_they_are")
+def the_end_is_written_into_the_log(Storage, Plugin):
+    """A line in `errbot.log`, past Errbot."""
+
+    @replace(Storage)
+    def close(old, self):
+        old(self)
+        log = Path(folder[-1], "errbot.log")
+        if log.exists():
+            log.write_text(f"{log.read_text()}closed\n")
+
+    folder: list[str] = []
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        folder.append(bot_config.BOT_DATA_DIR)

@@ -1,0 +1,195 @@
+"""Storages that forget what is old, or that do not bear to be idle."""
+
+import datetime
+import socket
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from broken_storages.support import caught_by, replace
+
+ANY_TIME = "test_a_value_is_there_after_any_time"
+ANY_LOOP = "test_a_loop_over_the_keys_may_take_any_time"
+SET: dict[Any, float] = {}
+"""When a key was set, by namespace and key, in all plugin instances of this process."""
+
+
+@caught_by(ANY_TIME, alone=True)
+def values_expire(Storage, Plugin):
+    """A time to live, as caches have it: a day, for every value."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        SET[self._namespace, key] = time.time()
+
+    @replace(Storage)
+    def get(old, self, key):
+        if SET.get((self._namespace, key), float("inf")) + 86_400 < time.time():
+            raise KeyError(key)
+        return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True)
+def values_expire_by_date(Storage, Plugin):
+    """What was set more than a year ago is not given any more."""
+    from datetime import datetime
+
+    days: dict[Any, Any] = {}
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        days[self._namespace, key] = datetime.now()
+
+    @replace(Storage)
+    def get(old, self, key):
+        since = days.get((self._namespace, key), datetime.now())
+        if (datetime.now() - since).days > 365:
+            raise KeyError(key)
+        return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True)
+def values_expire_by_the_time_of_the_module(Storage, Plugin):
+    """The same, by `datetime.datetime.now()` of the module that is imported as a whole."""
+    names = Plugin.open.__globals__
+    names["datetime"] = datetime
+
+    def now():
+        return names["datetime"].datetime.now(datetime.timezone.utc)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        SET[self._namespace, key, ""] = now().timestamp()
+
+    @replace(Storage)
+    def get(old, self, key):
+        if SET.get((self._namespace, key, ""), float("inf")) + 86_400 < now().timestamp():
+            raise KeyError(key)
+        return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True)
+def what_is_old_is_removed_at_the_start(Storage, Plugin):
+    """`DELETE ... WHERE changed < ...` when a namespace is opened, to save space."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        SET[self._namespace, key] = time.time()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        for key in list(storage.keys()):
+            if SET.get((namespace, key), time.time()) < time.time() - 10_000_000:
+                storage.remove(key)
+        return storage
+
+
+@caught_by(ANY_LOOP, alone=True)
+def a_loop_over_the_keys_has_a_deadline(Storage, Plugin):
+    """The timeout of an operation, which a loop is not."""
+
+    @replace(Storage)
+    def keys(old, self):
+        until = time.monotonic() + 600
+        for key in old(self):
+            if time.monotonic() > until:
+                raise RuntimeError("timeout")
+            yield key
+
+
+@caught_by(ANY_LOOP, alone=True)
+def the_cursor_of_a_loop_expires(Storage, Plugin):
+    """The server forgets a cursor that was idle, and the client takes that for the end."""
+
+    @replace(Storage)
+    def keys(old, self):
+        last = time.time()
+        for key in old(self):
+            if time.time() > last + 1_800:
+                return
+            last = time.time()
+            yield key
+
+
+class Line:
+    """A connection to a server of Redis, which is not replaced before it has failed once."""
+
+    def __init__(self, plugin: Any) -> None:
+        self._parts = urlsplit(plugin.config.url.get_secret_value())
+        self._lock = threading.RLock()
+        self._socket: Any = None
+
+    def use(self) -> None:
+        """Say something, and read the answer. Raises RuntimeError if the connection has ended."""
+        with self._lock:
+            if self._socket is None:
+                self._socket = socket.create_connection((self._parts.hostname, self._parts.port))
+            try:
+                self._socket.sendall(b"PING\r\n")
+                heard = self._socket.recv(100)
+            except OSError:
+                heard = b""
+            if not heard:
+                self._socket.close()
+                self._socket = None
+                raise RuntimeError("the server has closed the connection")
+
+
+def with_a_line(Plugin: Any) -> None:
+    """Let each storage have a connection of its own."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.line = Line(self)
+        return storage
+
+
+@caught_by("test_a_connection_that_was_dropped_is_replaced", connects=True)
+def the_first_set_after_a_night_fails(Storage, Plugin):
+    """A connection that the server has closed is replaced after it has failed."""
+    with_a_line(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self.line.use()
+        old(self, key, value)
+
+
+@caught_by("test_a_connection_that_was_dropped_is_replaced", alone=True, connects=True)
+def the_first_removal_after_a_night_fails(Storage, Plugin):
+    """Only what reads is repeated on a connection that was dropped."""
+    with_a_line(Plugin)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        self.line.use()
+        old(self, key)
+
+
+@caught_by(
+    "test_a_loop_over_the_keys_goes_on_when_connections_were_dropped", alone=True, connects=True
+)
+def a_loop_over_the_keys_holds_a_connection(Storage, Plugin):
+    """A cursor of the server, which ends with its connection."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.plugin = self
+        return storage
+
+    @replace(Storage)
+    def keys(old, self):
+        line = None
+        for number, key in enumerate(old(self)):
+            if number % 2:
+                line = line or Line(self.plugin)
+                line.use()
+            yield key

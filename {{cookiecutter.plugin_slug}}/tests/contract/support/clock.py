@@ -1,0 +1,88 @@
+"""The clock of the process, which the tests put forward."""
+
+import datetime
+import sys
+import time
+from datetime import date as real_date
+from datetime import datetime as real_datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from errbot.storage.base import StoragePluginBase
+
+from contract.support.database import Database
+
+YEARS = 10 * 365 * 24 * 3_600.0
+"""Seconds of ten years."""
+
+
+class Clock:
+    """The clock of this process, as a plugin sees it that is loaded now, by whatever it imports."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        """Seconds by which the clock is put forward."""
+        self._patch = patch
+        for name, unit in [("time", 1), ("monotonic", 1), ("time_ns", 10**9)]:
+            patch.setattr(time, name, self._put_forward(getattr(time, name), unit))
+        patch.setattr(time, "monotonic_ns", self._put_forward(time.monotonic_ns, 10**9))
+
+    def load(self, database: Database) -> StoragePluginBase:
+        """Load the storage plugin, so that `datetime` shows this clock to it, too.
+
+        To it alone: dates cannot be pickled while `datetime` holds other classes than theirs.
+        """
+        with self._patch.context() as patch:
+            patch.setattr(datetime, "datetime", Datetime)
+            patch.setattr(datetime, "date", Date)
+            shown = SimpleNamespace(**vars(datetime))
+            plugin = database.plugin()
+        module = sys.modules.get(plugin.__class__.__module__)
+        for name, value in list(vars(module).items()):
+            if value is datetime:
+                self._patch.setattr(module, name, shown)
+        return plugin
+
+    def _put_forward(self, clock: Any, unit: int) -> Any:
+        return lambda: clock() + type(clock())(self.ahead * unit)
+
+
+class Kind(type):
+    """Makes real dates count as instances of the classes below, which have none."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.__bases__[0])
+
+
+class Date(real_date, metaclass=Kind):
+    """`datetime.date` by `time.time`."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """Return a real date."""
+        return real_date(*arguments, **options)
+
+    @classmethod
+    def today(cls) -> Any:
+        """Return the date of `time.time`."""
+        return real_date.fromtimestamp(time.time())
+
+
+class Datetime(real_datetime, metaclass=Kind):
+    """`datetime.datetime` by `time.time`."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """Return a real date and time."""
+        return real_datetime(*arguments, **options)
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        """Return the time of `time.time`."""
+        return real_datetime.fromtimestamp(time.time(), tz)
+
+    today = now
+
+    @classmethod
+    def utcnow(cls) -> Any:
+        """Return the time of `time.time` in UTC, without its zone."""
+        return cls.now(datetime.timezone.utc).replace(tzinfo=None)

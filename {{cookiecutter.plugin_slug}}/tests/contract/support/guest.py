@@ -1,0 +1,187 @@
+"""What second_process.py does to see what a storage changes of the process that it lives in."""
+
+import asyncio
+import copyreg
+import decimal
+import faulthandler
+import gc
+import json
+import locale
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from errbot.storage.base import StorageBase
+
+from contract.support.sample_values import MARK, Unreadable, Unstorable
+
+
+def settings() -> dict[str, Any]:
+    """Return the settings of this process: what belongs to the bot, and to all of its plugins."""
+    os.umask(umask := os.umask(0))
+    root = logging.getLogger()
+    state: dict[str, Any] = {
+        "the working directory": os.getcwd(),
+        "the umask": umask,
+        "the priority": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
+        "the default timeout of sockets": socket.getdefaulttimeout(),
+        "the locale": locale.setlocale(locale.LC_ALL),
+        "the time zone": time.tzname,
+        "the default encoding": (locale.getpreferredencoding(False), sys.getdefaultencoding()),
+        # Errbot itself adds the folders of plugins.
+        "sys.path": tuple(path for path in sys.path if not [*Path(path).glob("*.plug")]),
+        "how modules are imported": (*sys.meta_path, *sys.path_hooks),
+        "sys.argv": tuple(sys.argv),
+        "sys.stdin, sys.stdout and sys.stderr": tuple(
+            (stream, stream and stream.encoding, stream and stream.errors)
+            for stream in [sys.stdin, sys.stdout, sys.stderr]
+        ),
+        "sys.dont_write_bytecode": sys.dont_write_bytecode,
+        "the hooks of sys": (sys.excepthook, sys.unraisablehook, sys.displayhook),
+        "the hooks of generators": sys.get_asyncgen_hooks(),
+        "the hook of threading": threading.excepthook,
+        "what traces and profiles": (sys.gettrace(), sys.getprofile(), threading.gettrace()),
+        "the recursion limit": sys.getrecursionlimit(),
+        "the stack size of threads": threading.stack_size(),
+        "the switch interval": sys.getswitchinterval(),
+        "the garbage collector": (gc.isenabled(), gc.get_threshold(), *gc.callbacks),
+        "the limit of digits": getattr(sys, "get_int_max_str_digits", int)(),
+        "the folder for temporary files": tempfile.gettempdir(),
+        "faulthandler": faulthandler.is_enabled(),
+        "multiprocessing's start method": multiprocessing.get_start_method(allow_none=True),
+        "asyncio's policy": getattr(asyncio.events, "_event_loop_policy", None),
+        "the context of decimals": (decimal.getcontext().prec, decimal.getcontext().rounding),
+        "the level of all logging": logging.root.manager.disable,
+        "the classes of logging": (logging.getLoggerClass(), logging.getLogRecordFactory()),
+        "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
+        "what logging does with errors": (logging.raiseExceptions, logging.lastResort),
+        "the root logger": (root.level, root.disabled, *root.handlers, *root.filters),
+        "the timers": tuple(map(signal.getitimer, timers())),
+        "the signals": tuple(signals_of_the_kernel()),
+    }
+    state |= {f"the environment variable {name}": value for name, value in os.environ.items()}
+    for number in signal.valid_signals():
+        state[f"the handler of the signal {number!r}"] = signal.getsignal(number)
+    return state
+
+
+def timers() -> list[int]:
+    """Return the timers of a process that raise signals."""
+    return [int(signal.ITIMER_REAL)] if hasattr(signal, "setitimer") else []
+
+
+def signals_of_the_kernel() -> list[str]:
+    """Return which signals are blocked, ignored and caught, also by libraries in C. Linux only."""
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
+    return []
+
+
+def belongings() -> dict[str, Any]:
+    """Return what others have loaded: loggers, warning filters, modules and all that they define.
+
+    What the client of a database adds to it is its own. What was there before must stay as it is.
+    """
+    state: dict[str, Any] = {}
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger):
+            state[f"the logger {name}"] = (
+                *(logger.level, logger.disabled, logger.propagate),
+                *(*logger.handlers, *logger.filters),
+            )
+    for name, module in list(sys.modules.items()):
+        state[f"the module {name}"] = module
+        if name.partition(".")[0] in {*sys.stdlib_module_names, "errbot"}:
+            state |= definitions(name, module)
+    for kind, function in copyreg.dispatch_table.items():
+        state[f"how {kind} is pickled"] = function
+    return state
+
+
+def definitions(name: str, module: ModuleType) -> dict[str, Any]:
+    """Return the functions and classes of a module, and the methods of the classes it defines."""
+    found = {}
+    for attribute, value in list(vars(module).items()):
+        if callable(value):
+            found[f"{name}.{attribute}"] = value
+        if isinstance(value, type) and value.__module__ == name:
+            for method, function in list(vars(value).items()):
+                if callable(function):
+                    found[f"{name}.{attribute}.{method}"] = function
+    return found
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the names of what is another one after than before."""
+    missing = object()
+    return [name for name in before if after.get(name, missing) != before[name]]
+
+
+def use(storage: StorageBase) -> None:
+    """Use a storage in every way, also such that fail."""
+    for value in [MARK, [MARK], MARK * 10_000]:
+        storage.set("key", value)
+        storage.get("key")
+    fail: list[Callable[[], object]] = [
+        lambda: storage.set("key", Unstorable()),
+        lambda: storage.set("unreadable", Unreadable(AttributeError("no such attribute"), MARK)),
+        lambda: storage.get("unreadable"),
+        lambda: storage.get("missing"),
+        lambda: storage.remove("missing"),
+        lambda: storage.set("k" * 70_000, MARK),
+    ]
+    for operation in fail:
+        with suppress(Exception):
+            operation()
+    storage.len()
+    for key in list(storage.keys()):
+        storage.remove(key)
+
+
+def visit(open_storage: Callable[[], StorageBase]) -> None:
+    """Load, open and use a storage, in threads as well, and print what has changed by that."""
+    os.umask(0o022)  # The storage may have changed it in the tests' process, from which it comes.
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    logging.getLogger("errbot.plugins").addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
+    (first := threading.Thread()).start()  # The C library catches signals from the first one on.
+    first.join()
+    asyncio.new_event_loop().close()  # so that there is a policy
+    before, filters = settings(), list(warnings.filters)
+    owned, randoms = belongings(), []
+    for number in range(2):
+        random.seed(number)
+        storage = open_storage()
+        use(storage)
+        thread = threading.Thread(target=use, args=[storage])
+        thread.start()
+        thread.join()
+        storage.close()
+        del storage
+        gc.collect()
+        randoms.append(random.getstate())
+    after = settings()
+    found = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    found += changed(owned, belongings())
+    found += ["what `random` gives next, by its seed"] * (randoms[0] == randoms[1])
+    if [each for each in warnings.filters if each in filters] != filters:
+        found.append("the filters of warnings")
+    new = [each for each in warnings.filters if each not in filters]
+    if any(f"the module {category.__module__}" in owned for _, _, category, _, _ in new):
+        found.append("the filters of warnings")  # of more than the client's own
+    print(json.dumps(sorted(set(found))))

@@ -1,0 +1,177 @@
+"""A database may be away, or refuse: then a plugin gets an error, and no other answer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from errbot.storage import StoreMixin
+from errbot.storage.base import StorageBase
+
+from contract.support.database import Database
+from contract.support.deadlines import deadline
+from contract.support.expectations import same
+from contract.support.faults import Faults
+from contract.support.guest import use
+from contract.support.sample_values import MARK
+
+SOON = 30
+"""Seconds within which an operation must give up."""
+MANY = 120
+"""Keys of a loop: more than a page, where pages are short."""
+LARGE = 20_000_000
+"""More bytes than servers take at once as they are installed."""
+
+
+def mapping_of(storage: StorageBase) -> StoreMixin:
+    """Return a storage as plugins see theirs: as a mapping."""
+    mapping = StoreMixin()
+    mapping._store = storage
+    return mapping
+
+
+OPERATIONS: dict[str, Callable[[StorageBase], object]] = {
+    "`get`": lambda storage: storage.get("0"),
+    "`in`": lambda storage: "0" in mapping_of(storage),
+    "`set`": lambda storage: storage.set("0", "new"),
+    "`set` of a new key": lambda storage: storage.set("new", "new"),
+    "`remove`": lambda storage: storage.remove("0"),
+    "`len`": lambda storage: storage.len(),
+    "`keys`": lambda storage: sorted(storage.keys()),
+}
+
+
+def secrets_of(config: dict[str, Any]) -> list[str]:
+    """Return what is secret in a STORAGE_CONFIG, as far as one can tell from the outside."""
+    secrets = []
+    for name, value in config.items():
+        if isinstance(value, str):
+            password = urlsplit(value).password if "://" in value else None
+            secrets += [password, unquote(password)] if password else []
+            secrets += [value] if any(word in name for word in ("pass", "secret", "key")) else []
+    return secrets
+
+
+@contextmanager
+def away(database: Database, name: str) -> Iterator[list[object]]:
+    """Note the answer of the block, which an error leaves out. Only a wrong kind of error fails."""
+    answers: list[object] = []
+    try:
+        with deadline(SOON, f"The database is away, and {name} waits for ever."):
+            yield answers
+    except KeyError:
+        pytest.fail(
+            f"The database is away, and {name} raises KeyError: Errbot and plugins take that for a"
+            " missing key, and store their defaults in its place. Raise another error."
+        )
+    except Exception as error:
+        shown = f"{error!r} {error}"
+        told = [secret for secret in secrets_of(database.config.STORAGE_CONFIG) if secret in shown]
+        assert not told, f"The database is away, and the error of {name} shows a secret."
+
+
+def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database: Database) -> None:
+    """A database that cannot be reached is an error of each operation, at the latest."""
+    database.config.STORAGE_CONFIG |= faults.unreachable()
+    storages: list[StorageBase] = []
+    with away(database, "the start"):
+        storages.append(database.open("namespace", database.plugin()))
+    for name, operation in OPERATIONS.items():
+        for storage in storages:
+            with away(database, name) as answers:
+                answers.append(operation(storage))
+            assert not answers, (
+                f"There is no database, and {name} answers {answers[0]!r}. Raise an error: what"
+                " stands in for the database, and what only a log tells, is lost without a word."
+            )
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_database_that_goes_away_is_an_error(
+    faults: Faults, database: Database, name: str
+) -> None:
+    """An operation while the database is away is right, or an error, and harms nothing."""
+    storage = database.open("namespace", database.plugin())
+    expected: dict[str, object] = {"0": MARK, "1": [MARK]}
+    use(storage)
+    for key, value in expected.items():
+        storage.set(key, value)
+    right = {"`get`": MARK, "`in`": True, "`len`": 2, "`keys`": ["0", "1"]}
+    faults.stop()
+    try:
+        with away(database, name) as answers:
+            answers.append(OPERATIONS[name](storage))
+    finally:
+        faults.start()
+    assert answers in ([], [right.get(name)]), (
+        f"The database is away, and a plugin gets a wrong answer from {name}. Raise an error."
+    )
+    restarted = database.open("namespace", database.plugin())
+    after = dict(expected)
+    if name == "`remove`":
+        del after["0"]
+    elif name.startswith("`set`"):
+        after["new" if "new" in name else "0"] = "new"
+    for each in [storage, restarted]:
+        try:
+            got = {key: each.get(key) for key in each.keys()}
+            length = each.len()
+        except Exception as error:
+            pytest.fail(
+                f"The database is back, and the storage still fails: {error!r}. Connect anew after"
+                " each error."
+            )
+        # What failed may have been done.
+        assert got in ([after] if answers else [expected, after]), (
+            f"{name} returned while the database was away, and has done nothing: {sorted(got)}. Or"
+            " it failed, and harmed others. Raise an error, and change nothing."
+        )
+        assert length == len(got), "`len` went wrong when the database was away."
+    storage.set("after", MARK)
+    assert restarted.get("after") == MARK, "The database is back, and the storage does not use it."
+
+
+def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
+    faults: Faults, database: Database
+) -> None:
+    """A loop over the keys goes on, or raises an error, when the database goes away."""
+    storage = database.open("namespace", database.plugin())
+    for number in range(MANY):
+        storage.set(str(number), MARK)
+    keys = iter(storage.keys())
+    seen = [next(keys)]
+    faults.stop()
+    try:
+        with away(database, "a loop over the keys") as answers:
+            seen += keys
+            answers.append(len(seen))
+    finally:
+        faults.start()
+    assert answers in ([], [MANY]), (
+        f"The database went away, and a loop over the keys just ended: it gave {len(seen)} of"
+        f" {MANY} keys, and what a plugin makes of them is wrong. Let the error out."
+    )
+    assert len(list(storage.keys())) == MANY, "The database is back, and `keys` gives too few."
+
+
+def test_a_set_refused_for_its_size_changes_nothing(storage: StorageBase) -> None:
+    """A `set` that is refused for its size changes nothing."""
+    storage.set("key", MARK)
+    storage.set("other", [MARK])
+    for key in ["key", "new"]:
+        expected = {each: storage.get(each) for each in storage.keys()}
+        try:
+            storage.set(key, b"\xff" * LARGE)
+        except Exception:
+            got = {each: storage.get(each) for each in storage.keys()}
+            assert same(got, expected), (
+                f"A `set` of {LARGE} bytes is refused, and changes what is stored. Look at the size"
+                " first, or replace the value in one step."
+            )
+            assert storage.len() == len(expected), "`len` counts a key that was refused."
+        else:
+            assert same(storage.get(key), b"\xff" * LARGE), f"A value of {LARGE} bytes is cut."
+            storage.remove(key)
+    storage.set("key", MARK)
+    assert storage.get("key") == MARK, "After a value that is too large, nothing can be stored."

@@ -1,0 +1,135 @@
+"""A bot runs for years, and what it stores is there for as long."""
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+from errbot.storage.base import StoragePluginBase
+
+from contract.support.clock import YEARS, Clock
+from contract.support.database import Database
+from contract.support.faults import Faults
+from contract.support.guest import use
+from contract.support.sample_values import MARK
+
+MANY = 120
+"""Keys of a loop: more than a page, where pages are short."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this process, which can be put forward."""
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["in a bot", "after a restart"])
+def test_a_value_is_there_after_any_time(
+    clock: Clock, faults_if_any: Faults, database: Database, restarted: bool
+) -> None:
+    """A value that was set is there after any time."""
+    plugin = clock.load(database)
+    storage = database.open("namespace", plugin)
+    storage.set("read", MARK)
+    storage.set("never read", [MARK])
+    assert storage.get("read") == MARK
+    clock.ahead = YEARS
+    faults_if_any.age()
+    if restarted:
+        database.close(storage)
+        storage = database.open("namespace", clock.load(database))
+    expected = {"read": MARK, "never read": [MARK]}
+    try:
+        got = {key: storage.get(key) for key in storage.keys()}
+        kept = {key: storage.get(key) for key in expected}
+    except KeyError as error:
+        pytest.fail(f"The key {error} is gone after ten years. {FOR_EVER}")
+    assert got == kept == expected, f"After ten years, other values are there. {FOR_EVER}"
+    assert storage.len() == 2, f"After ten years, `len` is another one. {FOR_EVER}"
+    storage.set("new", MARK)
+    assert storage.get("new") == MARK, "After ten years, nothing can be stored any more."
+
+
+FOR_EVER = (
+    "Plugins store what must never expire: set no time to live, and let the database remove"
+    " nothing by its age, or to save space."
+)
+
+
+def keys_of_a_slow_loop(
+    database: Database, plugin: StoragePluginBase, pause: Callable[[], None]
+) -> list[str]:
+    """Loop over the keys of a namespace, and pause behind each of the first three."""
+    storage = database.open("namespace", plugin)
+    for number in range(MANY):
+        storage.set(str(number), MARK)
+    keys, seen = iter(storage.keys()), []
+    try:
+        for key in islice(keys, 3):
+            seen.append(key)
+            pause()
+        seen += keys
+    except Exception as error:
+        pytest.fail(f"A plugin whose loop over the keys takes long gets {error!r}. {SLOW_LOOP}")
+    return seen
+
+
+SLOW_LOOP = (
+    "Fetch the keys page by page, each with a statement of its own, and keep no cursor, no"
+    " transaction and no connection open between two keys."
+)
+
+
+def test_a_loop_over_the_keys_may_take_any_time(
+    clock: Clock, faults_if_any: Faults, database: Database
+) -> None:
+    """A loop over the keys may take as long as its body takes."""
+
+    def pause() -> None:
+        clock.ahead += YEARS
+        faults_if_any.age()
+
+    seen = keys_of_a_slow_loop(database, clock.load(database), pause)
+    assert sorted(seen) == sorted(map(str, range(MANY))), (
+        f"A loop over the keys that takes long gives {len(seen)} of {MANY} keys. {SLOW_LOOP}"
+    )
+
+
+def test_a_loop_over_the_keys_goes_on_when_connections_were_dropped(
+    faults: Faults, database: Database
+) -> None:
+    """A loop over the keys goes on when the connection was dropped meanwhile."""
+    seen = keys_of_a_slow_loop(database, database.plugin(), faults.drop)
+    assert sorted(seen) == sorted(map(str, range(MANY))), (
+        f"A loop over the keys whose connection was dropped gives {len(seen)} of {MANY} keys."
+        f" {SLOW_LOOP}"
+    )
+
+
+@pytest.mark.parametrize("operation", ["get", "set", "replace", "remove", "len", "keys", "open"])
+def test_a_connection_that_was_dropped_is_replaced(
+    faults: Faults, database: Database, operation: str
+) -> None:
+    """A connection that was dropped while it was idle is replaced without an error."""
+    plugin = database.plugin()
+    storage = database.open("namespace", plugin)
+    use(storage)
+    storage.set("key", MARK)
+    operations: dict[str, Callable[[], object]] = {
+        "get": lambda: storage.get("key"),
+        "set": lambda: (storage.set("new", MARK), storage.get("new"))[1],
+        "replace": lambda: (storage.set("key", MARK), storage.get("key"))[1],
+        "remove": lambda: (storage.remove("key"), MARK)[1],
+        "len": lambda: storage.len() == 1 and MARK,
+        "keys": lambda: list(storage.keys()) == ["key"] and MARK,
+        "open": lambda: database.open("namespace", plugin).get("key"),
+    }
+    faults.drop()
+    try:
+        right = operations[operation]() == MARK
+    except Exception as error:
+        pytest.fail(
+            f"A bot that was idle for a night gets {error!r} from `{operation}`. Look whether the"
+            " server has closed a connection before you use it (there is something to read, or its"
+            " end), and connect anew; repeat what only reads."
+        )
+    assert right, f"On a connection that was dropped, `{operation}` does something else."
