@@ -319,21 +319,6 @@ def test_a_bot_goes_on_with_the_promoted_standby(
         primary.stop()
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_removal_that_met_a_broken_connection_says_that_it_is_unknown(
-    connect: Connect, server: Server, name: str, url: str, table: str
-) -> None:
-    storage = connect(url, table=table).open("namespace")
-    storage.set("key", 1)
-    server.kill()
-    server.start()
-    with pytest.raises(StoreException, match="may have been done, or not"):
-        storage.remove("key")
-    storage.remove("key")
-    with pytest.raises(KeyError):
-        storage.remove("key")
-
-
 # Servers that do not answer
 
 
