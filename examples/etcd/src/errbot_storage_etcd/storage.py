@@ -60,8 +60,7 @@ class EtcdConfig(BaseModel):
         except ValidationError as error:
             problems = error.errors(include_input=False, include_context=False)
         del storage_config  # Sentry sends the locals of each frame of an error.
-        known = ", ".join(cls.model_fields)
-        lines: dict[str | int, str] = {}
+        known, lines = ", ".join(cls.model_fields), dict[str | int, str]()
         for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
             key, *_ = problem["loc"] or [""]
             line = f"{key}: no such key. It takes {known}."
@@ -197,11 +196,10 @@ class EtcdStorage(StorageBase):
 
     def signer(self, key: str) -> Signer:
         """Make a signer for this namespace and key, so that a moved value does not verify."""
-        place = json.dumps([self._namespace, key])
-        if json.loads(place) != [self._namespace, key]:  # A surrogate pair looks like its emoji.
-            place = ascii([self._namespace, key])
+        place = [self._namespace, key]  # In JSON, a surrogate pair looks like its emoji.
+        salt = json.dumps(place) if json.loads(json.dumps(place)) == place else ascii(place)
         keys = [secret.get_secret_value() for secret in self._signing_keys]
-        return Signer(keys, salt=place, key_derivation="hmac", digest_method=hashlib.sha256)
+        return Signer(keys, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
 
     def _dump(self, key: str, value: Any) -> bytes:
         """Pickle a value, and sign it if there is a signing key."""
@@ -228,6 +226,8 @@ class EtcdStorage(StorageBase):
             found = re.search(r"(No module \w+|(Can't get|has no) attribute) '[\w.]+'", str(error))
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
+        finally:
+            data, value = b"", None  # Sentry sends the locals of each frame of an error.
 
     __reduce__ = None  # type: ignore[assignment]  # No pickle: it holds keys.
 
