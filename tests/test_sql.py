@@ -325,21 +325,6 @@ def test_a_bot_continues_with_the_promoted_standby(
         primary.stop()
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_removal_on_a_broken_connection_may_have_been_done(
-    connect: Connect, server: Server, name: str, url: str, table: str
-) -> None:
-    storage = connect(url, table=table).open("namespace")
-    storage.set("key", 1)
-    server.kill()
-    server.start()
-    with pytest.raises(StoreException, match="may have been done, or not"):
-        storage.remove("key")
-    storage.remove("key")
-    with pytest.raises(KeyError):
-        storage.remove("key")
-
-
 # Servers that do not answer
 
 
