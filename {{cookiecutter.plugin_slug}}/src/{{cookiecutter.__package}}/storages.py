@@ -118,7 +118,7 @@ def open_here(path: Path) -> Any:
     if not hasattr(plugin, "namespaces"):
         name = getattr(config, "STORAGE", "Shelf")
         raise CannotRun(
-            f"{path} uses the storage {name!r}. Copy its data with `move`, and set"
+            f"{path} uses the storage {name!r}. Copy its data here with `move`, and then set"
             ' STORAGE = "{{ cookiecutter.plugin_name }}".'
         )
     return plugin
