@@ -1,8 +1,8 @@
 # make demo: bake a project, and talk to a bot that uses it
 # make test: check the template, and the project that it bakes for each database
 # make test-slow: test on every Python, and the whole contract against each broken storage
-# make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld takes MySQL instead of MariaDB,
-#   and REDIS_SERVER=valkey-server takes Valkey instead of Redis
+# make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld uses MySQL instead of MariaDB,
+#   and REDIS_SERVER=valkey-server uses Valkey instead of Redis
 # make test-newer: test on the Pythons and servers of a newer Debian, which it unpacks into .newer
 # make bench: measure everything that docs/benchmarks.md shows, and draw all pictures
 

@@ -42,9 +42,9 @@ FIRST_KEY = 50
 MEMORY = {"sqlite": 50, "sql, PostgreSQL": 50, "sql, MariaDB": 50, "redis": 150}
 """Maximum MB of memory to iterate over all keys of the largest namespace."""
 CLEAR = {"sqlite": 12, "sql, PostgreSQL": 16, "sql, MariaDB": 12, "redis": 12}
-"""Clearing ten times as many keys takes at most so many times as long.
+"""Maximum factor by which time grows when clearing ten times as many keys.
 
-PostgreSQL passes over the index entries of removed keys until autovacuum, once a minute.
+Until autovacuum runs, once a minute, PostgreSQL reads the index entries of removed keys, too.
 """
 BAKE = 1.3
 """Maximum time of a bake relative to a template with one file."""

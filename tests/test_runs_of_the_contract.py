@@ -240,7 +240,7 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_an_error_of_the_storage_is_told_with_the_promise_that_it_breaks(run_tests: Run) -> None:
+def test_an_error_of_the_storage_is_reported_with_the_broken_promise(run_tests: Run) -> None:
     code = """
 _get = AcmeStorage.get
 
@@ -261,7 +261,7 @@ AcmeStorage.get = get
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_the_reason_that_the_command_line_hides_is_told(run_tests: Run) -> None:
+def test_an_error_that_the_command_line_hides_is_reported(run_tests: Run) -> None:
     code = """
 import sys
 
@@ -280,7 +280,7 @@ AcmePlugin.open = _open
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_a_quick_run_takes_hundreds_of_keys_in_place_of_thousands(run_tests: Run) -> None:
+def test_a_quick_run_uses_hundreds_of_keys_instead_of_thousands(run_tests: Run) -> None:
     code = """
 import atexit
 import itertools
@@ -314,7 +314,7 @@ AcmeStorage.set = lambda self, key, value: (time.sleep(0.01), _set(self, key, va
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_a_storage_that_misses_without_a_word_is_not_said_to_mix_up_namespaces(
+def test_a_storage_that_ignores_missing_keys_is_not_said_to_mix_up_namespaces(
     run_tests: Run, tmp_path: Path
 ) -> None:
     code = """

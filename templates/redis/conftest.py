@@ -97,10 +97,10 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
 
 
 class RedisProxy(Proxy):
-    """The way to Redis, where keys can have a time to live."""
+    """A proxy to Redis, where keys can have a time to live."""
 
     def age(self) -> None:
-        """Remove each key that would be removed one day."""
+        """Remove all keys that have a time to live."""
         with redis.Redis.from_url(self.config()["url"]) as server:
             for key in server.scan_iter(match=f"{PREFIX}*", count=1_000):
                 if server.ttl(key) >= 0:
@@ -111,9 +111,9 @@ class RedisProxy(Proxy):
 def faults(
     errbot_config: SimpleNamespace, url: str, pytestconfig: pytest.Config
 ) -> Iterator[Faults]:
-    """How the tests make the database fail."""
+    """Makes the database fail."""
     if is_fake(pytestconfig):
-        yield Faults()  # fakeredis is in this process
+        yield Faults()  # fakeredis runs in this process
         return
     parts = urlsplit(url)
     account = parts.netloc.rpartition("@")[0]

@@ -56,7 +56,7 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Iterator[Faults]:
-    """How the tests make the database fail. A file has no connection that could be dropped."""
+    """Makes the database fail. A file has no connections to drop."""
     errbot_config.STORAGE_CONFIG["timeout"] = 2.0 if URL else 0.1
     if not URL:
         yield LockedFile(tmp_path / "storage.sqlite")

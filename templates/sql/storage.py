@@ -79,8 +79,8 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$",
         description="Name of the table, or schema.table. It is created if it is missing.",
     )
-    pool_size: int = Field(default=20, ge=1, strict=True, description="Connections at most.")
-    pool_recycle: Seconds = Field(default=300.0, description="Seconds that a connection lives.")
+    pool_size: int = Field(default=20, ge=1, strict=True, description="Connection limit.")
+    pool_recycle: Seconds = Field(default=300.0, description="Seconds that a connection is used.")
     timeout: Seconds = Field(default=10.0, description="Seconds to wait before an operation fails.")
 {% include "shared/signing_key.py" %}
 {% include "shared/load.py" %}
@@ -232,13 +232,13 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         """Return an idle connection, or a new one."""
         with suppress(IndexError):
             while (idle := self._idle.pop()).info["end"] < monotonic() or wait(idle.info["io"], 0):
-                idle.close()  # What can be read from it is its end: the server has closed it.
+                idle.close()  # It is readable, so the server has closed it.
             return idle
         connection = self._engine.connect()
         connection.detach()  # SQLAlchemy forgets it. From now on it is in `_idle`, or in use.
         connection.info["end"] = monotonic() + self.config.pool_recycle
         driver: Any = connection.connection.dbapi_connection
-        sock = getattr(driver, "_sock", driver)  # PyMySQL's; psycopg's connection stands for one.
+        sock = getattr(driver, "_sock", driver)  # PyMySQL's; psycopg's connection acts as one.
         connection.info["io"] = [sock] * hasattr(sock, "fileno")
         return connection
 

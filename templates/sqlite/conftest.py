@@ -36,7 +36,7 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
 
 @pytest.fixture
 def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Faults:
-    """How the tests make the database fail. A file has no connection that could be dropped."""
+    """Makes the database fail. A file has no connections to drop."""
     errbot_config.STORAGE_CONFIG["timeout"] = 0.1
     return LockedFile(tmp_path / "errbot.sqlite3")
 

@@ -1,4 +1,4 @@
-"""A MariaDB server. `MYSQL_SERVER=mysqld` takes one of MySQL instead."""
+"""A MariaDB server, or a MySQL server with `MYSQL_SERVER=mysqld`."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ class MariaDB(Server):
             "innodb-buffer-pool-size": "32M",
             "innodb-flush-method": "nosync",  # the tests kill servers, but not the machine
             "skip-name-resolve": "ON",
-            # MySQL would take a second port, and files from a folder of the machine.
+            # MySQL would use a second port, and a folder outside of this one.
             **({"mysqlx": "OFF", "secure-file-priv": "NULL"} if MYSQL else {}),
             **settings,
         }

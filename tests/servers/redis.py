@@ -1,6 +1,6 @@
 """Redis for the tests: one server, a master with a replica and Sentinels, and a Cluster.
 
-`REDIS_SERVER=valkey-server` takes Valkey instead.
+With `REDIS_SERVER=valkey-server`, Valkey replaces Redis.
 """
 
 import os

@@ -242,7 +242,7 @@ def test_neither_vars_nor_a_pickle_shows_a_secret(database: Database) -> None:
 
 
 PART = "q7xz"
-"""Stands in each part of a secret that a special character may cut in two."""
+"""Is in every part of a secret, because special characters may split it."""
 
 
 @pytest.mark.parametrize("quoted", [False, True], ids=["as it is", "percent-encoded"])
@@ -266,4 +266,4 @@ def test_no_part_of_a_secret_shows(
         except Exception as error:
             shown += [*traceback.format_exception(error), repr(error), frames_of(error)]
         if told := [text for text in [*shown, *log_lines] if PART in text]:
-            pytest.fail(f"A part of {key} shows where it holds {mark!r}: {told[0]}")
+            pytest.fail(f"A part of {key} shows if it contains {mark!r}: {told[0]}")

@@ -342,7 +342,7 @@ def test_a_signature_is_checked_at_each_get(database: Database, name: str, key: 
 
 
 def shown_to_sentry(error: BaseException) -> str:
-    """Return what a service is told of an error: its frames with their locals, without this one."""
+    """Return what Sentry gets about an error: its frames with local variables, except this one."""
     assert error.__traceback__
     steps = error.__traceback__.tb_next
     shown = traceback.TracebackException(type(error), error, steps, capture_locals=True)
@@ -356,6 +356,6 @@ def test_what_is_refused_is_refused_under_python_o() -> None:
     command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", "refused and not python_o"]
     done = run_command([*command, *files], folder=folder)
     assert done.returncode == 0, (
-        "With `python -O`, or PYTHONOPTIMIZE, Python leaves out each `assert`, and something is"
-        f" taken that must be refused. Check with `if` and `raise`:\n{done.stdout}{done.stderr}"
+        "With `python -O` or PYTHONOPTIMIZE, Python ignores `assert`, and the storage accepts what"
+        f" it must refuse. Check with `if` and `raise`:\n{done.stdout}{done.stderr}"
     )

@@ -227,7 +227,7 @@ class EtcdStorage(StorageBase):
             reason = found[0] if found else type(error).__name__
             raise StoreException(f"Cannot unpickle {where}: {reason}.") from error
         finally:
-            data, value = b"", None  # Sentry sends the locals of each frame of an error.
+            data, value = b"", None  # Sentry reports the local variables of each frame.
 
     __reduce__ = None  # type: ignore[assignment]  # Not to be pickled: it has keys.
 
