@@ -72,6 +72,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
     """Plugins that work at once, each in its namespace, do not see each other."""
     plugin = database.plugin()
     names = [database.namespace(f"plugin {number}") for number in range(PLUGINS)]
+    new_names = [[f"{name} {turn}" for turn in range(TURNS)] for name in names]
 
     def work(number: int) -> None:
         choice, model = random.Random(number), dict[str, object]()
@@ -86,6 +87,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
                 model[key] = value
             if choice.random() < 0.1:
                 storage.close()
+                plugin.open(new_names[number].pop()).close()
                 storage = plugin.open(names[number])
             got = (contents(storage), storage.len())
             assert same(got, (model, len(model))), (

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum, IntEnum
+from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -104,6 +104,38 @@ class Color(str, Enum):
     """A choice of a plugin that is a text."""
 
     RED = "red"
+
+
+class Slots:
+    """An object without a dict of its attributes."""
+
+    __slots__ = ("name", "unset")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Slots({self.name!r}, {hasattr(self, 'unset')})"
+
+
+@dataclass(frozen=True)
+class Version:
+    """An object that cannot be changed."""
+
+    number: int
+
+    class Part:
+        """A class inside of another."""
+
+        def __repr__(self) -> str:
+            return "Version.Part()"
+
+
+class Rights(Flag):
+    """Choices of a plugin that go together."""
+
+    READ = 1
+    WRITE = 2
 
 
 class Counted:
@@ -265,6 +297,10 @@ OBJECTS: dict[str, Any] = {
     "instance that is a dict": Settings(a=MARK),
     "instance that is a dict with attributes": with_attributes(Room(a=MARK), topic=MARK),
     "instance with a state of its own": Counted(7),
+    "instance with slots": Slots(MARK),
+    "instance that is frozen": Version(1),
+    "instance of a class in a class": Version.Part(),
+    "several members of an enumeration": Rights.READ | Rights.WRITE,
 }
 
 KINDS: dict[str, Any] = {
