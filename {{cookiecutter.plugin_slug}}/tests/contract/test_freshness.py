@@ -137,6 +137,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
         "`get` has written: what was removed while it read is back. Write nothing in `get`."
     )
 
+    other.set("key", [MARK, "first"])
     writing = [True]
 
     def write() -> None:
@@ -164,7 +165,7 @@ def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> Non
     before: dict[str, Callable[[], object]] = {
         "had set it": lambda: one.set("key", [MARK, "before"]),
         "had read it": lambda: (other.set("key", [MARK, "before"]), one.get("key")),
-        "had missed it": lambda: get_or(one, "key"),
+        "had missed it": lambda: (get_or(one, "key"), one.len()),
         "had removed it": lambda: (one.set("key", [MARK, "before"]), one.remove("key")),
         "had listed it": lambda: (other.set("key", [MARK, "before"]), list(one.keys()), one.len()),
     }

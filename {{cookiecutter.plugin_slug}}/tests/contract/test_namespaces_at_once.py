@@ -212,7 +212,7 @@ def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None
         "`get`": lambda: storage.get("a"),
         "`set`": lambda: storage.set("a", MARK),
         "`remove`": lambda: (storage.set("d", MARK), storage.remove("d")),
-        "`open` and `close`": lambda: database.close(database.open("namespace")),
+        "`open` and `close`": lambda: database.close(database.open("third")),
     }
 
     def costs() -> dict[str, tuple[int, int]]:
