@@ -297,7 +297,7 @@ def dicts_are_merged(Storage, Plugin):
     def set(old, self, key, value):
         if type(value) is dict:
             before = value_or_none(self, key)
-            if type(before) is dict:
+            if type(before) is dict and value.keys() < before.keys():
                 value = before | value
         old(self, key, value)
 
