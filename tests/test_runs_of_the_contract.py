@@ -267,7 +267,7 @@ import sys
 
 
 def _open(self, namespace, open=AcmePlugin.open):
-    if sys.argv[0] != "-c" and "pytest" not in sys.argv[0]:
+    if not sys.argv[0].endswith("__main__.py"):  # `python -m pytest`
         raise OSError("another process has locked the file")
     return open(self, namespace)
 

@@ -145,3 +145,17 @@ def the_latest_time_wins(Storage, Plugin):
         if now > STAMPS.get((*self.place, key), 0):
             STAMPS[(*self.place, key)] = now
             old(self, key, value)
+
+
+@caught_by("test_a_key_that_is_listed_has_its_value", alone=True)
+def a_key_is_there_before_its_value(Storage, Plugin):
+    """INSERT of the key, to have the number of its row, and UPDATE with the value."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        here = threading.current_thread() is threading.main_thread()  # which may be interrupted
+        if not here and bytes_or_none(self, key) is None:
+            old(self, key, None)
+            time.sleep(0.001)
+        old(self, key, value)

@@ -57,7 +57,8 @@ def a_remove_that_misses_leaks_a_connection(Storage, Plugin):
 def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
     """Take a connection out of a pool for good where an operation fails.
 
-    The pool is large, so that it is empty for none but the test that fails on purpose.
+    The pool is large, and the main thread has one of its own, so that it is empty for none but the
+    test that fails on purpose.
     """
 
     @replace(Plugin)
@@ -70,6 +71,8 @@ def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
 
     @wraps(old)
     def method(self, *arguments):
+        if threading.current_thread() is threading.main_thread():
+            return old(self, *arguments)
         connection = self.pool.pop()
         try:
             result = old(self, *arguments)
@@ -158,9 +161,9 @@ def keys_fails_where_others_write(Storage, Plugin):
     def keys(old, self):
         count = self.len()
         found = old(self)
-        if count < 500:
+        if 200 < count < 500:
             time.sleep(0.0005)
-        if self.len() != count:
+        if count > 200 and self.len() != count:
             raise RuntimeError("dictionary changed size during iteration")
         return found
 
@@ -249,8 +252,9 @@ def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        self._dump(key, value)
-        if threading.current_thread() is not threading.main_thread():  # which may be interrupted
+        small = len(self._dump(key, value)) < 1_000_000  # fits into one packet
+        here = threading.current_thread() is threading.main_thread()  # which may be interrupted
+        if small and not here:
             with suppress(KeyError):
                 take_away(self, key)
                 time.sleep(0.0005)

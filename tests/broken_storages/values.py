@@ -294,7 +294,7 @@ def dicts_are_merged(Storage, Plugin):
     def set(old, self, key, value):
         if type(value) is dict:
             before = value_or_none(self, key)
-            if type(before) is dict:
+            if type(before) is dict and value.keys() < before.keys():
                 value = before | value
         old(self, key, value)
 
@@ -780,3 +780,31 @@ def equal_values_are_stored_once(Storage, Plugin):
             before = bytes_or_none(self, key)
             old(self, key)
             drop(before)
+
+
+@caught_by("test_a_class_that_was_loaded_anew_gets_its_values_back", alone=True)
+def classes_are_looked_up_once(Storage, Plugin):
+    """`lru_cache` around the lookup of a class by its module and its name."""
+    classes: dict[tuple[str, str], type] = {}
+
+    def change(value):
+        kind = type(value)
+        if kind.__module__.startswith("contract"):
+            known = classes.setdefault((kind.__module__, kind.__qualname__), kind)
+            if known is not kind:
+                value.__class__ = known
+        return value
+
+    change_values(Storage, change)
+
+
+@caught_by("test_an_object_comes_back")
+def instances_are_stored_by_their_dict(Storage, Plugin):
+    """`vars(value)`, and nothing where there is no dict."""
+
+    def change(value):
+        ours = type(value).__module__.startswith("contract")
+        bare = ours and not hasattr(value, "__dict__") and not isinstance(value, tuple)
+        return object.__new__(type(value)) if bare else value
+
+    change_values(Storage, change)

@@ -137,6 +137,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
         "`get` has written: what was removed while it read is back. Write nothing in `get`."
     )
 
+    other.set("key", [MARK, "first"])
     writing = [True]
 
     def write() -> None:
@@ -164,7 +165,7 @@ def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> Non
     before: dict[str, Callable[[], object]] = {
         "had set it": lambda: one.set("key", [MARK, "before"]),
         "had read it": lambda: (other.set("key", [MARK, "before"]), one.get("key")),
-        "had missed it": lambda: get_or(one, "key"),
+        "had missed it": lambda: (get_or(one, "key"), one.len()),
         "had removed it": lambda: (one.set("key", [MARK, "before"]), one.remove("key")),
         "had listed it": lambda: (other.set("key", [MARK, "before"]), list(one.keys()), one.len()),
     }
@@ -228,3 +229,29 @@ def test_the_clock_going_back_changes_nothing(
         assert (one.len(), len(list(other.keys()))) == (2 * turn + 2, 2 * turn + 2), (
             "After the clock was put back, keys are lost or doubled."
         )
+
+
+def test_a_key_that_is_listed_has_its_value(database: Database) -> None:
+    """A key that `keys` gives has its value, while others set new ones."""
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    writing = [True]
+
+    def write() -> None:
+        try:
+            for turn in range(100):
+                one.set(f"key {turn}", [MARK * (turn % 10 * 1_000), turn])
+        finally:
+            writing.clear()
+
+    def read() -> None:
+        while writing:
+            for storage in [one, other]:
+                for key in list(storage.keys())[-3:]:
+                    number = int(key.split()[1])
+                    assert same(get_or(storage, key), [MARK * (number % 10 * 1_000), number]), (
+                        "`keys` gave a key whose value was not there yet, or not whole. Write a"
+                        " value and what is listed in one step, or the value first."
+                    )
+
+    at_once(write, read, read)
+    assert (one.len(), other.len()) == (100, 100)

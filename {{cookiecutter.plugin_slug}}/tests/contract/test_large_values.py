@@ -4,6 +4,7 @@ import random
 import secrets
 from functools import partial
 from time import sleep
+from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -11,10 +12,28 @@ from errbot.storage.base import StorageBase
 from contract.support.database import PROCESS, Database, process_command, running
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import expect, same
-from contract.support.sample_values import LARGE, MARK, REPLACERS, large_value
+from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
 READERS, TURNS = 3, 4
+
+
+def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
+    """Large texts, lists and dicts come back as well as large bytes do."""
+    values: list[Any] = [
+        MARK * 200_000,
+        "\U0001f600" * 1_200_000,
+        list(range(200_000)),
+        {f"key {number}": [number, MARK] for number in range(50_000)},
+        Person(MARK, [Person(MARK * 100) for _ in range(2_000)]),
+    ]
+    for number, value in enumerate(values):
+        storage.set(f"key {number}", value)
+    for number, value in enumerate(values):
+        assert same(storage.get(f"key {number}"), value), (
+            f"A large {type(value).__name__} came back changed. Keep all pickles in one column of"
+            " bytes, of the largest type that the database has."
+        )
 
 
 def test_large_values_follow_each_other(storage: StorageBase) -> None:

@@ -72,6 +72,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
     """Plugins that work at once, each in its namespace, do not see each other."""
     plugin = database.plugin()
     names = [database.namespace(f"plugin {number}") for number in range(PLUGINS)]
+    new_names = [[f"{name} {turn}" for turn in range(TURNS)] for name in names]
 
     def work(number: int) -> None:
         choice, model = random.Random(number), dict[str, object]()
@@ -86,6 +87,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
                 model[key] = value
             if choice.random() < 0.1:
                 storage.close()
+                plugin.open(new_names[number].pop()).close()
                 storage = plugin.open(names[number])
             got = (contents(storage), storage.len())
             assert same(got, (model, len(model))), (
@@ -210,7 +212,7 @@ def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None
         "`get`": lambda: storage.get("a"),
         "`set`": lambda: storage.set("a", MARK),
         "`remove`": lambda: (storage.set("d", MARK), storage.remove("d")),
-        "`open` and `close`": lambda: database.close(database.open("namespace")),
+        "`open` and `close`": lambda: database.close(database.open("third")),
     }
 
     def costs() -> dict[str, tuple[int, int]]:

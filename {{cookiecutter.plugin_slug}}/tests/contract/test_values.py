@@ -110,6 +110,25 @@ def test_classes_of_one_name_are_told_apart(
         )
 
 
+def test_a_class_that_was_loaded_anew_gets_its_values_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a plugin was reloaded, `get` gives instances of its class as it is now."""
+    module: Any = ModuleType("contract_reloaded")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    storage = database.open()
+    for _ in range(2):
+        module.Entry = type("Entry", (Person,), {"__module__": module.__name__})
+        if not storage.len():
+            storage.set("key", module.Entry(MARK))
+        assert type(storage.get("key")) is module.Entry, (
+            "After a plugin was reloaded, it gets instances of its old class, with old code, and"
+            " `isinstance` is false. Look up the class by its name at each `get`."
+        )
+        database.close(storage)
+        storage = database.open()
+
+
 def test_every_value_comes_back_after_a_restart(database: Database) -> None:
     """Every value comes back through a second plugin instance as well, as after a restart."""
     storage, before = database.open(), {}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum, IntEnum
+from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -105,6 +105,38 @@ class Color(str, Enum):
     """A choice of a plugin that is a text."""
 
     RED = "red"
+
+
+class Slots:
+    """An object without a dict of its attributes."""
+
+    __slots__ = ("name", "unset")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Slots({self.name!r}, {hasattr(self, 'unset')})"
+
+
+@dataclass(frozen=True)
+class Version:
+    """An object that cannot be changed."""
+
+    number: int
+
+    class Part:
+        """A class inside of another."""
+
+        def __repr__(self) -> str:
+            return "Version.Part()"
+
+
+class Rights(Flag):
+    """Choices of a plugin that go together."""
+
+    READ = 1
+    WRITE = 2
 
 
 class Counted:
@@ -298,6 +330,10 @@ OBJECTS: dict[str, Any] = {
     "instance that is a dict": Settings(a=MARK),
     "instance that is a dict with attributes": with_attributes(Room(a=MARK), topic=MARK),
     "instance with a state of its own": Counted(7),
+    "instance with slots": Slots(MARK),
+    "instance that is frozen": Version(1),
+    "instance of a class in a class": Version.Part(),
+    "several members of an enumeration": Rights.READ | Rights.WRITE,
 }
 
 KINDS: dict[str, Any] = {
@@ -363,7 +399,7 @@ TWINS: dict[str, tuple[Any, Any]] = {
     "crc32": ("plumless", "buckeroo"),
     "adler32": ("key 100020", "key 100101"),
     "hash of numbers": (-1, -2),
-    "hash of large numbers": (0, 2**61 - 1),
+    "hash of large numbers": (1, 2**61),
     "equal": (1, True),
     "equal texts": (MARK, Tag(MARK)),
     "equal dicts in another order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
