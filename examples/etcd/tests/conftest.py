@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from contract.support.faults import Faults, Proxy
 from contract.support.server import free_ports, running
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -45,3 +46,11 @@ def errbot_config(tmp_path: Path, port: int) -> SimpleNamespace:
 def outlives_process() -> bool:
     """Whether data survive the process that stored them."""
     return True
+
+
+@pytest.fixture
+def faults(errbot_config: SimpleNamespace, port: int) -> Iterator[Faults]:
+    """How the tests make the database fail: the plugin reaches it by a way that can break."""
+    with Proxy("127.0.0.1", port, lambda port: {"port": port}) as proxy:
+        errbot_config.STORAGE_CONFIG |= {"timeout": 2.0, **proxy.config()}
+        yield proxy
