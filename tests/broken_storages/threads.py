@@ -296,7 +296,7 @@ def all_namespaces_are_one_file(Storage, Plugin):
             return old(self, key, value)
         with self.lock:
             before = len(WRITTEN)
-            time.sleep(0.0005)
+            time.sleep(0.002)
             old(self, key, value)
             for storage, other in WRITTEN[before:]:
                 if storage.plugin is not self.plugin:

@@ -169,6 +169,10 @@ def test_after_interrupts_the_storage_works_for_all_threads(
     storage: StorageBase, others: list[Other], interrupts: Interrupts
 ) -> None:
     """After Ctrl-C the storage works for all threads."""
+    while not all(other.turns for other in others):
+        sleep(0.001)
+    if any(other.errors for other in others):
+        pytest.skip("threads cannot use it without an interrupt, either: another test's matter")
     interrupt_often(storage, interrupts)
     with interrupts.no_more():
         for turn in range(30):

@@ -117,7 +117,7 @@ def test_a_name_of_a_namespace_is_refused_with_a_value_error(database: Database)
     for name in HARD:
         refused = refusal(use, name)
         assert not refused or issubclass(refused, ValueError), (
-            f"A name of {len(name)} characters, {name[:5]!r} ..., was refused with a"
+            f"A name of {len(name)} characters, {name[:5]!r} ..., was refused with"
             f" {refused.__name__}. Raise ValueError, and say what the database can hold: an"
             " administrator sees it when a plugin of that name cannot be activated."
         )

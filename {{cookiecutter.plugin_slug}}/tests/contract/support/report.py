@@ -41,7 +41,8 @@ class Promises:
 
     def note(self, report: pytest.TestReport, words: str) -> None:
         """Note what became of a phase of a test. `words` is the docstring of the test."""
-        test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
+        node, _, parameter = report.nodeid.partition("[")
+        test = node.rpartition("::")[2]
         said = said_by(report).removeprefix(f"{words} ")
         if report.failed and said.startswith(LOGGED):  # whichever test came upon it
             test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
@@ -100,7 +101,7 @@ def explain(
     if crash is None or isinstance(caught.value, (AssertionError, pytest.fail.Exception)):
         return
     operation = raised_by(caught)
-    raised = f"`{operation}` raised " if operation else "this came of it: "
+    raised = f"`{operation}` raised " if operation else "it ended with "
     text = " ".join(str(caught.value).split())
     crash.message = f"{words} Here {raised}{type(caught.value).__name__}: {text:.300}"
     report.sections.append(("the promise", crash.message))

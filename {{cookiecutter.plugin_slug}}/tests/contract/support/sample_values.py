@@ -119,6 +119,9 @@ class Unstorable:
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle this ({MARK})")
 
+    def __repr__(self) -> str:
+        return "Unstorable()"
+
 
 def with_attributes(instance: Any, **attributes: object) -> Any:
     """Set attributes of an instance, and return it."""
