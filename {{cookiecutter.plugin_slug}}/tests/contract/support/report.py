@@ -10,6 +10,7 @@ import pytest
 CONTRACT = Path(__file__).parent.parent
 OPERATIONS = ["open", "get", "set", "remove", "len", "keys", "close"]
 LOGGED = "A value stands in the log."
+CLOSED = "A storage can be closed, whatever came before."
 LOGGED_PROMISE = "No value stands in the log, or in what is printed."
 
 
@@ -46,6 +47,9 @@ class Promises:
         said = said_by(report).removeprefix(f"{words} ")
         if report.failed and said.startswith(LOGGED):  # whichever test came upon it
             test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
+        elif report.failed and said.startswith(CLOSED):
+            test, words = "close, after a test", CLOSED
+            said = said.removeprefix(f"{CLOSED} ")
         promise = self._promises.setdefault(test, Promise(words, test))
         if report.failed:
             names = promise.faults.setdefault(said, [])
@@ -98,9 +102,12 @@ def explain(
 ) -> None:
     """Let the report of an error that is none of the test's own words say what it breaks."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is None or isinstance(caught.value, (AssertionError, pytest.fail.Exception)):
-        return
     operation = raised_by(caught)
+    own = isinstance(caught.value, (AssertionError, pytest.fail.Exception)) and not operation
+    if crash is None or own:
+        return
+    if report.when == "teardown" and operation == "close":
+        words = CLOSED
     raised = f"`{operation}` raised " if operation else "it ended with "
     text = " ".join(str(caught.value).split())
     crash.message = f"{words} Here {raised}{type(caught.value).__name__}: {text:.300}"
