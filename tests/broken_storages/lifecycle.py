@@ -150,7 +150,7 @@ def connecting_drops_the_tables(Storage, Plugin):
         return storage
 
 
-@caught_by("test_a_set_is_done_when_it_returns", "test_a_removal_is_done_when_it_returns")
+@caught_by("test_a_set_is_done_when_it_returns")
 def all_is_written_when_the_storage_is_closed(Storage, Plugin):
     """`sync()` of shelve, and its `writeback=True`."""
     write_behind(Storage, only_replacing=False)

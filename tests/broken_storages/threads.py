@@ -281,6 +281,7 @@ def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
 # In this module because Errbot executes storage.py anew for every plugin instance.
 WRITTEN: list[tuple[Any, str]] = []
 OPENERS: weakref.WeakSet[Any] = weakref.WeakSet()
+WRITING = threading.Lock()
 
 
 @caught_by("test_two_openers_at_once_lose_nothing", alone=True)
@@ -289,10 +290,14 @@ def all_namespaces_are_one_file(Storage, Plugin):
     take_away = Storage.remove
 
     @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        OPENERS.add(self)
+
+    @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
         storage.plugin, storage.lock = self, self.__dict__.setdefault("lock", threading.RLock())
-        OPENERS.add(self)
         return storage
 
     @replace(Storage)
@@ -302,12 +307,13 @@ def all_namespaces_are_one_file(Storage, Plugin):
         with self.lock:
             before = len(WRITTEN)
             time.sleep(0.0005)
-            old(self, key, value)
-            for storage, other in WRITTEN[before:]:
-                if storage.plugin is not self.plugin:
-                    with suppress(KeyError):
-                        take_away(storage, other)
-            WRITTEN.append((self, key))
+            with WRITING:  # The last one has read what was there before the others wrote.
+                old(self, key, value)
+                for storage, other in WRITTEN[before:]:
+                    if storage.plugin is not self.plugin:
+                        with suppress(KeyError):
+                            take_away(storage, other)
+                WRITTEN.append((self, key))
         return None
 
 

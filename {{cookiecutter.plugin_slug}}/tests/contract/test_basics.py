@@ -61,10 +61,11 @@ def test_a_loop_over_the_keys_ends(
     got = list(islice(storage.keys(), 10))
     if len(got) == 10:
         request.session.shouldfail = "`keys` never ends, and so nothing that lists keys would end"
-    assert sorted(got) == keys, (
-        "A loop over these keys goes wrong, or goes on for ever. Tell the first page from the one"
-        ' after the key "".'
-    )
+        pytest.fail(
+            f"A loop over the keys {keys} goes on for ever. Tell the first page from the one after"
+            ' the key "".'
+        )
+    assert sorted(got) == keys, f"A loop over the keys {keys} gave {got}."
 
 
 def test_no_operation_waits_for_ever(database: Database, request: pytest.FixtureRequest) -> None:

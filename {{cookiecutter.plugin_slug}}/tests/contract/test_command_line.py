@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from contract.support.database import Database, process_command, run_command
+from contract.support.database import Database, process_command, reason, run_command
 from contract.support.sample_values import MARK
 
 
@@ -17,8 +17,8 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
     if done.returncode:
         # Errbot hides the error of a storage that does not open behind one of its own.
         probe = run_command(process_command(database, name, "read"))
-        reason = (probe if probe.returncode else done).stderr.strip()
-        pytest.fail(f"`errbot {option}` fails with {reason.splitlines()[-1]}\n{reason}")
+        failed = probe if probe.returncode else done
+        pytest.fail(f"`errbot {option}` fails with {reason(failed.stderr)}")
     return done.stdout.strip()
 
 

@@ -247,6 +247,7 @@ def test_no_key_is_found_under_another(storage: StorageBase, keys: list[str]) ->
         others = {f"{key[:249]}.", f".{key[:249]}"}
         for other in others:
             storage.set(other, MARK)
+        assert storage.len() == len(others)
         # Whether a missing key raises KeyError is another test's matter.
         assert outcome(storage.get, key) != MARK, f"{key!r} was never set, and yet is found."
         outcome(storage.remove, key)
@@ -293,7 +294,7 @@ def test_a_key_is_refused_with_a_value_error(storage: StorageBase) -> None:
     for key in HARD:
         refused = refusal(storage.set, key, MARK)
         assert not refused or issubclass(refused, ValueError), (
-            f"A key of {len(key)} characters, {key[:5]!r} ..., was refused with a"
+            f"A key of {len(key)} characters, {key[:5]!r} ..., was refused with"
             f" {refused.__name__}. A plugin that stores what people type catches ValueError: raise"
             " it, and say what the database can hold."
         )

@@ -37,10 +37,12 @@ def test_a_new_plugin_instance_finds_everything(database: Database, names: list[
         storage = database.open(name, plugin)
         storage.set("key", f"{MARK} old")
         storage.set("key", f"{MARK} {number}")
+        assert {key: storage.get(key) for key in storage.keys()} == {"key": f"{MARK} {number}"}
         database.close(storage)
 
-    # Whether an odd name is refused is another test's matter.
+    # Whether an odd name can be used at all is another test's matter.
     kept = {name: number for number, name in enumerate(names) if not refusal(use, name, number)}
+    assert kept, "No namespace can be used."
     restarted = database.plugin()
     for name, number in reversed(kept.items()):  # It may load its plugins in another order.
         storage = database.open(name, restarted)
@@ -94,7 +96,8 @@ def test_a_removal_is_done_when_it_returns(database: Database) -> None:
     storage = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     storage.set("key", MARK)
-    assert other.get("key") == MARK, "A value is not in the database when `set` returns."
+    if outcome(other.get, "key") != MARK:
+        pytest.skip("another opener does not see what is set, which is another test's matter")
     other.remove("key")
     for operation in [storage.get, storage.remove]:
         assert outcome(operation, "key") == outcome(operation, "never set"), (
@@ -112,6 +115,8 @@ def test_a_value_is_stored_again_after_another_opener_replaced_it(database: Data
     other = database.open("namespace", database.plugin())
     one.set("key", MARK)
     other.set("key", [MARK])
+    if outcome(one.get, "key") != [MARK]:
+        pytest.skip("another opener does not see what is set, which is another test's matter")
     one.set("key", MARK)
     assert other.get("key") == MARK, (
         "`set` did nothing, since the storage had stored this value before; but another had"

@@ -180,10 +180,13 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
 
         def teardown(self) -> None:
             for name, storage in self.open.items():
-                items = islice(storage.items(), len(self.model[name]) + 1)
-                got = repr(sorted(items, key=str))
-                expected = repr(sorted(self.model[name].items(), key=str))
-                assert same(got, expected), f"The contents of {name!r} differ."
+                got = dict(islice(storage.items(), len(self.model[name]) + 1))
+                for key in got | self.model[name]:
+                    one, other = (values.get(key, "missing") for values in [got, self.model[name]])
+                    assert same(repr(one), repr(other)), (
+                        f"In the namespace {name!r}, {key!r:.50} is {one!r:.100}, and it was set to"
+                        f" {other!r:.100}."
+                    )
                 storage.close_storage()
 
     return Storages

@@ -66,7 +66,7 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
         storage.set(f"key {number}", MARK)
     for number, (name, storage) in enumerate(storages.items()):
         assert contents(storage) == {"key": f"{MARK} {number}", f"key {number}": MARK}, (
-            f"The namespace {name!r} is mixed up with another of {names}. Compare them as"
+            f"The namespace {name!r:.60} is mixed up with another of {names!s:.200}. Compare them as"
             " bytes, and escape them wherever they become part of a pattern, a path or a statement."
         )
         assert storage.len() == 2, f"The namespace {name!r} counts another's keys."
@@ -117,7 +117,7 @@ def test_a_name_of_a_namespace_is_refused_with_a_value_error(database: Database)
     for name in HARD:
         refused = refusal(use, name)
         assert not refused or issubclass(refused, ValueError), (
-            f"A name of {len(name)} characters, {name[:5]!r} ..., was refused with a"
+            f"A name of {len(name)} characters, {name[:5]!r} ..., was refused with"
             f" {refused.__name__}. Raise ValueError, and say what the database can hold: an"
             " administrator sees it when a plugin of that name cannot be activated."
         )

@@ -13,6 +13,7 @@ from contract.support.database import (
     PROCESS,
     Database,
     process_command,
+    reason,
     run_process,
     running,
 )
@@ -75,7 +76,9 @@ def await_line(process: "subprocess.Popen[str]") -> None:
     assert process.stderr
     with deadline(PROCESS, "Of several processes on one database, one waits for ever."):
         line = process.stdout.readline()
-    assert line, f"Several processes cannot use the database at once:\n{process.stderr.read()}"
+    if not line:
+        why = reason(process.stderr.read())
+        pytest.fail(f"Several processes cannot use the database at once: {why}")
 
 
 def test_processes_start_and_write_at_once(database: Database) -> None:
@@ -114,7 +117,7 @@ def finished_when_killed(database: Database, task: str) -> list[str]:
         done += process.stdout.readlines()
         errors = process.stderr.read() if process.stderr else ""
     finished = [line.strip() for line in done if line.endswith("\n")]
-    assert len(finished) >= SETS, f"The process that was to be killed had failed before:\n{errors}"
+    assert len(finished) >= SETS, f"A process fails before it is killed: {reason(errors)}"
     return finished
 
 

@@ -86,7 +86,8 @@ class Database:
     def note(self, name: str, *keys: str) -> None:
         """Note what a process is going to set that does not note it by itself."""
         if self.notes:
-            self.close(self.open(name))
+            if not self.notes.knows(self.namespace(name)):
+                self.close(self.open(name))
             self.notes.add(self.namespace(name), *keys)
 
     def close_all(self) -> None:
@@ -147,8 +148,14 @@ def run_process(database: Database, name: str, task: str) -> str:
     """Let another process do a task of second_process.py, and return what it printed."""
     command = process_command(database, name, task)
     done = run_command(command)
-    assert done.returncode == 0, f"A second process failed on the same database:\n{done.stderr}"
+    assert not done.returncode, f"A second process fails on the database: {reason(done.stderr)}"
     return done.stdout.strip()
+
+
+def reason(stderr: str) -> str:
+    """Return what a process printed when it failed, the error first."""
+    lines = stderr.strip().splitlines() or ["it says nothing"]
+    return "\n".join([lines[-1], *lines])
 
 
 def load_config(path: Path) -> Any:

@@ -27,10 +27,10 @@ def taken(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         pytest.fail(
-            f"The name {name!r} was refused, and a plugin that uses it fails with"
-            f" {type(error).__name__}: {error!s:.200}. A storage holds up to 250 characters of any"
-            " kind but NUL and surrogates. Where the database takes fewer, or not all of them, let"
-            " a digest stand for the name, and keep the name beside the value."
+            f"The name {name!r:.60}, of {len(name)} characters, is refused, and a plugin that uses"
+            f" it fails with {type(error).__name__}: {error!s:.200}. A storage holds up to 250"
+            " characters of any kind but NUL and surrogates. Where the database does not, let a"
+            " digest stand for the name, and keep the name beside the value."
         )
 
 

@@ -133,6 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
     amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
+        config.addinivalue_line("filterwarnings", "default")  # Warnings of others break nothing.
     elif config.getoption("--remove-left"):
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
 

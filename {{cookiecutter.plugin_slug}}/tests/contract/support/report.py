@@ -10,6 +10,7 @@ import pytest
 CONTRACT = Path(__file__).parent.parent
 OPERATIONS = ["open", "get", "set", "remove", "len", "keys", "close"]
 LOGGED = "A value stands in the log."
+CLOSED = "A storage can be closed, whatever came before."
 LOGGED_PROMISE = "No value stands in the log, or in what is printed."
 
 
@@ -41,10 +42,14 @@ class Promises:
 
     def note(self, report: pytest.TestReport, words: str) -> None:
         """Note what became of a phase of a test. `words` is the docstring of the test."""
-        test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
+        node, _, parameter = report.nodeid.partition("[")
+        test = node.rpartition("::")[2]
         said = said_by(report).removeprefix(f"{words} ")
         if report.failed and said.startswith(LOGGED):  # whichever test came upon it
             test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
+        elif report.failed and said.startswith(CLOSED):
+            test, words = "close, after a test", CLOSED
+            said = said.removeprefix(f"{CLOSED} ")
         promise = self._promises.setdefault(test, Promise(words, test))
         if report.failed:
             names = promise.faults.setdefault(said, [])
@@ -97,10 +102,13 @@ def explain(
 ) -> None:
     """Let the report of an error that is none of the test's own words say what it breaks."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is None or isinstance(caught.value, (AssertionError, pytest.fail.Exception)):
-        return
     operation = raised_by(caught)
-    raised = f"`{operation}` raised " if operation else "this came of it: "
+    own = isinstance(caught.value, (AssertionError, pytest.fail.Exception)) and not operation
+    if crash is None or own:
+        return
+    if report.when == "teardown" and operation == "close":
+        words = CLOSED
+    raised = f"`{operation}` raised " if operation else "it ended with "
     text = " ".join(str(caught.value).split())
     crash.message = f"{words} Here {raised}{type(caught.value).__name__}: {text:.300}"
     report.sections.append(("the promise", crash.message))

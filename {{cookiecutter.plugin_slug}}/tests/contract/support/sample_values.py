@@ -209,6 +209,9 @@ class Unstorable:
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle this ({MARK})")
 
+    def __repr__(self) -> str:
+        return "Unstorable()"
+
 
 class Asking:
     """An object that asks the storage itself, by `ask`, while it is stored and while it is read."""
