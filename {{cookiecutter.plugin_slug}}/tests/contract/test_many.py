@@ -203,7 +203,7 @@ def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
     next(loop)  # and somebody goes on with it later
     share = growth(turn_of(storage, work, size), 100, size, used)
     assert share < 0.4, (
-        f"Of each byte of {work}, {100 * share:.0f} % stays in BOT_DATA_DIR: the disk fills up. Write"
-        " over what is there, or clean up by yourself: nobody calls a command for it."
+        f"Of each byte of {work}, {100 * share:.0f} % stays in BOT_DATA_DIR: the disk fills up."
+        " Write over what is there, or clean up by yourself: nobody calls a command for it."
         " Keep no transaction open between two keys of a loop."
     )
