@@ -66,8 +66,9 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
         storage.set(f"key {number}", MARK)
     for number, (name, storage) in enumerate(storages.items()):
         assert contents(storage) == {"key": f"{MARK} {number}", f"key {number}": MARK}, (
-            f"The namespace {name!r:.60} is mixed up with another of {names!s:.200}. Compare them as"
-            " bytes, and escape them wherever they become part of a pattern, a path or a statement."
+            f"The namespace {name!r:.60} is mixed up with another of {names!s:.200}. Compare them"
+            " as bytes, and escape them wherever they become part of a pattern, a path or a"
+            " statement."
         )
         assert storage.len() == 2, f"The namespace {name!r} counts another's keys."
     for number, (name, storage) in enumerate(storages.items()):
