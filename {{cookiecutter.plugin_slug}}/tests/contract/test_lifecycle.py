@@ -145,9 +145,9 @@ def test_a_second_opener_of_a_namespace_leaves_the_first_unharmed(database: Data
     second = database.open("namespace")
     assert first.get("key") == MARK, "Opening a namespace a second time emptied it."
     second.set("key", [MARK])
-    first.set("key", MARK)
+    first.set("key", [MARK, "newer"])
     database.close(second)
-    assert first.get("key") == MARK, (
+    assert first.get("key") == [MARK, "newer"], (
         "Closing a namespace that another has open as well broke it, or wrote an old value again:"
         " `close` must close nothing that is shared, and write nothing."
     )

@@ -182,7 +182,7 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
     finally:
         tracemalloc.stop()
     assert share < 0.4, (
-        f"Of each byte of {work}, {100 * share:.0f} % stays in memory: a bot that runs for months needs"
+        f"Of each byte of {work}, {100 * share:.0f} % stays in memory: after months, a bot needs"
         " more and more. Keep nothing of them, or only so much of it."
     )
 

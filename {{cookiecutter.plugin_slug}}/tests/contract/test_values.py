@@ -46,7 +46,8 @@ def test_a_falsy_value_comes_back(storage: StorageBase, value: Any) -> None:
 def test_a_falsy_value_counts_as_there(database: Database, value: Any) -> None:
     """A key with a falsy value counts as there."""
     mapping = database.mapping()
-    mapping["key"] = value
+    if refusal(mapping.__setitem__, "key", value):
+        pytest.skip("the storage refuses this value, which is another test's matter")
     there = ("key" in mapping, len(mapping), list(mapping.keys()))
     assert there == (True, 1, ["key"]), (
         f"A key with the value {value!r} is not seen (`in`, `len`, `keys`). Ask the database"

@@ -106,7 +106,7 @@ def explain(
     own = isinstance(caught.value, (AssertionError, pytest.fail.Exception)) and not operation
     if crash is None or own:
         return
-    if report.when == "teardown" and operation == "close":
+    if operation == "close":
         words = CLOSED
     raised = f"`{operation}` raised " if operation else "it ended with "
     text = " ".join(str(caught.value).split())
