@@ -9,6 +9,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
+# Many tests wait for something, so two cores serve four processes.
+PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 
 .PHONY: bench check clean demo test test-newer test-servers test-slow
 
@@ -16,19 +18,19 @@ demo: $(READY)
 	$(BIN)/python demo.py
 
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(PYTEST) -m slow
 
 test-servers: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/test_sql.py tests/test_redis.py tests/test_planted_rows.py
+	$(PYTEST) tests/test_sql.py tests/test_redis.py tests/test_planted_rows.py
 
 NEWER = $(CURDIR)/.newer/usr
 test-newer: export PATH := $(NEWER)/lib/postgresql/18/bin:$(NEWER)/sbin:$(NEWER)/bin:$(PATH)
 test-newer: $(READY)
 	[ -d .newer ] || tests/unpack_newer.sh .newer
-	$(BIN)/python -m pytest -n 2 tests/test_installation.py
+	$(PYTEST) tests/test_installation.py
 	$(MAKE) test-servers
 	$(MAKE) test-servers MYSQL_SERVER=mysqld REDIS_SERVER=valkey-server
 
