@@ -76,7 +76,7 @@ def the_last_opener_of_a_namespace_closes_the_connection(Storage, Plugin):
 
     @replace(Storage)
     def get(old, self, key):
-        if len(self.closed) != self.opened:
+        if self.plugin.closed:
             raise RuntimeError("the connection is closed")
         return old(self, key)
 

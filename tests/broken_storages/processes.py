@@ -267,12 +267,11 @@ def a_process_keeps_what_it_reads_often(Storage, Plugin):
 
     @replace(Storage)
     def get(old, self, key):
-        reads, kept = OFTEN.get((*self.place, key), (0, b""))
+        place = (*self.place, key)
+        reads = OFTEN.get(place, (0, b""))[0]
         if reads < 20:
-            data = self.read(key)
-            OFTEN[(*self.place, key)] = (reads + 1, data)
-            return self._load(key, data)
-        return self._load(key, kept)
+            OFTEN[place] = reads + 1, self.read(key)
+        return self._load(key, OFTEN[place][1])
 
     def forgetting(old):
         @wraps(old)

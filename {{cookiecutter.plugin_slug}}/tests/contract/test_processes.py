@@ -31,9 +31,9 @@ SETS = many(197, 61)  # A prime, so that no storage that writes in batches has j
 def test_another_process_and_a_running_bot_see_the_same(database: Database) -> None:
     """Another process and a running bot see the same data."""
     storage = database.open(NAME)
-    before = {"a": MARK, "b": MARK}
-    for key in before:
-        storage.set(key, MARK)
+    before = {"a": [MARK], "b": [MARK]}
+    for key, value in before.items():
+        storage.set(key, value)
     assert run_process(database, NAME, "read") == str(before), (
         "While the bot runs, another process does not see its data."
     )

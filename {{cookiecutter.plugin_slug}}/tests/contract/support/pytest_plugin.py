@@ -133,7 +133,8 @@ def pytest_configure(config: pytest.Config) -> None:
     amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
-        config.addinivalue_line("filterwarnings", "default")  # Warnings of others break nothing.
+        for line in ["default", "ignore::ResourceWarning"]:  # Warnings of others break nothing.
+            config.addinivalue_line("filterwarnings", line)
     elif config.getoption("--remove-left"):
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
 

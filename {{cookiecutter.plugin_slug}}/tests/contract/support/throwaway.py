@@ -53,7 +53,9 @@ class Notes:
         """Note that a namespace is opened, and which keys are going to be set in it."""
         known = self._keys.setdefault(namespace, set())
         new = {text for key in keys for text in texts(key)} - known
-        os.write(self._file, f"{json.dumps([namespace, *new])}\n".encode())
+        # Escaped, an emoji and its two lone surrogates would look the same.
+        line = f"{json.dumps([namespace, *new], ensure_ascii=False)}\n"
+        os.write(self._file, line.encode("utf-8", "surrogatepass"))
         known |= new
 
     def knows(self, namespace: str) -> bool:
@@ -67,7 +69,8 @@ class Notes:
     def read(self) -> dict[str, set[str]]:
         """Return what all processes have noted. Raises ValueError if it is no file of notes."""
         noted: dict[str, set[str]] = {}
-        for line in self.path.read_text("utf-8").splitlines():
+        text = self.path.read_text("utf-8", "surrogatepass")
+        for line in filter(None, text.split("\n")):
             namespace, *keys = json.loads(line)
             if not namespace.startswith(PREFIX):
                 raise ValueError(f"{namespace!r} is no namespace of the tests.")
