@@ -46,6 +46,7 @@ class Forking:
                     *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
                     *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
                     *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}", "-m", ""],
+                    "--time-limit=40",
                 ],
                 cwd=project,
                 env={
