@@ -12,7 +12,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import same
+from contract.support.expectations import same, skip_if_bound_to_its_thread
 from contract.support.sample_values import MARK
 
 OFTEN = 30
@@ -41,7 +41,7 @@ def seen_by(storage: StorageBase) -> tuple[Any, Any, list[str], int]:
 @pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
 def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: int) -> None:
     """What was asked for often is asked for again: another that has the namespace open sees it."""
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one, other = database.open_twice()
     one.set("key", [MARK * size, 0])
     for turn in range(1, 4):
         expected = seen_by(one)
@@ -64,6 +64,7 @@ def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: 
 
 def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:
     """A thread that has read a key often sees at once what another thread sets."""
+    skip_if_bound_to_its_thread(storage).remove("key")
     asked: Queue[bool] = Queue()
     answers: Queue[Any] = Queue()
 
@@ -118,7 +119,8 @@ meanwhile: list[Thread] = []
 
 def test_reading_a_value_writes_nothing(database: Database) -> None:
     """`get` writes nothing: what is set or removed while it reads stays as it is."""
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one, other = database.open_twice()
+    skip_if_bound_to_its_thread(other)
 
     def get_while(change: Callable[[], object]) -> None:
         one.set("key", Interrupted())
@@ -161,7 +163,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
 
 def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> None:
     """A `set` after others have set, replaced or removed the key is not dropped."""
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one, other = database.open_twice()
     before: dict[str, Callable[[], object]] = {
         "had set it": lambda: one.set("key", [MARK, "before"]),
         "had read it": lambda: (other.set("key", [MARK, "before"]), one.get("key")),
@@ -213,7 +215,7 @@ def test_the_clock_going_back_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: began + shift)
     monkeypatch.setattr(time, "time_ns", lambda: int((began + shift) * 1e9))
     monkeypatch.setattr("datetime.datetime", Moved)
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one, other = database.open_twice()
     for turn, (storage, hour) in enumerate(zip([one, other, one], hours, strict=True)):
         shift = hour * HOUR
         for step in range(2):
@@ -233,7 +235,8 @@ def test_the_clock_going_back_changes_nothing(
 
 def test_a_key_that_is_listed_has_its_value(database: Database) -> None:
     """A key that `keys` gives has its value, while others set new ones."""
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    one, other = database.open_twice()
+    skip_if_bound_to_its_thread(one).remove("key")
     writing = [True]
 
     def write() -> None:

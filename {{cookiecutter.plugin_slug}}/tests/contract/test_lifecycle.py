@@ -57,6 +57,7 @@ def test_a_bot_started_in_another_folder_finds_everything(
     """A bot that is started in another working directory finds everything."""
     if not Path(database.config.BOT_DATA_DIR).is_absolute():
         pytest.skip("BOT_DATA_DIR is relative, and so is elsewhere in another working directory")
+    database.open_twice("probe")
     database.open("namespace", database.plugin()).set("key", MARK)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

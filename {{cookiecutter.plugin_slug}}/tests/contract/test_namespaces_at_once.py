@@ -106,6 +106,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
 
 def test_looking_into_an_unknown_namespace_changes_nothing(database: Database) -> None:
     """Looking into an unknown namespace, as `errbot --storage-get` does, changes nothing."""
+    database.open_twice("probe")
     storage, empty = database.open("namespace"), database.open("empty")
     storage.set("key", MARK)
     empty.set("key", MARK)
@@ -129,6 +130,7 @@ def test_looking_into_an_unknown_namespace_changes_nothing(database: Database) -
 
 def test_an_emptied_namespace_goes_on_for_all_who_have_it_open(database: Database) -> None:
     """A namespace that was emptied and closed goes on for all who have it open."""
+    database.open_twice("probe")
     plugin = database.plugin()
     storages = [database.open("namespace", plugin), database.open("namespace", database.plugin())]
     for turn in range(3):
@@ -189,6 +191,7 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
         for key in keys[name]:
             with taken(key):
                 storage.set(key, [MARK, name, key])
+    database.open_twice("probe")
     restarted = database.plugin()
     for name in OWN:
         storage = database.open(name, restarted)

@@ -16,7 +16,13 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database, open_files
 from contract.support.deadlines import at_once
-from contract.support.expectations import outcome, refusal, same, set_or_skip
+from contract.support.expectations import (
+    outcome,
+    refusal,
+    same,
+    set_or_skip,
+    skip_if_bound_to_its_thread,
+)
 from contract.support.sample_values import MARK, Asking, AskingToReduce, Unstorable
 
 THREADS = 16
@@ -36,13 +42,6 @@ def switch_often() -> Iterator[None]:
 def storages(database: Database) -> list[StorageBase]:
     """The storage for each thread: one for all, as a bot has."""
     return [skip_if_bound_to_its_thread(database.open("namespace"))] * THREADS
-
-
-def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
-    """Skip a test if no other thread can use the storage, which one test tells for all."""
-    if refusal(lambda: at_once(lambda: storage.set("key", MARK))):
-        pytest.skip("only the thread that opened the storage can use it")
-    return storage
 
 
 def in_threads(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
@@ -405,7 +404,7 @@ def test_an_object_may_ask_the_storage_while_it_is_pickled(
     database: Database, kind: type[Asking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An object may use the storage itself while it is pickled and while it is unpickled."""
-    storage, other = database.open("namespace"), database.open("other")
+    storage, other = skip_if_bound_to_its_thread(database.open("namespace")), database.open("other")
 
     def ask() -> None:
         for each in [storage, other]:
@@ -428,10 +427,12 @@ def test_an_object_may_ask_the_storage_while_it_is_pickled(
 
 def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) -> None:
     """Operations of every kind at once, in several namespaces, come to their end."""
+    database.open_twice("probe")
     plugin = database.plugin()
     names = [database.namespace(name) for name in ["one", "other"]]
-    storages = [plugin.open(name) for name in names]
+    storages = [skip_if_bound_to_its_thread(plugin.open(name)) for name in names]
     for storage in storages:
+        storage.remove("key")
         for key in "abc":
             storage.set(key, MARK)
 

@@ -27,6 +27,8 @@ def test_a_value_is_there_after_any_time(
     clock: Clock, faults_if_any: Faults, database: Database, restarted: bool
 ) -> None:
     """A value that was set is there after any time."""
+    if restarted:
+        database.open_twice("probe")
     plugin = clock.load(database)
     storage = database.open("namespace", plugin)
     storage.set("read", MARK)

@@ -15,6 +15,8 @@ from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.deadlines import deadline
+from contract.support.expectations import refusal
+from contract.support.sample_values import MARK
 from contract.support.throwaway import PREFIX, Notes, TrackedPlugin
 
 SECOND_PROCESS = Path(__file__).with_name("second_process.py")
@@ -69,6 +71,18 @@ class Database:
             storage = plugin.open(self.namespace(name))
         self._opened.append(storage)
         return storage
+
+    def open_twice(self, name: str = "namespace") -> tuple[StorageBase, StorageBase]:
+        """Open a namespace with two plugin instances.
+
+        Skips the test if one does not see what the other sets, which one test tells for all.
+        """
+        one, other = (self.open(name, self.plugin()) for _ in range(2))
+        one.set("key", MARK)
+        if refusal(other.get, "key"):
+            pytest.skip("a second opener of a namespace does not see what the first one sets")
+        one.remove("key")
+        return one, other
 
     def mapping(self, name: str = EXAMPLE) -> StoreMixin:
         """Open a throwaway namespace as plugins see theirs: as a mapping."""

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.deadlines import at_once
+from contract.support.sample_values import MARK
+
 
 @contextmanager
 def expect(error: type[Exception], why: str) -> Iterator[None]:
@@ -55,6 +58,16 @@ def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
     """Set a value, or skip the test if the storage refuses it: that is another test's matter."""
     if refused := refusal(storage.set, key, value):
         pytest.skip(f"the storage refuses the value that this takes, with a {refused.__name__}")
+
+
+def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
+    """Skip a test if no other thread can use the storage, which one test tells for all.
+
+    It sets "key".
+    """
+    if refusal(lambda: at_once(lambda: storage.set("key", MARK))):
+        pytest.skip("only the thread that opened the storage can use it")
+    return storage
 
 
 def same(got: Any, expected: Any) -> bool:
