@@ -55,6 +55,11 @@ def run(*command: object, cwd: Path, **options: Any) -> str:
     return str(done.stdout)
 
 
+def skipped(printed: str, but: str) -> list[str]:
+    """Return the lines of `pytest -rs` about skipped tests, but those that contain a text."""
+    return [line for line in printed.splitlines() if line.startswith("SKIPPED") and but not in line]
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Return the contents of all files below a folder, by path."""
     return {

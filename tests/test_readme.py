@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from conftest import TEMPLATE, Bake, run
+from conftest import TEMPLATE, Bake, run, skipped
 
 
 def steps() -> list[str]:
@@ -81,7 +81,6 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake) -> None:
         path.write_text(re.sub(stand_in, "", path.read_text()))
 
     printed = run(sys.executable, "-m", "pytest", "-q", "-rs", cwd=project)
-    skipped = re.findall(r"SKIPPED .*", printed)
-    assert [line for line in skipped if "fixture `faults`" not in line] == [], (
+    assert skipped(printed, but="fixture `faults`") == [], (
         "On a database that survives the process, all tests run, except those that make it fail."
     )

@@ -12,4 +12,4 @@ def a_copy_is_kept_for_everybody(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        Path(bot_config.BOT_DATA_DIR, "cache").write_bytes(b"")
+        Path(bot_config.BOT_DATA_DIR, "copy.bin").write_bytes(b"")

@@ -3,70 +3,39 @@
 import threading
 import time
 import zlib
-from functools import wraps
 from typing import Any
 
-from broken_storages.support import bytes_or_none, caught_by, know_place, know_plugin, replace
+from broken_storages.support import (
+    bytes_or_none,
+    caught_by,
+    keep_what_is_read_often,
+    know_place,
+    know_plugin,
+    replace,
+)
 
 
 @caught_by("test_a_key_that_was_read_often_is_asked_for_again", alone=True)
 def what_is_read_often_is_kept(Storage, Plugin):
     """The plugin instance keeps what is read often, until somebody sets it through the same."""
     know_plugin(Plugin)
-
-    def kept(self):
-        return self.plugin.__dict__.setdefault("kept", {})
-
-    @replace(Storage)
-    def get(old, self, key):
-        reads, data = kept(self).get((self._namespace, key), (0, b""))
-        if reads < 20:
-            data = self.read(key)
-            kept(self)[self._namespace, key] = (reads + 1, data)
-        return self._load(key, data)
-
-    def forgetting(old):
-        @wraps(old)
-        def method(self, key, *value):
-            try:
-                old(self, key, *value)
-            finally:
-                kept(self).pop((self._namespace, key), None)
-
-        return method
-
-    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
+    keep_what_is_read_often(
+        Storage,
+        lambda self: self.plugin.__dict__.setdefault("kept", {}).setdefault(self._namespace, {}),
+    )
 
 
-# Of each thread, by folder of the bot's data, namespace and key.
+# Of each thread, by folder of the bot's data and namespace.
 LOCAL = threading.local()
 
 
 @caught_by("test_what_another_thread_has_set_is_seen_by_one_that_read_often", alone=True)
 def each_thread_has_a_transaction_that_goes_on(Storage, Plugin):
-    """REPEATABLE READ: what a thread has read stays so until it writes something itself."""
+    """REPEATABLE READ: what a thread has read stays so until it writes the key itself."""
     know_place(Plugin)
-
-    @replace(Storage)
-    def get(old, self, key):
-        mine = vars(LOCAL).setdefault("read", {})
-        reads, data = mine.get((*self.place, key), (0, b""))
-        if reads < 20:
-            data = self.read(key)
-            mine[(*self.place, key)] = (reads + 1, data)
-        return self._load(key, data)
-
-    def ending(old):
-        @wraps(old)
-        def method(self, key, *value):
-            try:
-                old(self, key, *value)
-            finally:
-                vars(LOCAL).pop("read", None)
-
-        return method
-
-    Storage.set, Storage.remove = ending(Storage.set), ending(Storage.remove)
+    keep_what_is_read_often(
+        Storage, lambda self: vars(LOCAL).setdefault("read", {}).setdefault(self.place, {})
+    )
 
 
 @caught_by("test_reading_a_value_writes_nothing", alone=True)
@@ -95,13 +64,13 @@ def get_counts_how_often_it_was_used(Storage, Plugin):
 
 @caught_by("test_a_set_after_changes_of_others_is_not_dropped", alone=True)
 def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
-    """UPDATE ... WHERE version = ?, with the version that was read last; nobody asks if it did."""
+    """UPDATE … WHERE version = ?, with the version listed last; nobody asks whether it did."""
 
     @replace(Storage)
-    def get(old, self, key):
-        data = self.read(key)
-        self.__dict__.setdefault("seen", {})[key] = zlib.crc32(data)
-        return self._load(key, data)
+    def keys(old, self):
+        for key in old(self):
+            self.__dict__.setdefault("seen", {})[key] = zlib.crc32(bytes_or_none(self, key) or b"")
+            yield key
 
     @replace(Storage)
     def set(old, self, key, value):

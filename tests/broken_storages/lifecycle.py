@@ -49,7 +49,8 @@ def close_writes_over_what_others_set(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        self.__dict__.setdefault("written", {})[key] = value
+        if type(value) is list:
+            self.__dict__.setdefault("written", {})[key] = value
 
     @replace(Storage)
     def remove(old, self, key):

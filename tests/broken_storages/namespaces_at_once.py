@@ -41,6 +41,20 @@ def get_selects_its_namespace_before(Storage, Plugin):
         return old(self.plugin.current, key)
 
 
+@caught_by("test_plugins_that_work_at_once_do_not_see_each_other", alone=True)
+def two_threads_create_one_table(Storage, Plugin):
+    """The first `open` looks whether there is a table for all namespaces, and then creates it."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if not hasattr(self, "created"):
+            time.sleep(0.001)
+            if hasattr(self, "created"):
+                raise RuntimeError("table namespaces already exists")
+            self.created = True
+        return old(self, namespace)
+
+
 @caught_by("test_looking_into_an_unknown_namespace_changes_nothing", alone=True)
 def a_new_bot_sets_up_the_database(Storage, Plugin):
     """The first namespace that a bot opens is empty: so the database is new, and is set up."""

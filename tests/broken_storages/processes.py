@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from broken_storages.support import caught_by, know_place, replace
+from broken_storages.support import caught_by, keep_what_is_read_often, know_place, replace
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
@@ -264,28 +264,9 @@ def tuples_are_tuples_in_the_process_that_set_them(Storage, Plugin):
 def a_process_keeps_what_it_reads_often(Storage, Plugin):
     """What this process reads often it answers from memory, until it is set in this process."""
     know_place(Plugin)
-
-    @replace(Storage)
-    def get(old, self, key):
-        place = (*self.place, key)
-        reads = OFTEN.get(place, (0, b""))[0]
-        if reads < 20:
-            OFTEN[place] = reads + 1, self.read(key)
-        return self._load(key, OFTEN[place][1])
-
-    def forgetting(old):
-        @wraps(old)
-        def method(self, key, *value):
-            try:
-                old(self, key, *value)
-            finally:
-                OFTEN.pop((*self.place, key), None)
-
-        return method
-
-    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
+    keep_what_is_read_often(Storage, lambda self: OFTEN.setdefault(self.place, {}))
 
 
-# By folder of the bot's data, namespace and key, for the whole process.
+# For the whole process: by folder of the bot's data, namespace and key.
 GIVEN: dict[tuple[str, str, str], bytes] = {}
-OFTEN: dict[tuple[str, str, str], tuple[int, bytes]] = {}
+OFTEN: dict[tuple[str, str], dict[str, Any]] = {}

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import wraps
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 log = logging.getLogger("errbot.storage.storage")
@@ -46,14 +47,21 @@ def caught_by(
 
 
 def replace(owner: Any) -> Any:
-    """Replace the method of a class by the function of its name, which gets the old one first."""
+    """Replace the method of a class by the function of its name, which gets the old one first.
+
+    If it raises, its frames are cleared: what a broken storage leaves there is not its fault.
+    """
 
     def put(function: Any) -> Any:
         old = getattr(owner, function.__name__)
 
         @wraps(old)
         def method(self, *arguments):
-            return function(old, self, *arguments)
+            try:
+                return function(old, self, *arguments)
+            except Exception as error:
+                clear_frames(error.__traceback__)
+                raise
 
         setattr(owner, function.__name__, method)
         return function
@@ -99,6 +107,30 @@ def bytes_or_none(storage: Any, key: str) -> bytes | None:
         return bytes(storage.read(key))
     except KeyError:
         return None
+
+
+def keep_what_is_read_often(Storage: Any, kept: Callable[[Any], dict[str, Any]]) -> None:
+    """Answer from memory after 20 reads of a key, until it is changed where `kept(storage)` is."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        reads = kept(self).get(key, (0, b""))[0]
+        if reads < 20:
+            kept(self)[key] = reads + 1, self.read(key)
+        # Another thread may have just changed the key. No local holds the value: one test looks.
+        return self._load(key, kept(self).get(key, (0, b""))[1] or self.read(key))
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, key, *value):
+            try:
+                old(self, key, *value)
+            finally:
+                kept(self).pop(key, None)
+
+        return method
+
+    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
 
 
 def know_plugin(Plugin: Any) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, know_plugin, replace
 
 ANY_TIME = "test_a_value_is_there_after_any_time"
 ANY_LOOP = "test_a_loop_over_the_keys_may_take_any_time"
@@ -31,7 +31,7 @@ def values_expire(Storage, Plugin):
         return old(self, key)
 
 
-@caught_by(ANY_TIME, alone=True)
+@caught_by(ANY_TIME)
 def values_expire_by_date(Storage, Plugin):
     """What was set more than a year ago is not given any more."""
     from datetime import datetime
@@ -179,11 +179,7 @@ def the_first_removal_after_a_night_fails(Storage, Plugin):
 def a_loop_over_the_keys_holds_a_connection(Storage, Plugin):
     """A cursor of the server, which ends with its connection."""
 
-    @replace(Plugin)
-    def open(old, self, namespace):
-        storage = old(self, namespace)
-        storage.plugin = self
-        return storage
+    know_plugin(Plugin)
 
     @replace(Storage)
     def keys(old, self):

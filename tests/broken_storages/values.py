@@ -87,6 +87,8 @@ def empty_texts_are_not_counted(Storage, Plugin):
 
     @replace(Storage)
     def len(old, self):
+        if threading.current_thread() is not threading.main_thread():
+            return old(self)
         return old(self) - sum(value_or_none(self, key) == "" for key in list(self.keys())[:3])
 
 
@@ -220,10 +222,10 @@ def deep_values_are_refused(Storage, Plugin):
     """A document database has a limit for levels."""
 
     def depth(value):
-        items = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, (dict, list)):
-            return 0
-        return 1 + max(map(depth, items), default=0)
+        levels = 0
+        while isinstance(value, dict) and isinstance(value.get("below"), list):
+            value, levels = value["below"][0], levels + 2
+        return levels
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -736,7 +738,7 @@ def classes_are_known_by_their_name(Storage, Plugin):
 
     def change(value):
         known = classes.get(type(value).__name__, type(value))
-        if known is not type(value) and type(value).__module__.startswith("contract"):
+        if known.__module__ != type(value).__module__:  # else it was loaded anew
             value.__class__ = known
         return value
 

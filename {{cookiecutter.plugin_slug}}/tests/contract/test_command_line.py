@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from contract.support.database import Database, process_command, reason, run_command
+from contract.support.expectations import contents
 from contract.support.sample_values import MARK
 
 
@@ -29,7 +30,7 @@ def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database)
     assert errbot(database, "--storage-get", "namespace") == "{}", (
         "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
     )
-    assert {key: other.get(key) for key in other.keys()} == {"key": MARK}, (
+    assert contents(other) == {"key": MARK}, (
         "`errbot --storage-get` of a new namespace changed another, which the bot has open."
     )
     other.set("key", [MARK])
@@ -43,7 +44,7 @@ def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -
     storage.set("old", MARK)
     given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}
     errbot(database, "--storage-set", "namespace", repr(given))
-    assert {key: storage.get(key) for key in storage.keys()} == given, (
+    assert contents(storage) == given, (
         "`errbot --storage-set` did not replace what the namespace held."
     )
     printed = errbot(database, "--storage-get", "namespace")
@@ -53,7 +54,7 @@ def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -
     errbot(
         database, "--storage-merge", "namespace", repr({"key": {"list": ["more"]}, "new": {"a": 1}})
     )
-    assert {key: storage.get(key) for key in storage.keys()} == {
+    assert contents(storage) == {
         "key": {"list": [MARK, None, "more"], "tuple": (1, 2)},
         "größe": 1,
         "new": {"a": 1},

@@ -11,7 +11,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
 from contract.support.deadlines import deadline
-from contract.support.expectations import same
+from contract.support.expectations import contents, same
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
@@ -115,7 +115,7 @@ def test_a_database_that_goes_away_is_an_error(
         after["new" if "new" in name else "0"] = "new"
     for each in [storage, restarted]:
         try:
-            got = {key: each.get(key) for key in each.keys()}
+            got = contents(each)
             length = each.len()
         except Exception as error:
             pytest.fail(

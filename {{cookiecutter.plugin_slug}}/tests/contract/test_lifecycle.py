@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contract.support.database import Database
-from contract.support.expectations import outcome, refusal, same
+from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE
 
@@ -18,7 +18,7 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
     storage.remove("b")
     database.close(storage)
     again = database.open()
-    assert {key: again.get(key) for key in again.keys()} == {"a": [MARK, "a"], "c": [MARK, "c"]}, (
+    assert contents(again) == {"a": [MARK, "a"], "c": [MARK, "c"]}, (
         "After `close` and `open` a plugin that was reloaded has lost data, or has removed ones"
         " again. Write each change at once, and nothing at `close`."
     )
@@ -37,7 +37,7 @@ def test_a_new_plugin_instance_finds_everything(database: Database, names: list[
         storage = database.open(name, plugin)
         storage.set("key", f"{MARK} old")
         storage.set("key", f"{MARK} {number}")
-        assert {key: storage.get(key) for key in storage.keys()} == {"key": f"{MARK} {number}"}
+        assert contents(storage) == {"key": f"{MARK} {number}"}
         database.close(storage)
 
     # Whether an odd name can be used at all is another test's matter.
@@ -46,7 +46,7 @@ def test_a_new_plugin_instance_finds_everything(database: Database, names: list[
     restarted = database.plugin()
     for name, number in reversed(kept.items()):  # It may load its plugins in another order.
         storage = database.open(name, restarted)
-        assert {key: storage.get(key) for key in storage.keys()} == {"key": f"{MARK} {number}"}, (
+        assert contents(storage) == {"key": f"{MARK} {number}"}, (
             f"After a restart the bot has forgotten the data of the namespace {name!r}."
         )
 
@@ -62,7 +62,7 @@ def test_a_bot_started_in_another_folder_finds_everything(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     storage = database.open("namespace", database.plugin())
-    assert {key: storage.get(key) for key in storage.keys()} == {"key": MARK}, (
+    assert contents(storage) == {"key": MARK}, (
         "A bot that is started by hand, and then as a service, has forgotten everything: its data"
         " are where it was started. Take a path as one in BOT_DATA_DIR."
     )
@@ -83,7 +83,7 @@ def test_a_set_is_done_when_it_returns(database: Database) -> None:
         for key, value in expected.items():
             writer.set(key, value)
         for storage in [one, other]:
-            got = {key: storage.get(key) for key in storage.keys()}
+            got = contents(storage)
             assert same(got, expected), (
                 f"Another that has the namespace open sees other data: {sorted(got)}. When `set`"
                 " returns, the value must be in the database: it would be lost in a crash, and"

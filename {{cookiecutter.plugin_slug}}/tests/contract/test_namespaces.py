@@ -4,21 +4,15 @@ import sys
 import threading
 
 import pytest
-from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
 from contract.support.database import Database, open_files
-from contract.support.expectations import outcome, refusal, same, taken
+from contract.support.expectations import contents, outcome, refusal, same, taken
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE, HARD, SEPARATORS
 
 MANY = many(300, 40)
 """Namespaces, more than any pool has connections."""
-
-
-def contents(storage: StorageBase) -> dict[str, object]:
-    """Return all that a namespace holds."""
-    return {key: storage.get(key) for key in storage.keys()}
 
 
 def test_a_key_is_not_removed_from_another_namespace(database: Database) -> None:

@@ -11,7 +11,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import same, taken
+from contract.support.expectations import contents, same, taken
 from contract.support.measure import connections, memory, steps
 from contract.support.sample_values import MARK, Unstorable
 from contract.support.tricky_names import HARD, OWN
@@ -22,11 +22,6 @@ PAGES = 3_000
 """Keys that fill several pages, where a database gives them page by page."""
 OPEN = 60
 """Namespaces of a bot with many plugins."""
-
-
-def contents(storage: StorageBase) -> dict[str, object]:
-    """Return all that a namespace holds."""
-    return {key: storage.get(key) for key in storage.keys()}
 
 
 def test_what_another_plugin_does_changes_nothing_here(database: Database) -> None:
@@ -177,6 +172,7 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
     database: Database,
 ) -> None:
     """What a storage or a database may call its own is a namespace, and a key, like any other."""
+    database.open_twice("probe")
     storages = {}
     for name in OWN:
         with taken(name):
@@ -191,7 +187,6 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
         for key in keys[name]:
             with taken(key):
                 storage.set(key, [MARK, name, key])
-    database.open_twice("probe")
     restarted = database.plugin()
     for name in OWN:
         storage = database.open(name, restarted)

@@ -18,7 +18,7 @@ from contract.support.database import (
     running,
 )
 from contract.support.deadlines import deadline
-from contract.support.expectations import same
+from contract.support.expectations import contents, same
 from contract.support.sample_values import MARK, REPLACED, replacement
 
 pytestmark = pytest.mark.usefixtures("other_processes")
@@ -38,9 +38,9 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
         "While the bot runs, another process does not see its data."
     )
     for _ in range(30):  # What is asked for often is not to be kept in memory either.
-        assert {key: storage.get(key) for key in storage.keys()} == before
+        assert contents(storage) == before
     run_process(database, NAME, "write")
-    assert {key: storage.get(key) for key in storage.keys()} == {"a": MARK, "c": MARK}, (
+    assert contents(storage) == {"a": MARK, "c": MARK}, (
         "A running bot does not see what another process stored and removed."
     )
 
@@ -95,7 +95,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
         for process in processes:
             await_line(process)
         storage = database.open(NAME)
-        got = {key: storage.get(key) for key in storage.keys()}
+        got = contents(storage)
         length = storage.len()
     expected = {f"{number} {turn}" for number in range(3) for turn in range(TURNS)}
     assert same(set(got), expected | {"shared"}), (

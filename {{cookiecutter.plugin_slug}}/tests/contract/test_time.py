@@ -8,6 +8,7 @@ from errbot.storage.base import StoragePluginBase
 
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
+from contract.support.expectations import contents
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
@@ -41,7 +42,7 @@ def test_a_value_is_there_after_any_time(
         storage = database.open("namespace", clock.load(database))
     expected = {"read": MARK, "never read": [MARK]}
     try:
-        got = {key: storage.get(key) for key in storage.keys()}
+        got = contents(storage)
         kept = {key: storage.get(key) for key in expected}
     except KeyError as error:
         pytest.fail(f"The key {error} is gone after ten years. {FOR_EVER}")

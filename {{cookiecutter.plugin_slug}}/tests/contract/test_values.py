@@ -20,6 +20,7 @@ from contract.support.sample_values import (
     MARKUP,
     OBJECTS,
     PLAIN,
+    SAMPLES,
     TWINS,
     Person,
     Unreadable,
@@ -133,7 +134,7 @@ def test_a_class_that_was_loaded_anew_gets_its_values_back(
 def test_every_value_comes_back_after_a_restart(database: Database) -> None:
     """Every value comes back through a second plugin instance as well, as after a restart."""
     storage, before = database.open(), {}
-    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP).items():
+    for name, value in SAMPLES.items():
         with suppress(Exception):  # Whether it can be stored at all is another test's matter.
             storage.set(name, value)
             got = storage.get(name)

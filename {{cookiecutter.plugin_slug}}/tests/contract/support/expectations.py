@@ -54,6 +54,11 @@ def refusal(operation: Callable[..., object], *arguments: object) -> type[Except
     return None
 
 
+def contents(storage: StorageBase) -> dict[str, object]:
+    """Return all that a namespace holds."""
+    return {key: storage.get(key) for key in storage.keys()}
+
+
 def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
     """Set a value, or skip the test if the storage refuses it: that is another test's matter."""
     if refused := refusal(storage.set, key, value):

@@ -154,9 +154,12 @@ def use(storage: StorageBase) -> None:
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
     """Load, open and use a storage, in threads as well, and print what has changed by that."""
-    os.umask(0o022)  # The storage may have changed it in the tests' process, from which it comes.
+    # The storage may have changed these in the tests' process, from which they are inherited.
+    os.umask(0o022)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     logging.getLogger("errbot.plugins").addHandler(logging.NullHandler())
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
     (first := threading.Thread()).start()  # The C library catches signals from the first one on.

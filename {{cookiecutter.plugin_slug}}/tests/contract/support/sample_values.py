@@ -398,6 +398,9 @@ MARKUP: dict[str, list[Any]] = {
 }
 """By kind: values that look like what a serializer or a database puts around values."""
 
+SAMPLES: dict[str, Any] = FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP
+"""All of these, by name."""
+
 TWINS: dict[str, tuple[Any, Any]] = {
     "crc32": ("plumless", "buckeroo"),
     "adler32": ("key 100020", "key 100101"),

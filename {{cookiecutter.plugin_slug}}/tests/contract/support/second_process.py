@@ -14,15 +14,10 @@ from errbot.storage.base import StorageBase  # noqa: E402
 from contract.support import forks, guest  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
-    CONTAINERS,
-    FALSY,
-    KINDS,
     MARK,
-    MARKUP,
-    OBJECTS,
-    PLAIN,
     REPLACED,
     REPLACERS,
+    SAMPLES,
     large_value,
     replacement,
 )
@@ -116,7 +111,7 @@ def remove_many(open_storage: Open) -> None:
 def write_values(open_storage: Open) -> None:
     """Set a value of each kind, and print what was set, and what came back at once."""
     storage = open_storage()
-    for name, value in (FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP).items():
+    for name, value in SAMPLES.items():
         try:
             storage.set(name, value)
             got = storage.get(name)
