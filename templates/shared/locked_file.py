@@ -1,5 +1,5 @@
 class LockedFile(Faults):
-    """An SQLite file. While it is `stopped`, another program holds the write lock."""
+    """An SQLite file. From `stop` to `start`, another program holds the write lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -12,3 +12,14 @@ class LockedFile(Faults):
     def start(self) -> None:
         """Release the lock."""
         self._other.close()
+
+    def damage(self) -> None:
+        """Overwrite the file but for its header and schema, as a failing disk may."""
+        with closing(sqlite3.connect(self._path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._whole = self._path.read_bytes()
+        self._path.write_bytes(self._whole[:4_096].ljust(len(self._whole), b"\xff"))
+
+    def mend(self) -> None:
+        """Restore the file."""
+        self._path.write_bytes(self._whole)

@@ -2,6 +2,7 @@
 
 import pickle
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from errbot.storage import StoreException
@@ -203,13 +204,70 @@ def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
             log.error("Cannot list all keys: %s", error)
 
 
+@caught_by("test_a_full_disk_is_an_error", alone=True, outlives_process=True)
+def what_does_not_fit_on_the_disk_is_only_logged(Storage, Plugin):
+    """It is to be written with the next value, when there is room again."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "disk" not in str(error):
+                raise
+            log.error("Cannot store %s: %s", key, error)
+
+
+DAMAGED = "test_what_is_damaged_is_an_error"
+
+
+@caught_by(DAMAGED, alone=True, outlives_process=True)
+def what_is_damaged_is_missing(Storage, Plugin):
+    """`except Exception: raise KeyError(key)`: the bot is to go on without."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            if "damaged" not in str(error):
+                raise
+            raise KeyError(key) from None
+
+
+@caught_by(DAMAGED, alone=True, outlives_process=True)
+def a_loop_over_the_keys_leaves_out_what_is_damaged(Storage, Plugin):
+    """`except Exception: return`."""
+
+    @replace(Storage)
+    def keys(old, self):
+        with suppress(StoreException):
+            yield from old(self)
+
+
+@caught_by(DAMAGED, alone=True, outlives_process=True)
+def a_damaged_file_is_set_aside(Storage, Plugin):
+    """The bot is to start in any case: with nothing, and without a word."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except StoreException as error:
+            if "damaged" not in str(error):
+                raise
+            for path in Path(bot_config.BOT_DATA_DIR).glob("errbot.sqlite3*"):
+                path.rename(path.with_name(f"{path.name}.damaged"))
+            old(self, bot_config)
+
+
 @caught_by("test_a_set_refused_for_its_size_changes_nothing", alone=True)
 def room_is_made_for_a_value_that_is_too_large(Storage, Plugin):
     """Other keys are evicted, and then the value is refused nevertheless."""
 
     @replace(Storage)
     def write(old, self, key, data):
-        if len(data) > 18_000_000:
+        if 18_000_000 < len(data) < 30_000_000:  # above that, the client refuses it
             for other in list(self.keys()):
                 if other != key:
                     self.remove(other)

@@ -1,6 +1,11 @@
-"""Storages that leave files for everybody to read."""
+"""Storages that leave files behind, or touch those of others."""
 
+import os
+import pickle
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from broken_storages.support import caught_by, replace
 
@@ -13,3 +18,124 @@ def a_copy_is_kept_for_everybody(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         Path(bot_config.BOT_DATA_DIR, "copy.bin").write_bytes(b"")
+
+
+@caught_by("test_files_are_for_the_account_of_the_bot_alone")
+def a_backup_for_everybody_is_made_at_the_next_start(Storage, Plugin):
+    """What the last run left is copied before anything is changed."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        began = Path(bot_config.BOT_DATA_DIR, "began")
+        if began.exists():
+            Path(bot_config.BOT_DATA_DIR, "backup.bin").write_bytes(b"")
+        began.touch(0o600)
+
+
+@caught_by("test_an_operation_that_fails_leaves_no_file")
+def each_miss_leaves_a_connection_open(Storage, Plugin):
+    """The connection is given back after the row was found, and not in a `finally`."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        connection = os.open(os.devnull, os.O_RDONLY)
+        try:
+            value = old(self, key)
+        except KeyError:
+            raise
+        except Exception:
+            os.close(connection)
+            raise
+        os.close(connection)
+        return value
+
+
+@caught_by("test_a_value_that_is_replaced_or_removed_leaves_no_file", alone=True)
+def a_large_value_leaves_a_temporary_file(Storage, Plugin):
+    """What is sent to the database from a file, as some clients like large values best."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 1_000_000:
+            with tempfile.NamedTemporaryFile(delete=False) as file:
+                file.write(data[:100])
+        old(self, key, data)
+
+
+@caught_by("test_the_bots_folder_may_have_any_name", alone=True)
+def the_bots_folder_is_part_of_a_url(Storage, Plugin):
+    """f"file:{folder}/bot.sqlite3", and not `Path.as_uri`."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        folder = Path(unquote(urlsplit(f"file:{bot_config.BOT_DATA_DIR}").path))
+        old(self, bot_config)
+        folder.mkdir(exist_ok=True)
+
+
+@caught_by("test_an_operation_that_fails_leaves_no_file")
+def a_set_that_fails_leaves_a_file_open(Storage, Plugin):
+    """The file for the value is opened before the value is pickled."""
+    opened = []
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        file = os.open(os.devnull, os.O_RDONLY)
+        opened.append(file)
+        old(self, key, value)
+        os.close(opened.pop(opened.index(file)))
+
+
+@caught_by("test_an_operation_that_fails_leaves_no_file", alone=True)
+def a_set_that_fails_leaves_a_temporary_file(Storage, Plugin):
+    """The value is written to a new file, which then takes the place of the old one."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            with suppress(Exception):
+                pickle.dump(None, file)
+            old(self, key, value)
+        Path(file.name).unlink()
+
+
+@caught_by("test_files_of_others_stay_as_they_are", alone=True)
+def temporary_files_are_removed_at_the_start(Storage, Plugin):
+    """What a bot that was killed has left: `*.tmp`, of whomever they are."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        for path in Path(bot_config.BOT_DATA_DIR).glob("*.tmp"):
+            path.unlink()
+
+
+@caught_by("test_files_of_others_stay_as_they_are", alone=True)
+def the_folder_is_for_the_bot_alone(Storage, Plugin):
+    """`chmod` of all in BOT_DATA_DIR: a service that reads the log there cannot any more."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        for path in Path(bot_config.BOT_DATA_DIR).glob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+@caught_by("test_files_of_others_stay_as_they_are")
+def the_end_is_written_into_the_log(Storage, Plugin):
+    """A line in `errbot.log`, past Errbot."""
+
+    @replace(Storage)
+    def close(old, self):
+        old(self)
+        log = Path(folder[-1], "errbot.log")
+        if log.exists():
+            log.write_text(f"{log.read_text()}closed\n")
+
+    folder: list[str] = []
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        folder.append(bot_config.BOT_DATA_DIR)

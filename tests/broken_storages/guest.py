@@ -17,7 +17,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,70 +243,3 @@ def errors_are_printed(Storage, Plugin):
         except KeyError:
             os.write(2, b"no such key\n")
             raise
-
-
-@caught_by("test_a_set_that_fails_leaves_no_file")
-def a_set_that_fails_leaves_a_file_open(Storage, Plugin):
-    """The file for the value is opened before the value is pickled."""
-    opened = []
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        file = os.open(os.devnull, os.O_RDONLY)
-        opened.append(file)
-        old(self, key, value)
-        os.close(opened.pop(opened.index(file)))
-
-
-@caught_by("test_a_set_that_fails_leaves_no_file", alone=True)
-def a_set_that_fails_leaves_a_temporary_file(Storage, Plugin):
-    """The value is written to a new file, which then takes the place of the old one."""
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        with tempfile.NamedTemporaryFile(delete=False) as file:
-            with suppress(Exception):
-                pickle.dump(None, file)
-            old(self, key, value)
-        Path(file.name).unlink()
-
-
-@caught_by("test_files_of_others_stay_as_they_are", alone=True)
-def temporary_files_are_removed_at_the_start(Storage, Plugin):
-    """What a bot that was killed has left: `*.tmp`, of whomever they are."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        for path in Path(bot_config.BOT_DATA_DIR).glob("*.tmp"):
-            path.unlink()
-
-
-@caught_by("test_files_of_others_stay_as_they_are", alone=True)
-def the_folder_is_for_the_bot_alone(Storage, Plugin):
-    """`chmod` of all in BOT_DATA_DIR: a service that reads the log there cannot any more."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        for path in Path(bot_config.BOT_DATA_DIR).glob("*"):
-            path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-@caught_by("test_files_of_others_stay_as_they_are")
-def the_end_is_written_into_the_log(Storage, Plugin):
-    """A line in `errbot.log`, past Errbot."""
-
-    @replace(Storage)
-    def close(old, self):
-        old(self)
-        log = Path(folder[-1], "errbot.log")
-        if log.exists():
-            log.write_text(f"{log.read_text()}closed\n")
-
-    folder: list[str] = []
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        folder.append(bot_config.BOT_DATA_DIR)

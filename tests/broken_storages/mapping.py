@@ -1,5 +1,6 @@
 """Storages that do not serve as the mapping that plugins use."""
 
+import threading
 from functools import wraps
 
 from broken_storages.support import caught_by, replace
@@ -35,11 +36,11 @@ def the_last_miss_is_remembered(Storage, Plugin):
 
 @caught_by("test_clear_empties_the_namespace", alone=True)
 def a_loop_that_is_left_keeps_its_cursor(Storage, Plugin):
-    """A cursor is closed at the end of its rows only, and the server allows 900 of them."""
+    """A cursor is closed at the end of its rows only, and a connection may have 900 of them."""
 
     @replace(Storage)
     def keys(old, self):
-        cursors = self.__dict__.setdefault("cursors", [])
+        cursors = self.__dict__.setdefault("cursors", {}).setdefault(threading.get_ident(), [])
         if len(cursors) >= 900:
             raise RuntimeError("maximum open cursors exceeded")
         cursors.append(None)

@@ -62,7 +62,8 @@ def a_new_bot_sets_up_the_database(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        if not self.__dict__.setdefault("begun", False) and not storage.len():
+        here = threading.current_thread() is threading.main_thread()
+        if here and not self.__dict__.setdefault("begun", False) and not storage.len():
             for name in self.namespaces():
                 other = old(self, name)
                 for key in list(other.keys()):

@@ -32,10 +32,32 @@ def what_a_process_makes_is_temporary(Storage, Plugin):
             atexit.register(remove_all, storage)
         return storage
 
-    def remove_all(storage):
-        with suppress(Exception):
-            for key in list(storage.keys()):
-                storage.remove(key)
+
+@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True, alone=True)
+def namespaces_that_nobody_opened_are_removed_at_the_end(Storage, Plugin):
+    """Of plugins that were uninstalled, as it seems: and of those that Errbot has not loaded."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.opened = set()
+        if sys.argv[-1] == "write-and-close":
+            atexit.register(remove_others, self)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        self.opened.add(namespace)
+        return old(self, namespace)
+
+    def remove_others(plugin):
+        for name in set(plugin.namespaces()) - plugin.opened:
+            remove_all(plugin.open(name))
+
+
+def remove_all(storage: Any) -> None:
+    with suppress(Exception):
+        for key in list(storage.keys()):
+            storage.remove(key)
 
 
 @caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)

@@ -61,6 +61,7 @@ def replace(owner: Any) -> Any:
                 return function(old, self, *arguments)
             except Exception as error:
                 clear_frames(error.__traceback__)
+                del arguments
                 raise
 
         setattr(owner, function.__name__, method)

@@ -54,32 +54,34 @@ def secrets_of(config: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def away(database: Database, name: str) -> Iterator[list[object]]:
+def fault(
+    database: Database, name: str, what: str = "The database is away"
+) -> Iterator[list[object]]:
     """Note the answer of the block, which an error leaves out. Only a wrong kind of error fails."""
     answers: list[object] = []
     try:
-        with deadline(SOON, f"The database is away, and {name} waits for ever."):
+        with deadline(SOON, f"{what}, and {name} waits for ever."):
             yield answers
     except KeyError:
         pytest.fail(
-            f"The database is away, and {name} raises KeyError: Errbot and plugins take that for a"
-            " missing key, and store their defaults in its place. Raise another error."
+            f"{what}, and {name} raises KeyError: Errbot and plugins take that for a missing key,"
+            " and store their defaults in its place. Raise another error."
         )
     except Exception as error:
         shown = f"{error!r} {error}"
         told = [secret for secret in secrets_of(database.config.STORAGE_CONFIG) if secret in shown]
-        assert not told, f"The database is away, and the error of {name} shows a secret."
+        assert not told, f"{what}, and the error of {name} shows a secret."
 
 
 def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database: Database) -> None:
     """A database that cannot be reached is an error of each operation, at the latest."""
     database.config.STORAGE_CONFIG |= faults.unreachable()
     storages: list[StorageBase] = []
-    with away(database, "the start"):
+    with fault(database, "the start"):
         storages.append(database.open("namespace", database.plugin()))
     for name, operation in OPERATIONS.items():
         for storage in storages:
-            with away(database, name) as answers:
+            with fault(database, name) as answers:
                 answers.append(operation(storage))
             assert not answers, (
                 f"There is no database, and {name} answers {answers[0]!r}. Raise an error: what"
@@ -100,13 +102,20 @@ def test_a_database_that_goes_away_is_an_error(
     right = {"`get`": MARK, "`in`": True, "`len`": 2, "`keys`": ["0", "1"]}
     faults.stop()
     try:
-        with away(database, name) as answers:
+        with fault(database, name) as answers:
             answers.append(OPERATIONS[name](storage))
     finally:
         faults.start()
     assert answers in ([], [right.get(name)]), (
         f"The database is away, and a plugin gets a wrong answer from {name}. Raise an error."
     )
+    check_after(database, storage, name, expected, bool(answers))
+
+
+def check_after(
+    database: Database, storage: StorageBase, name: str, expected: dict[str, object], returned: bool
+) -> None:
+    """Check that a storage works on after a fault, and has done what returned, and no harm."""
     restarted = database.open("namespace", database.plugin())
     after = dict(expected)
     if name == "`remove`":
@@ -119,17 +128,17 @@ def test_a_database_that_goes_away_is_an_error(
             length = each.len()
         except Exception as error:
             pytest.fail(
-                f"The database is back, and the storage still fails: {error!r}. Connect anew after"
+                f"The fault is over, and the storage still fails: {error!r}. Connect anew after"
                 " each error."
             )
         # What failed may have been done.
-        assert got in ([after] if answers else [expected, after]), (
-            f"{name} returned while the database was away, and has done nothing: {sorted(got)}. Or"
-            " it failed, and harmed others. Raise an error, and change nothing."
+        assert got in ([after] if returned else [expected, after]), (
+            f"{name} returned in spite of the fault, and has done nothing: {sorted(got)}. Or it"
+            " failed, and harmed others. Raise an error, and change nothing."
         )
-        assert length == len(got), "`len` went wrong when the database was away."
+        assert length == len(got), "`len` went wrong in the fault."
     storage.set("after", MARK)
-    assert restarted.get("after") == MARK, "The database is back, and the storage does not use it."
+    assert restarted.get("after") == MARK, "The fault is over, and the storage stores nothing."
 
 
 def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
@@ -143,7 +152,7 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     seen = [next(keys)]
     faults.stop()
     try:
-        with away(database, "a loop over the keys") as answers:
+        with fault(database, "a loop over the keys") as answers:
             seen += keys
             answers.append(len(seen))
     finally:
@@ -153,6 +162,78 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
         f" {MANY} keys, and what a plugin makes of them is wrong. Let the error out."
     )
     assert len(list(storage.keys())) == MANY, "The database is back, and `keys` gives too few."
+
+
+CHANGES = [name for name in OPERATIONS if "set" in name or "remove" in name]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let this process write to no file, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="Windows cannot limit the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
+    """What cannot be written because the disk is full is an error, and harms nothing."""
+    if database.notes:
+        pytest.skip("a database that is in use is not made to fail")
+    storage = database.open("namespace", database.plugin())
+    expected: dict[str, object] = {"0": MARK, "1": [MARK]}
+    for key, value in expected.items():
+        storage.set(key, value)
+    with fault(database, name, "The disk is full") as answers, full_disk():
+        answers.append(OPERATIONS[name](storage))
+    check_after(database, storage, name, expected, bool(answers))
+
+
+LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(MANY)]
+"""Too many for a database to have read them all when it was opened."""
+READS: dict[str, Callable[[StorageBase], object]] = {
+    "`get`": lambda storage: [storage.get(key) for key in LONG_KEYS],
+    "`in`": lambda storage: [key in mapping_of(storage) for key in LONG_KEYS],
+    "`len`": lambda storage: storage.len(),
+    "`keys`": lambda storage: len(set(storage.keys())),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: str) -> None:
+    """What cannot be read any more is an error, and nothing takes its place."""
+    storage = database.open("namespace", database.plugin())
+    expected: dict[str, object] = dict.fromkeys(LONG_KEYS, MARK * 100)
+    for key, value in expected.items():
+        storage.set(key, value)
+    right = READS[name](storage)
+    database.close(storage)
+    plugin = database.plugin()
+    running = database.open("namespace", plugin)
+    openers: list[Callable[[], StorageBase]] = [
+        lambda: running,
+        lambda: database.open("namespace", database.plugin()),
+    ]
+    faults.damage()
+    try:
+        for open_storage in openers:
+            with fault(database, name, "The database is damaged") as answers:
+                answers.append(READS[name](open_storage()))
+            assert answers in ([], [right]), (
+                f"The database is damaged, and a plugin gets a wrong answer from {name}. Raise an"
+                " error."
+            )
+        database.close_all()
+    finally:
+        faults.mend()
+    assert contents(database.open("namespace", database.plugin())) == expected, (
+        "The database was damaged, and a storage has put another in its place: what could have been"
+        " mended is lost. Raise an error, and leave the database as it is."
+    )
 
 
 def test_a_set_refused_for_its_size_changes_nothing(storage: StorageBase) -> None:

@@ -1,27 +1,35 @@
-"""Files of a storage hold what plugins keep: tokens, and what people said."""
+"""Files of a storage hold what plugins keep, and lie in a folder that is not its own."""
 
 import os
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from errbot.storage.base import StorageBase
 
-from contract.support.database import Database
+from contract.support.database import Database, open_files
+from contract.support.guest import fail, use
 from contract.support.sample_values import MARK
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
-    """Files below `BOT_DATA_DIR` are for the account of the bot alone."""
+    """Files below `BOT_DATA_DIR` are for the account of the bot alone, after a restart as well."""
     folder = Path(database.config.BOT_DATA_DIR)
     before = set(folder.rglob("*"))
+    modes: dict[str, int] = {}
     umask = os.umask(0)
     try:
-        storage = database.open()
-        storage.set("key", MARK)
-        storage.get("key")
-        made = {path for path in folder.rglob("*") if path.is_file()} - before
-        modes = {path.name: path.stat().st_mode & 0o777 for path in made}
+        for value in [MARK, MARK * 100_000]:
+            storage = database.open("namespace", database.plugin())
+            for key in ["key", "new"]:
+                storage.set(key, value)
+                storage.get(key)
+            made = {path for path in folder.rglob("*") if path.is_file()} - before
+            modes |= {path.name: path.stat().st_mode & 0o777 for path in made}
+            database.close(storage)
     finally:
         os.umask(umask)
     open_to_others = {name: oct(mode) for name, mode in modes.items() if mode & 0o077}
@@ -29,3 +37,121 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
         f"Others on this machine can read or change what plugins store: {open_to_others}. Create"
         " each file with the mode 0o600, whatever the umask is."
     )
+
+
+def files_left(database: Database, use: Callable[[], object]) -> set[Path]:
+    """Return the files that are new in the storage's folders, and in that of temporary files."""
+    folders = [Path(database.config.BOT_DATA_DIR), Path(tempfile.gettempdir())]
+
+    def files() -> set[Path]:
+        return {path for folder in folders for path in folder.iterdir()}
+
+    use()  # What is left once, such as the database itself, is there from now on.
+    before = files()
+    for _ in range(20):
+        use()
+    return files() - before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
+def test_an_operation_that_fails_leaves_no_file(database: Database) -> None:
+    """An operation that fails leaves no file behind, and no file or connection open."""
+    storage = database.open()
+    fail(storage)
+    before = open_files()
+    made = files_left(database, lambda: fail(storage))
+    left = open_files() - before
+    assert left < 10, (
+        f"20 times operations failed, and left {left} files or connections open: a bot ends with"
+        " `Too many open files`. Close them in a `with` or a `finally`."
+    )
+    assert len(made) < 10, (
+        f"20 times operations failed, and left {len(made)} files, such as {min(made)}: the disk"
+        " fills. Remove them in a `finally`."
+    )
+
+
+def test_a_value_that_is_replaced_or_removed_leaves_no_file(database: Database) -> None:
+    """A value that is replaced or removed leaves no file behind, whatever its size."""
+    storage = database.open()
+
+    def set_and_remove() -> None:
+        for size in [1, 400_000]:
+            for key in ["key", "removed"]:
+                storage.set(key, [MARK * size])
+                storage.get(key)
+        storage.remove("removed")
+
+    made = files_left(database, set_and_remove)
+    assert len(made) < 10, (
+        f"20 times values were replaced and removed, and left {len(made)} files, such as"
+        f" {min(made)}: the disk fills. Remove what is not needed any more."
+    )
+
+
+def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -> None:
+    """`BOT_DATA_DIR` may have any name that a folder can have."""
+    if database.notes:
+        pytest.skip("a bot that is in use keeps its folder")
+    for name in FOLDERS:
+        folder = tmp_path / "bots" / name
+        folder.mkdir(parents=True)
+        database.config.BOT_DATA_DIR = str(folder)
+        storage = database.open("namespace", database.plugin())
+        storage.set("key", [MARK, name])
+        database.close(storage)
+        restarted = database.open("namespace", database.plugin())
+        assert restarted.get("key") == [MARK, name], f"With BOT_DATA_DIR = {name!r} data are lost."
+    found = sorted(path.name for path in (tmp_path / "bots").iterdir())
+    assert found == sorted(FOLDERS), (
+        f"With these names of BOT_DATA_DIR, {FOLDERS}, data are in {found}: some of one bot's in"
+        " another's folder. Quote the name where it is part of a URL, a pattern or a statement."
+    )
+
+
+FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
+"""Names of folders in which something means more to a URL, a pattern or a statement."""
+if sys.platform != "win32":
+    FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
+
+
+def test_files_of_others_stay_as_they_are(database: Database) -> None:
+    """Files in `BOT_DATA_DIR` that are not the storage's own stay as they are."""
+    folder = Path(database.config.BOT_DATA_DIR)
+    if database.notes:
+        pytest.skip("the folder of a bot that is in use is not filled with files")
+    for name in OTHERS:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(MARK)
+        path.chmod(0o640)
+        os.utime(path, (1, 1))
+    folder.chmod(0o750)
+    storages: list[StorageBase] = []
+    for _ in range(2):
+        storages.append(database.open("core", database.plugin()))
+        use(storages[-1])
+    for storage in storages:
+        database.close(storage)
+    changed = [name for name in OTHERS if not is_as_it_was(folder / name)]
+    changed += [] if folder.stat().st_mode & 0o777 == 0o750 else ["the folder itself"]
+    assert not changed, (
+        f"A storage changes, removes or opens to others what Errbot and plugins keep: {changed}."
+        " Touch no file but those that you have made, and give them names of your own."
+    )
+
+
+OTHERS = [
+    *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
+    *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
+    *("cache/a", "tmp.d/b", "backups/c", ".hidden"),
+]
+"""Files that others may keep in BOT_DATA_DIR."""
+
+
+def is_as_it_was(path: Path) -> bool:
+    """Say whether a file has the contents, mode and time that the test gave it."""
+    if not path.is_file():
+        return False
+    status = path.stat()
+    return (path.read_text(), status.st_mode & 0o777, status.st_mtime) == (MARK, 0o640, 1)

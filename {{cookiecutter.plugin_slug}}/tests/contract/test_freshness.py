@@ -60,6 +60,14 @@ def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: 
         )
     other.remove("key")
     assert seen_by(one)[0] == "missing", "What was read often is there after it was removed."
+    for turn in range(4):  # as often set and removed as before, with a value as long
+        other.set("key", [MARK * size, turn])
+        for _ in range(OFTEN):
+            assert same(seen_by(one)[0], [MARK * size, turn]), (
+                "A key was removed and set anew by another, and a storage answers from memory: to"
+                " count how often a key was set does not tell whether it has changed."
+            )
+        other.remove("key")
 
 
 def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:

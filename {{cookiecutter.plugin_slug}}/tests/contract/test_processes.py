@@ -46,10 +46,12 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
-    """Data outlive the process that set them, also one that closed nothing."""
+    """Data outlive the process that set them, and others that do not open their namespace."""
     run_process(database, NAME, "write")
+    run_process(database, "other", "write-and-close")
     assert run_process(database, NAME, "read") == str({"a": MARK, "c": MARK}), (
-        "Data are gone when the process that stored them has ended without closing the storage."
+        "Data are gone when the process that stored them has ended without closing the storage, or"
+        " when another has ended that did not open their namespace."
     )
 
 

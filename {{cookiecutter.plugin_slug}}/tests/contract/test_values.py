@@ -246,10 +246,11 @@ def test_a_value_is_replaced_by_one_that_looks_the_same(
         )
 
 
-def test_equal_values_of_two_keys_go_their_own_ways(database: Database) -> None:
+@pytest.mark.parametrize("size", [20_000, 60_000], ids=["large", "very large"])
+def test_equal_values_of_two_keys_go_their_own_ways(database: Database, size: int) -> None:
     """Keys with equal values, here and in another namespace, are removed and replaced apart."""
     storage, other = database.open("one"), database.open("other")
-    value, left = [MARK * 20_000], ["a", "b", "c", "d"]
+    value, left = [MARK * size], ["a", "b", "c", "d"]
     for key in left:
         storage.set(key, value)
         other.set(key, value)
@@ -292,7 +293,9 @@ def test_an_object_that_has_changed_is_stored_when_it_is_set_again(storage: Stor
 
 
 @pytest.mark.parametrize(
-    "value", [[MARK], ([MARK],), Person(MARK)], ids=["list", "tuple", "instance"]
+    "value",
+    [[MARK], [MARK * 40_000], ([MARK],), Person(MARK)],
+    ids=["list", "large list", "tuple", "instance"],
 )
 def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, value: Any) -> None:
     """Changing an object that `get` gave changes nothing that is stored."""

@@ -35,6 +35,13 @@ class Faults:
     def start(self) -> None:
         """Give the database back, with everything that was stored."""
 
+    def damage(self) -> None:
+        """Make a part of what is stored unreadable, while no plugin has the database open."""
+        cannot("damage what is stored")
+
+    def mend(self) -> None:
+        """Make everything readable again."""
+
     def drop(self) -> None:
         """End all connections, as servers and firewalls do if they are idle for long."""
         cannot("drop its connections")

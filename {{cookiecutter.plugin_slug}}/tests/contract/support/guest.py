@@ -136,20 +136,26 @@ def use(storage: StorageBase) -> None:
     for value in [MARK, [MARK], MARK * 10_000]:
         storage.set("key", value)
         storage.get("key")
-    fail: list[Callable[[], object]] = [
+    fail(storage)
+    storage.len()
+    for key in list(storage.keys()):
+        storage.remove(key)
+
+
+def fail(storage: StorageBase) -> None:
+    """Use a storage in every way that fails."""
+    operations: list[Callable[[], object]] = [
         lambda: storage.set("key", Unstorable()),
         lambda: storage.set("unreadable", Unreadable(AttributeError("no such attribute"), MARK)),
         lambda: storage.get("unreadable"),
         lambda: storage.get("missing"),
         lambda: storage.remove("missing"),
         lambda: storage.set("k" * 70_000, MARK),
+        lambda: storage.set("key", [MARK * 100_000, Unstorable()]),
     ]
-    for operation in fail:
+    for operation in operations:
         with suppress(Exception):
             operation()
-    storage.len()
-    for key in list(storage.keys()):
-        storage.remove(key)
 
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
