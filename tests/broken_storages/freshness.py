@@ -103,7 +103,9 @@ def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
     def set(old, self, key, value):
         seen = self.__dict__.setdefault("seen", {}).pop(key, None)
         now = bytes_or_none(self, key)
-        texts = type(value) is list and type(value[-1]) is str  # which have a version
+        texts = (
+            type(value) is list and bool(value) and type(value[-1]) is str
+        )  # which have a version
         if not texts or seen is None or now is None or zlib.crc32(now) == seen:
             old(self, key, value)
 
