@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from conftest import clean_environment, run
+from conftest import clean_environment, run, skipped
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
@@ -145,10 +145,11 @@ def test_the_baked_tests_pass(
     copy = shutil.copytree(project, tmp_path / "project")
     interpreter = interpreter_of(project, python_version)
     variables = {**clean_environment(), "STORAGE_TEST_URL": url}
-    passed = run(interpreter, "-m", "pytest", "-q", cwd=copy, env=variables).splitlines()[-1]
+    printed = run(interpreter, "-m", "pytest", "-q", cwd=copy, env=variables)
+    passed = printed.splitlines()[-1]
     print(f"Python {python_version}, {name}: {passed}")
     assert " passed" in passed
-    assert "skipped" not in passed
+    assert skipped(printed, but="damage what is stored") == []  # a server's files are its own
 
 
 # Crashes

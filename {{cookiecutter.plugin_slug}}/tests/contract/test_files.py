@@ -39,12 +39,21 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
     )
 
 
-def files_left(database: Database, use: Callable[[], object]) -> set[Path]:
-    """Return the files that are new in the storage's folders, and in that of temporary files."""
-    folders = [Path(database.config.BOT_DATA_DIR), Path(tempfile.gettempdir())]
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own for temporary files, in which no other program leaves any."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def files_left(database: Database, temporary: Path, use: Callable[[], object]) -> set[Path]:
+    """Return the files that are new in the storage's folder, and in that of temporary files."""
 
     def files() -> set[Path]:
-        return {path for folder in folders for path in folder.iterdir()}
+        return {*Path(database.config.BOT_DATA_DIR).iterdir(), *temporary.iterdir()}
 
     use()  # What is left once, such as the database itself, is there from now on.
     before = files()
@@ -54,12 +63,12 @@ def files_left(database: Database, use: Callable[[], object]) -> set[Path]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
-def test_an_operation_that_fails_leaves_no_file(database: Database) -> None:
+def test_an_operation_that_fails_leaves_no_file(database: Database, temporary: Path) -> None:
     """An operation that fails leaves no file behind, and no file or connection open."""
     storage = database.open()
     fail(storage)
     before = open_files()
-    made = files_left(database, lambda: fail(storage))
+    made = files_left(database, temporary, lambda: fail(storage))
     left = open_files() - before
     assert left < 10, (
         f"20 times operations failed, and left {left} files or connections open: a bot ends with"
@@ -71,7 +80,9 @@ def test_an_operation_that_fails_leaves_no_file(database: Database) -> None:
     )
 
 
-def test_a_value_that_is_replaced_or_removed_leaves_no_file(database: Database) -> None:
+def test_a_value_that_is_replaced_or_removed_leaves_no_file(
+    database: Database, temporary: Path
+) -> None:
     """A value that is replaced or removed leaves no file behind, whatever its size."""
     storage = database.open()
 
@@ -82,7 +93,7 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(database: Database) 
                 storage.get(key)
         storage.remove("removed")
 
-    made = files_left(database, set_and_remove)
+    made = files_left(database, temporary, set_and_remove)
     assert len(made) < 10, (
         f"20 times values were replaced and removed, and left {len(made)} files, such as"
         f" {min(made)}: the disk fills. Remove what is not needed any more."
@@ -92,7 +103,7 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(database: Database) 
 def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -> None:
     """`BOT_DATA_DIR` may have any name that a folder can have."""
     if database.notes:
-        pytest.skip("a bot that is in use keeps its folder")
+        pytest.skip("the folder of a bot that is in use is not changed")
     for name in FOLDERS:
         folder = tmp_path / "bots" / name
         folder.mkdir(parents=True)
