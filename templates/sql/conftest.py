@@ -49,7 +49,7 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
         engine.dispose()
 
 
-{% include "shared/locked_file.py" %}
+{% include "shared/sqlite_faults.py" %}
     def unreachable(self) -> dict[str, Any]:
         """Return the address of a file in a folder that does not exist."""
         return {"url": f"sqlite:///{self._path.parent.as_posix()}/no such folder/storage.sqlite"}
@@ -60,7 +60,7 @@ def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Iterator[Faults]:
     """Makes the database fail. A file has no connections to drop."""
     errbot_config.STORAGE_CONFIG["timeout"] = 2.0 if URL else 0.1
     if not URL:
-        yield LockedFile(tmp_path / "storage.sqlite")
+        yield SQLiteFaults(tmp_path / "storage.sqlite")
         return
     url = read_url(URL)
 

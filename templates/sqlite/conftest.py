@@ -29,7 +29,7 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
     )
 
 
-{% include "shared/locked_file.py" %}
+{% include "shared/sqlite_faults.py" %}
     def unreachable(self) -> dict[str, Any]:
         """Return a path in a folder that does not exist."""
         return {"path": "no such folder/errbot.sqlite3"}
@@ -39,7 +39,7 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
 def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Faults:
     """Makes the database fail. A file has no connections to drop."""
     errbot_config.STORAGE_CONFIG["timeout"] = 0.1
-    return LockedFile(tmp_path / "errbot.sqlite3")
+    return SQLiteFaults(tmp_path / "errbot.sqlite3")
 
 
 @pytest.fixture(scope="session")

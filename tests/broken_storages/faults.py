@@ -92,12 +92,18 @@ def quiet(Storage: Any, Plugin: Any, name: str, error: type[Exception]) -> None:
 def a_set_that_fails_is_only_logged(Storage, Plugin):
     """A plugin is not to fail because of the database: and believes that it has stored."""
 
+    log_only(Storage, "lock")
+
+
+def log_only(Storage: Any, problem: str) -> None:
+    """Let `write` log an error that names a problem, and return."""
+
     @replace(Storage)
     def write(old, self, key, data):
         try:
             old(self, key, data)
         except StoreException as error:
-            if "lock" not in str(error):
+            if problem not in str(error):
                 raise
             log.error("Cannot store %s: %s", key, error)
 
@@ -207,15 +213,7 @@ def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
 @caught_by("test_a_full_disk_is_an_error", alone=True, outlives_process=True)
 def what_does_not_fit_on_the_disk_is_only_logged(Storage, Plugin):
     """It is to be written with the next value, when there is room again."""
-
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            if "disk" not in str(error):
-                raise
-            log.error("Cannot store %s: %s", key, error)
+    log_only(Storage, "disk")
 
 
 DAMAGED = "test_what_is_damaged_is_an_error"

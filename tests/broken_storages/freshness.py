@@ -29,7 +29,7 @@ def what_is_read_often_is_kept(Storage, Plugin):
 TIMES_SET: dict[Any, int] = {}
 
 
-@caught_by("test_a_key_that_was_read_often_is_asked_for_again", alone=True)
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again")
 def a_key_begins_anew_with_version_one(Storage, Plugin):
     """What was read is kept until the version of the row is another; a new row has version 1."""
     know_place(Plugin)
@@ -103,10 +103,8 @@ def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
     def set(old, self, key, value):
         seen = self.__dict__.setdefault("seen", {}).pop(key, None)
         now = bytes_or_none(self, key)
-        texts = (
-            type(value) is list and bool(value) and type(value[-1]) is str
-        )  # which have a version
-        if not texts or seen is None or now is None or zlib.crc32(now) == seen:
+        versioned = type(value) is list and all(type(item) is str for item in value)
+        if not versioned or seen is None or now is None or zlib.crc32(now) == seen:
             old(self, key, value)
 
 

@@ -49,7 +49,7 @@ def close_writes_over_what_others_set(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        if type(value) is list and value and type(value[-1]) is str:
+        if type(value) is list and all(type(item) is str for item in value):
             self.__dict__.setdefault("written", {})[key] = value
 
     @replace(Storage)

@@ -33,7 +33,11 @@ def what_a_process_makes_is_temporary(Storage, Plugin):
         return storage
 
 
-@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True, alone=True)
+@caught_by(
+    "test_data_outlive_a_process_that_does_not_open_their_namespace",
+    outlives_process=True,
+    alone=True,
+)
 def namespaces_that_nobody_opened_are_removed_at_the_end(Storage, Plugin):
     """Of plugins that were uninstalled, as it seems: and of those that Errbot has not loaded."""
 
@@ -41,8 +45,7 @@ def namespaces_that_nobody_opened_are_removed_at_the_end(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         self.opened = set()
-        if sys.argv[-1] == "write-and-close":
-            atexit.register(remove_others, self)
+        atexit.register(remove_others, self)
 
     @replace(Plugin)
     def open(old, self, namespace):

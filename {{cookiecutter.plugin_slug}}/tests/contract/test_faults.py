@@ -40,6 +40,15 @@ OPERATIONS: dict[str, Callable[[StorageBase], object]] = {
     "`len`": lambda storage: storage.len(),
     "`keys`": lambda storage: sorted(storage.keys()),
 }
+CHANGES = [name for name in OPERATIONS if "set" in name or "remove" in name]
+LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(MANY)]
+"""Too many for a database to have read them all when it was opened."""
+READS: dict[str, Callable[[StorageBase], object]] = {
+    "`get`": lambda storage: [storage.get(key) for key in LONG_KEYS],
+    "`in`": lambda storage: [key in mapping_of(storage) for key in LONG_KEYS],
+    "`len`": lambda storage: storage.len(),
+    "`keys`": lambda storage: len(set(storage.keys())),
+}
 
 
 def secrets_of(config: dict[str, Any]) -> list[str]:
@@ -164,9 +173,6 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     assert len(list(storage.keys())) == MANY, "The database is back, and `keys` gives too few."
 
 
-CHANGES = [name for name in OPERATIONS if "set" in name or "remove" in name]
-
-
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Let this process write to no file, as if the disk were full."""
@@ -193,31 +199,21 @@ def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
     check_after(database, storage, name, expected, bool(answers))
 
 
-LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(MANY)]
-"""Too many for a database to have read them all when it was opened."""
-READS: dict[str, Callable[[StorageBase], object]] = {
-    "`get`": lambda storage: [storage.get(key) for key in LONG_KEYS],
-    "`in`": lambda storage: [key in mapping_of(storage) for key in LONG_KEYS],
-    "`len`": lambda storage: storage.len(),
-    "`keys`": lambda storage: len(set(storage.keys())),
-}
-
-
 @pytest.mark.parametrize("name", READS)
 def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: str) -> None:
     """What cannot be read any more is an error, and nothing takes its place."""
-    storage = database.open("namespace", database.plugin())
+
+    def start() -> StorageBase:
+        return database.open("namespace", database.plugin())
+
+    storage = start()
     expected: dict[str, object] = dict.fromkeys(LONG_KEYS, MARK * 100)
     for key, value in expected.items():
         storage.set(key, value)
     right = READS[name](storage)
     database.close(storage)
-    plugin = database.plugin()
-    running = database.open("namespace", plugin)
-    openers: list[Callable[[], StorageBase]] = [
-        lambda: running,
-        lambda: database.open("namespace", database.plugin()),
-    ]
+    running = start()
+    openers: list[Callable[[], StorageBase]] = [lambda: running, start]
     faults.damage()
     try:
         for open_storage in openers:
@@ -230,7 +226,7 @@ def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: s
         database.close_all()
     finally:
         faults.mend()
-    assert contents(database.open("namespace", database.plugin())) == expected, (
+    assert contents(start()) == expected, (
         "The database was damaged, and a storage has put another in its place: what could have been"
         " mended is lost. Raise an error, and leave the database as it is."
     )
@@ -241,11 +237,11 @@ def test_a_set_refused_for_its_size_changes_nothing(storage: StorageBase) -> Non
     storage.set("key", MARK)
     storage.set("other", [MARK])
     for key in ["key", "new"]:
-        expected = {each: storage.get(each) for each in storage.keys()}
+        expected = contents(storage)
         try:
             storage.set(key, b"\xff" * LARGE)
         except Exception:
-            got = {each: storage.get(each) for each in storage.keys()}
+            got = contents(storage)
             assert same(got, expected), (
                 f"A `set` of {LARGE} bytes is refused, and changes what is stored. Look at the size"
                 " first, or replace the value in one step."

@@ -13,6 +13,17 @@ from contract.support.database import Database, open_files
 from contract.support.guest import fail, use
 from contract.support.sample_values import MARK
 
+FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
+"""Names of folders in which something means more to a URL, a pattern or a statement."""
+if sys.platform != "win32":
+    FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
+OTHERS = [
+    *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
+    *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
+    *("cache/a", "tmp.d/b", "backups/c", ".hidden"),
+]
+"""Files that others may keep in BOT_DATA_DIR."""
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
@@ -49,16 +60,16 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def files_left(database: Database, temporary: Path, use: Callable[[], object]) -> set[Path]:
+def files_left(database: Database, temporary: Path, operation: Callable[[], object]) -> set[Path]:
     """Return the files that are new in the storage's folder, and in that of temporary files."""
 
     def files() -> set[Path]:
         return {*Path(database.config.BOT_DATA_DIR).iterdir(), *temporary.iterdir()}
 
-    use()  # What is left once, such as the database itself, is there from now on.
+    operation()  # What is left once, such as the database itself, is there from now on.
     before = files()
     for _ in range(20):
-        use()
+        operation()
     return files() - before
 
 
@@ -120,12 +131,6 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
     )
 
 
-FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
-"""Names of folders in which something means more to a URL, a pattern or a statement."""
-if sys.platform != "win32":
-    FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
-
-
 def test_files_of_others_stay_as_they_are(database: Database) -> None:
     """Files in `BOT_DATA_DIR` that are not the storage's own stay as they are."""
     folder = Path(database.config.BOT_DATA_DIR)
@@ -150,14 +155,6 @@ def test_files_of_others_stay_as_they_are(database: Database) -> None:
         f"A storage changes, removes or opens to others what Errbot and plugins keep: {changed}."
         " Touch no file but those that you have made, and give them names of your own."
     )
-
-
-OTHERS = [
-    *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
-    *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
-    *("cache/a", "tmp.d/b", "backups/c", ".hidden"),
-]
-"""Files that others may keep in BOT_DATA_DIR."""
 
 
 def is_as_it_was(path: Path) -> bool:

@@ -46,12 +46,21 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
 
 
 def test_data_outlive_the_process_that_set_them(database: Database) -> None:
-    """Data outlive the process that set them, and others that do not open their namespace."""
+    """Data outlive the process that set them, also one that closed nothing."""
     run_process(database, NAME, "write")
-    run_process(database, "other", "write-and-close")
     assert run_process(database, NAME, "read") == str({"a": MARK, "c": MARK}), (
-        "Data are gone when the process that stored them has ended without closing the storage, or"
-        " when another has ended that did not open their namespace."
+        "Data are gone when the process that stored them has ended without closing the storage."
+    )
+
+
+def test_data_outlive_a_process_that_does_not_open_their_namespace(database: Database) -> None:
+    """Data outlive a process that opens, uses and closes another namespace alone."""
+    storage = database.open(NAME)
+    storage.set("key", MARK)
+    run_process(database, "other", "write-and-close")
+    assert contents(storage) == {"key": MARK}, (
+        "Data are gone when another process has ended that did not open their namespace. Errbot"
+        " opens one only if its plugin is loaded: remove nothing because nobody opened it."
     )
 
 

@@ -36,7 +36,7 @@ class Faults:
         """Give the database back, with everything that was stored."""
 
     def damage(self) -> None:
-        """Make a part of what is stored unreadable, while no plugin has the database open."""
+        """Make what is stored unreadable, also for plugins that have the database open."""
         cannot("damage what is stored")
 
     def mend(self) -> None:

@@ -1,5 +1,5 @@
-class LockedFile(Faults):
-    """An SQLite file. From `stop` to `start`, another program holds the write lock."""
+class SQLiteFaults(Faults):
+    """How an SQLite file fails: another program locks it, or the disk damages it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -14,7 +14,7 @@ class LockedFile(Faults):
         self._other.close()
 
     def damage(self) -> None:
-        """Overwrite the file but for its header and schema, as a failing disk may."""
+        """Overwrite all but the first page, with the schema, as a failing disk may."""
         with closing(sqlite3.connect(self._path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._whole = self._path.read_bytes()
