@@ -40,10 +40,11 @@ class Interrupts:
         self.longest = 0.001
         """Seconds after which the timer goes off at the latest: in half of all operations."""
         self._at_work = False
+        self._not_before = 0.0
 
     def signalled(self, *_: object) -> None:
         """Handle the signal: in the middle of anything that the main thread does."""
-        if self._at_work:
+        if self._at_work and monotonic() >= self._not_before:
             self._at_work = False
             self.raised += 1
             raise self.error
@@ -71,6 +72,8 @@ class Interrupts:
     @contextmanager
     def no_more(self) -> Iterator[None]:
         """Interrupt no longer, unless what is done now waits for ever."""
+        # A signal from before may be late: another thread of a busy machine takes it up.
+        self._not_before = monotonic() + WAIT
         signal.setitimer(signal.ITIMER_REAL, WAIT)
         try:
             self._at_work = True
@@ -82,6 +85,7 @@ class Interrupts:
             )
         finally:
             self._at_work = False
+            self._not_before = 0.0
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
