@@ -21,6 +21,10 @@ UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
+QUICK, WHOLE = "--quick", "--time-limit=120"
+"""pytest's option for a quick run of the contract, and one for a whole run: the default."""
+KILLS = [15, pytest.param(50, marks=pytest.mark.slow)]
+"""How often tests kill a process that writes."""
 
 # With it, each of hundreds of processes would compile all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -148,13 +152,13 @@ def pythons() -> dict[str, str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize `python_version` with the newest version and, with `-m slow`, the oldest.
+    """Parametrize `python_version` with the newest version and, with `-m nightly`, the oldest.
 
     Only if a test needs it, because finding the Pythons takes a while.
     """
     if "python_version" in metafunc.fixturenames:
         *older, newest = pythons() or ["none"]
-        oldest = [pytest.param(version, marks=pytest.mark.slow) for version in older[:1]]
+        oldest = [pytest.param(version, marks=pytest.mark.nightly) for version in older[:1]]
         metafunc.parametrize("python_version", [newest, *oldest])
 
 

@@ -5,6 +5,7 @@ Starting Python, importing Errbot and collecting the tests takes longer than mos
 collection, and forks for each request. In the child, pytest runs the tests as usual.
 """
 
+import gc
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ class Forking:
                     *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
                     *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
                     *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}", "-m", ""],
-                    "--time-limit=40",
+                    "--time-limit=20",
                 ],
                 cwd=project,
                 env={
@@ -128,6 +129,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Fork for each request. The child runs the requested tests; the parent runs none."""
     name, asked, answered = json.loads(os.environ.pop(FOLDER))
     folder, environment = Path(name), dict(os.environ)
+    gc.freeze()  # Each collection of garbage would copy the parent's memory into the child.
     with os.fdopen(asked) as requests, os.fdopen(answered, "w") as replies:
         for request in requests:
             tests, thorough, added = json.loads(request)

@@ -2,7 +2,7 @@
 
 For each broken storage in broken_storages/, the tests of a baked project run in a process that
 breaks the project's storage in this way. The end of pytest's output says which tests caught it.
-`-m slow` runs the whole contract against storages that only one test catches, and
+`-m nightly` runs the whole contract against storages that only one test catches, and
 `BROKEN_STORAGES_EVERYWHERE=1` breaks every database.
 """
 
@@ -118,7 +118,7 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in BROKEN if BROKEN[name].alone])
 def test_a_broken_storage_is_caught_by_one_test_alone(
     name: str, tests_of: Callable[[str], Forking]

@@ -44,7 +44,7 @@ def wheel_of(project: Path, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("database", ["sql", "redis"])
 def test_a_bake_works_with_the_lowest_declared_versions(
     bake: Bake, tmp_path: Path, database: str, python_version: str
@@ -84,11 +84,20 @@ def test_the_wheel_has_the_plug_file_and_no_stray_files(
 
 FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
-QUICK = [("dict", *OLD), ("sqlite", *NEW), ("redis", *NEW)]
+QUICK = [("dict", *OLD), ("sqlite", *NEW)]
+
+
+def marks(database: str, python: str, errbot: str) -> list[pytest.MarkDecorator]:
+    """Return how often a bake is tested with these versions."""
+    if (database, python, errbot) in QUICK:
+        return []
+    return [pytest.mark.slow if (python, errbot) in (OLD, NEW) else pytest.mark.nightly]
+
+
 ENVIRONMENTS = [
-    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    pytest.param(*case, marks=marks(*case))
     for case in product(DATABASES, PYTHONS, ERRBOTS)
-    if case[0] == "dict" or case[1:] in (OLD, NEW)
+    if case[2] == ERRBOTS[-1] or case[1:] == OLD
 ]
 
 

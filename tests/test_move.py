@@ -44,6 +44,9 @@ PROCESSES.set_forkserver_preload(
     ]
 )
 NAMES = ["sqlite", "postgresql", "mariadb", "redis", "cluster"]
+SLOW = pytest.mark.slow
+SOME = [name if name in ["sqlite", "redis"] else pytest.param(name, marks=SLOW) for name in NAMES]
+"""Databases for tests that take long: `make test-slow` runs them on all."""
 BAKES = {"sqlite": "sqlite", "redis": "redis", "cluster": "redis"}
 PASSWORD = "hunter2-s3cret"
 OLD = "old-signing-key-of-the-bot"
@@ -272,7 +275,7 @@ def plugins(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 SUMS = [f"!plugin{number} sum" for number in range(1, 7)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("3.11", marks=pytest.mark.slow), "3.13"])
+@pytest.fixture(scope="module", params=[pytest.param("3.11", marks=pytest.mark.nightly), "3.13"])
 def shelf(
     request: pytest.FixtureRequest, plugins: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -309,7 +312,7 @@ def sums(answers: str) -> list[str]:
     return sorted(line for line in answers.splitlines() if re.match(r"Plugin\d: ", line))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_one_command_moves_a_bot_from_shelf(
     shelf: Path, storage: Callable[[str], Storage], plugins: Path, name: str
 ) -> None:
@@ -380,8 +383,8 @@ def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=SLOW)])
+@pytest.mark.parametrize("name", ["postgresql", pytest.param("sqlite", marks=SLOW)])
 def test_a_move_that_was_killed_is_completed_by_running_it_again(
     storage: Callable[[str], Storage], name: str, kills: int
 ) -> None:
@@ -407,7 +410,7 @@ def test_a_move_that_was_killed_is_completed_by_running_it_again(
     assert old.contents() == before, "The old storage was changed."
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_resign_loses_nothing_that_a_bot_writes_meanwhile(
     storage: Callable[[str], Storage], name: str
 ) -> None:
@@ -478,7 +481,7 @@ def shell(storage: Storage, script: str, status: int = 0, **variables: str) -> s
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["sqlite", "postgresql", "mariadb", "redis"])
+@pytest.mark.parametrize("name", SOME[:4])
 def test_the_documented_commands_move_sign_and_repair(
     shelf: Path, storage: Callable[[str], Storage], name: str
 ) -> None:

@@ -6,7 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from conftest import TEMPLATE, Bake, run, skipped
+import pytest
+from conftest import QUICK, TEMPLATE, WHOLE, Bake, run, skipped
 
 
 def steps() -> list[str]:
@@ -51,7 +52,8 @@ def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Pat
         assert f"\nclass {name}(" in source
 
 
-def test_five_steps_replace_the_dict_with_a_database(bake: Bake) -> None:
+@pytest.mark.parametrize("extent", [QUICK, pytest.param(WHOLE, marks=pytest.mark.slow)])
+def test_five_steps_replace_the_dict_with_a_database(bake: Bake, extent: str) -> None:
     project = bake()
     config, plugin, storage, conftest = steps()
     file = project / "src/errbot_storage_acme/storage.py"
@@ -80,7 +82,7 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake) -> None:
         stand_in = r"(?m)^.*(dict://|stand-in|YOUR DATABASE).*\n"
         path.write_text(re.sub(stand_in, "", path.read_text()))
 
-    printed = run(sys.executable, "-m", "pytest", "-q", "-rs", cwd=project)
+    printed = run(sys.executable, "-m", "pytest", "-q", "-rs", extent, cwd=project)
     assert skipped(printed, but="fixture `faults`") == [], (
         "On a database that survives the process, all tests run, except those that make it fail."
     )

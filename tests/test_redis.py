@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import clean_environment, run, skipped
+from conftest import KILLS, QUICK, WHOLE, clean_environment, run, skipped
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -33,7 +33,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["errbot.storage.base", "itsdangerous", "pydantic", "redis", "pytest", "pytest_cookies.plugin"]
 )
-KILLS = 50
 SLOW = pytest.mark.slow
 SECRET = "s3cret-that-nobody-may-see"
 
@@ -117,11 +116,9 @@ def module_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisS
         sentinel.stop()
 
 
-@pytest.fixture(
-    params=["server", *(pytest.param(kind, marks=SLOW) for kind in ["sentinel", "cluster"])]
-)
-def everywhere(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A STORAGE_CONFIG for each kind of installation."""
+@pytest.fixture
+def storage_config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The STORAGE_CONFIG for a kind of installation."""
     installation = request.getfixturevalue(f"module_{request.param}")
     if isinstance(installation, RedisSentinel):
         return {"sentinels": installation.addresses}
@@ -146,21 +143,30 @@ def within(seconds: float) -> Iterator[None]:
 # The contract
 
 
+@pytest.mark.parametrize(
+    ("storage_config", "extent"),
+    [
+        ("server", QUICK),
+        *(pytest.param(kind, WHOLE, marks=SLOW) for kind in ["server", "sentinel", "cluster"]),
+    ],
+    indirect=["storage_config"],
+)
 def test_the_contract_holds(
     project: Path,
-    everywhere: dict[str, Any],
+    storage_config: dict[str, Any],
     python_version: str,
     interpreter_of: Callable[[Path, str], Path],
+    extent: str,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     interpreter = interpreter_of(project, python_version)
     config = tmp_path / "config.py"
     config.write_text(
-        f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {everywhere!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
+        f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {storage_config!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
         f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n"
     )
-    command = [interpreter, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    command = [interpreter, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", extent]
     printed = run(*command, f"--errbot-config={config}", cwd=project, env=clean_environment())
     passed = printed.splitlines()[-1]
     print(f"{request.node.name}: {passed}")
@@ -182,11 +188,12 @@ def set_until_killed(project: Path, url: str, start: int, pipe: Connection) -> N
         number += 1
 
 
+@pytest.mark.parametrize("kills", KILLS)
 def test_a_killed_writer_has_lost_no_set_that_returned(
-    project: Path, server: Redis, open_storage: Open
+    project: Path, server: Redis, open_storage: Open, kills: int
 ) -> None:
     last = -1
-    for _ in range(KILLS):
+    for _ in range(kills):
         ours, theirs = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(
             target=set_until_killed, args=(project, server.url, last + 1, theirs)
@@ -206,7 +213,7 @@ def test_a_killed_writer_has_lost_no_set_that_returned(
     assert not lost, f"{len(lost)} of {last + 1} values are lost."
     for key in keys:
         assert storage.get(key) == [int(key), "x" * (int(key) % 50 * 200)]
-    print(f"{KILLS} kills, {last + 1} values")
+    print(f"{kills} kills, {last + 1} values")
 
 
 class Load:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import QUICK, WHOLE, run
 from pytest_cookies.plugin import Cookies
 
 SOUND = {
@@ -84,14 +84,18 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "configured",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
-    ids=["in the bake", "by --errbot-config"],
+    ("configured", "extent"),
+    [
+        pytest.param(False, QUICK, id="quick"),
+        pytest.param(False, WHOLE, marks=pytest.mark.slow, id="whole"),
+        pytest.param(True, WHOLE, marks=pytest.mark.slow, id="by --errbot-config"),
+    ],
 )
-def test_a_sound_storage_is_green(project: Path, tmp_path: Path, configured: bool) -> None:
+def test_a_sound_storage_is_green(
+    project: Path, tmp_path: Path, configured: bool, extent: str
+) -> None:
     command: list[object] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    # The added code imports helpers of the tests.
-    command += ["--deselect=tests/test_installation.py::test_what_storage_py_imports_is_declared"]
+    command += ["tests/contract", extent]
     if configured:
         config = tmp_path / "config.py"
         config.write_text(

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import KILLS
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -33,7 +34,6 @@ from pytest_cookies.plugin import Cookies
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["errbot.storage.base", "itsdangerous", "pydantic"])
 FILE = "errbot.sqlite3"
-KILLS = 50
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,13 @@ def write_until_killed(module_file: Path, folder: Path, life: int, told: Connect
         number += 1
 
 
-def test_a_killed_process_has_lost_no_set_that_returned(module_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_a_killed_process_has_lost_no_set_that_returned(
+    module_file: Path, tmp_path: Path, kills: int
+) -> None:
     chance = random.Random(1)
     told_in_all = 0
-    for life in range(KILLS):
+    for life in range(kills):
         here, there = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(
             target=write_until_killed, args=(module_file, tmp_path, life, there)
@@ -131,7 +134,7 @@ def test_a_killed_process_has_lost_no_set_that_returned(module_file: Path, tmp_p
         with closing(sqlite3.connect(tmp_path / FILE)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         told_in_all += sum(told.values())
-    assert told_in_all > KILLS * 20, "The processes were killed before they wrote anything."
+    assert told_in_all > kills * 20, "The processes were killed before they wrote anything."
 
 
 def hammer(number: int, barrier: Barrier, module_file: Path, folder: Path) -> None:

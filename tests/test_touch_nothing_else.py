@@ -32,8 +32,11 @@ KEYS = ["a", "b", "key", "unstorable"]
 """Keys in use, which tests set as well. `double` adds many more."""
 DOUBLED = "ABCDEFGHIJKL"
 DATABASES = [
-    *["sqlite", "sql on SQLite"],
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ["redis", "postgresql", "mariadb"]),
+    "sqlite",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ["sql on SQLite", "redis", "postgresql", "mariadb"]
+    ),
 ]
 
 MIXED_UP = {

@@ -126,9 +126,13 @@ def definitions(name: str, module: ModuleType) -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the names of what is another one after than before."""
-    missing = object()
-    return [name for name in before if after.get(name, missing) != before[name]]
+    """Return the names of everything that was replaced. Objects are compared by identity."""
+
+    def is_same(old: Any, new: Any) -> bool:
+        # Comparing two proxies of Flask outside of a request fails.
+        return old is new or (isinstance(old, tuple) and old == new)
+
+    return [name for name in before if not is_same(before[name], after.get(name))]
 
 
 def use(storage: StorageBase) -> None:
