@@ -90,7 +90,7 @@ NEVER_ENDS = {
         """
 AcmeStorage.set = lambda self, key, value: wait() if key == "3 0" else _set(self, key, value)
 """,
-        "Commands at the same time wait for ever: 1 of 16 threads",
+        "Commands at the same time hang: 1 of 16 threads",
     ),
     "a second opener": (
         "test_lifecycle.py::test_a_removal_is_done_when_it_returns",
@@ -103,7 +103,7 @@ AcmePlugin.open = lambda self, namespace: (
     else _open(self, namespace)
 )
 """,
-        "`open` waits for ever for another",
+        "`open` hangs while another",
     ),
     "clear": (
         "test_mapping.py::test_clear_empties_the_namespace",
@@ -135,14 +135,14 @@ AcmeStorage.set = lambda self, key, value: (
         """
 AcmeStorage.set = lambda self, key, value: wait() if key == "9" else _set(self, key, value)
 """,
-        "Another process sets 197 keys, and waits for ever",
+        "Another process that sets 197 keys hangs",
     ),
     "any test": (
         "test_values.py::test_a_value_that_holds_itself_comes_back",
         """
 AcmeStorage.get = lambda self, key: wait() if key == "key" else _get(self, key)
 """,
-        "test_a_value_that_holds_itself_comes_back is too slow, or waits for ever",
+        "test_a_value_that_holds_itself_comes_back is too slow, or hangs",
     ),
     "a test that no signal interrupts": (
         "test_values.py::test_a_value_that_holds_itself_comes_back",
@@ -176,7 +176,7 @@ AcmePlugin.__init__ = lambda self, config: wait()
         "cannot be tested: loading it fails before any test: it has not come back",
     ),
 }
-"""Storages that wait for ever, by where: the tests to run, the code, and the message to expect."""
+"""Storages that hang, by where they do: the tests to run, the code, and the message to expect."""
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
@@ -212,7 +212,7 @@ def test_values_in_the_log_are_reported_once(run_tests: Run) -> None:
     )
     assert status == 1, output
     assert len(re.findall("^ERROR tests/", output, re.MULTILINE)) == 1, output
-    assert "A value stands in the log" in output
+    assert "A value appears in the log" in output
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
@@ -231,12 +231,12 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
     text = page.read_text()
     broken, _, kept = text.partition("## Kept")
     assert text.startswith("# What Acme keeps of the contract of Errbot\n"), text
-    assert "- **Keys that look alike are told apart to the letter.**" in broken
+    assert "- **Keys that look alike are distinguished exactly.**" in broken
     assert "(spaces around" in broken
-    assert "- **No value stands in the log, or in what is printed.**" in broken
+    assert "- **No value appears in the log or in the output.**" in broken
     assert kept.strip() == "- `get` of a missing key raises `KeyError`, and changes nothing."
     assert "The storage keeps 1 promises, breaks 2; 0 were not tested." in text
-    assert "Broken: Keys that look alike are told apart to the letter." in output
+    assert "Broken: Keys that look alike are distinguished exactly." in output
 
 
 @pytest.mark.parametrize("database", ["sqlite"])

@@ -327,7 +327,7 @@ def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> 
     if engine.driver == "psycopg":
         import psycopg
 
-        class Connection(psycopg.Connection[Any]):  # psycopg itself waits for ever.
+        class Connection(psycopg.Connection[Any]):  # psycopg itself waits forever.
             def wait(self, *arguments: Any, **options: Any) -> Any:
                 return super().wait(*arguments, **{"timeout": timeout + 1, **options})
 

@@ -412,7 +412,7 @@ def a_storage_ends_with_the_thread_that_opened_it(Storage, Plugin):
 
 
 def hold(Storage: Any, *names: str) -> None:
-    """Hold a lock of the storage in some methods. What would wait for ever raises an error."""
+    """Hold a lock of the storage in some methods. What would wait forever raises an error."""
 
     def locked(old):
         @wraps(old)

@@ -17,7 +17,7 @@ SET: dict[Any, float] = {}
 
 @caught_by(ANY_TIME, alone=True)
 def values_expire(Storage, Plugin):
-    """A time to live, as caches have it: a day, for every value."""
+    """A time to live, as caches have it: a day, forevery value."""
 
     @replace(Storage)
     def set(old, self, key, value):

@@ -1,4 +1,4 @@
-"""What all other tests need: a storage that is found, removes, ends, and waits not for itself."""
+"""What all other tests rely on: the storage is found, keys can be removed, and nothing hangs."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,21 +17,21 @@ from contract.support.sample_values import MARK, Unstorable
 def test_errbot_finds_the_storage_plugin(database: Database) -> None:
     """Errbot finds the plugin by its name, and can open it."""
     plugin = database.plugin()
-    assert isinstance(plugin, StoragePluginBase), "Errbot asks for a StoragePluginBase."
+    assert isinstance(plugin, StoragePluginBase), "Errbot expects a StoragePluginBase."
     assert isinstance(plugin.open(database.namespace("a")), StorageBase), (
-        "`open` must give a StorageBase."
+        "`open` must return a StorageBase."
     )
 
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
-    """An empty storage that is open counts as open."""
+    """An empty open storage counts as open."""
     assert bool(database.open()), (
-        "An empty open storage is false, and Errbot takes it for closed. Define no __len__ and no"
+        "An empty open storage is falsy, so Errbot treats it as closed. Define neither __len__ nor"
         " __bool__."
     )
     mapping = StoreMixin()
     mapping.open_storage(database.plugin(), database.namespace("other"))
-    assert mapping.is_open_storage(), "Errbot takes an empty open storage for closed."
+    assert mapping.is_open_storage(), "Errbot treats an empty open storage as closed."
     mapping.close_storage()
 
 
@@ -41,41 +41,41 @@ def test_a_removed_key_is_gone_and_can_be_set_again(storage: StorageBase) -> Non
     storage.remove("key")
     storage.set("key", MARK)
     assert (storage.get("key"), list(storage.keys())) == (MARK, ["key"]), (
-        "What is set under a key that was removed before is not what is there then."
+        "A key that was removed and set again does not return the new value."
     )
     storage.remove("key")
     for operation in [storage.get, storage.remove]:
         assert outcome(operation, "key") == outcome(operation, "never set"), (
-            "A removed key can still be read or removed, unlike one that was never set."
+            "A removed key can still be read or removed, unlike a key that was never set."
         )
-    assert (storage.len(), list(storage.keys())) == (0, []), "A removed key still counts."
+    assert (storage.len(), list(storage.keys())) == (0, []), "A removed key is still counted."
 
 
 @pytest.mark.parametrize("keys", [[], [""], [" "], ["a"], ["", "a"]], ids=repr)
 def test_a_loop_over_the_keys_ends(
     storage: StorageBase, keys: list[str], request: pytest.FixtureRequest
 ) -> None:
-    """A loop over the keys comes to its end."""
+    """A loop over the keys ends."""
     for key in keys:
         storage.set(key, MARK)
     got = list(islice(storage.keys(), 10))
     if len(got) == 10:
         request.session.shouldfail = "`keys` never ends, and so nothing that lists keys would end"
         pytest.fail(
-            f"A loop over the keys {keys} goes on for ever. Tell the first page from the one after"
-            ' the key "".'
+            f"A loop over the keys {keys} never ends. Distinguish the first page from the page"
+            ' after the key "".'
         )
-    assert sorted(got) == keys, f"A loop over the keys {keys} gave {got}."
+    assert sorted(got) == keys, f"A loop over the keys {keys} returned {got}."
 
 
 def test_no_operation_waits_for_ever(database: Database, request: pytest.FixtureRequest) -> None:
-    """No operation waits for ever, not after one that failed, and not in a loop over the keys."""
+    """No operation hangs, neither after one that failed nor in a loop over the keys."""
     storage = database.plugin().open(database.namespace("namespace"))
     begun = ["`open`"]
 
     def do(name: str, operation: Callable[[], object]) -> None:
         begun.append(name)
-        with suppress(Exception):  # is another test's matter
+        with suppress(Exception):  # another test checks this
             operation()
 
     def do_all(where: str = "") -> None:
@@ -102,8 +102,8 @@ def test_no_operation_waits_for_ever(database: Database, request: pytest.Fixture
     thread.start()
     thread.join(20)
     if thread.is_alive():
-        request.session.shouldfail = "the storage waits for ever, and so would all other tests"
+        request.session.shouldfail = "the storage hangs, and so would all other tests"
         pytest.fail(
-            f"A command of the bot never ends: {begun[-1]} waits for ever, after {begun[-2]}. Let"
-            " go of each lock when an operation ends, by an error too, and between two keys."
+            f"A command of the bot never ends: {begun[-1]} hangs, after {begun[-2]}. Release every"
+            " lock when an operation ends, also if it fails, and between two keys of a loop."
         )

@@ -1,4 +1,4 @@
-"""A real bot on the storage, started, talked to, stopped and started again."""
+"""A real bot on the storage: it starts, answers, stops, and starts again."""
 
 import logging
 from collections.abc import Iterator
@@ -29,18 +29,20 @@ class Throwaway(StoragePluginBase):
         self._plugin = database.plugin()
 
     def open(self, namespace: str) -> StorageBase:
-        """Open the throwaway namespace that stands for a namespace of the bot."""
+        """Open the throwaway namespace that replaces a namespace of the bot."""
         return cast(StorageBase, Bounded(self._plugin.open(self._database.namespace(namespace))))
 
 
 class Bounded(Wrapper):
-    """A namespace of the bot whose keys may not go on for ever: `!backup` writes them all."""
+    """A namespace of the bot with a limit on its keys, because `!backup` writes all of them."""
 
     def keys(self) -> Iterator[str]:
-        """Give the keys. Raises RuntimeError if there are more than the bot ever set."""
+        """Return the keys. Raises RuntimeError if there are more than the bot ever set."""
         for number, key in enumerate(self._wrapped.keys()):
             if number == MANY:
-                raise RuntimeError(f"`keys` gives more than {MANY} keys, of a bot that has a few.")
+                raise RuntimeError(
+                    f"`keys` returns more than {MANY} keys for a bot that has only a few."
+                )
             yield key
 
 
@@ -84,19 +86,19 @@ def _throwaway_namespaces(database: Database, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bot_remembers_over_a_restart(tmp_path: Path) -> None:
-    """A bot keeps its plugins' data and configuration over a restart, and `!backup` works."""
+    """A bot keeps its plugins' data and configuration when it restarts, and `!backup` works."""
     with running_bot(tmp_path / "first") as bot:
         answer(bot, "!plugin config Notes {'GREETING': 'Good morning'}")
-        assert "Noted" in answer(bot, "!note milk"), "A plugin of a bot cannot store anything."
+        assert "Noted" in answer(bot, "!note milk"), "A bot's plugin cannot store anything."
     with running_bot(tmp_path / "second") as bot:
         assert "Noted" in answer(bot, "!note bread")
         shown = answer(bot, "!notes")
         assert "milk, bread" in shown, (
-            f"After a restart the bot's plugins have lost their data: {shown}"
+            f"After a restart, the bot's plugins have lost their data: {shown}"
         )
         assert "Good morning" in shown, (
-            f"After a restart the bot has lost the configuration of its plugins: {shown}"
+            f"After a restart, the bot has lost its plugins' configuration: {shown}"
         )
         assert "has been written" in answer(bot, "!backup"), "Errbot's !backup failed."
     backup = (tmp_path / "second" / "backup.py").read_text(encoding="utf-8")
-    assert "['milk', 'bread']" in backup, "Errbot's !backup does not hold the plugins' data."
+    assert "['milk', 'bread']" in backup, "Errbot's !backup does not contain the plugins' data."

@@ -1,4 +1,4 @@
-"""`errbot --storage-get`, `--storage-set` and `--storage-merge`, as an administrator types them."""
+"""`errbot --storage-get`, `--storage-set` and `--storage-merge`, as an administrator uses them."""
 
 import ast
 import sys
@@ -11,12 +11,12 @@ from contract.support.sample_values import MARK
 
 
 def errbot(database: Database, option: str, name: str, given: str = "") -> str:
-    """Run `errbot OPTION NAMESPACE` with the given text as its input; return what it printed."""
+    """Run `errbot OPTION NAMESPACE` with this input, and return the output."""
     database.note(name, *(ast.literal_eval(given) if given else ()))
     command = [sys.executable, "-m", "errbot.cli", "-c", str(database.config_file), option]
     done = run_command([*command, database.namespace(name)], given, database.config_file.parent)
     if done.returncode:
-        # Errbot hides the error of a storage that does not open behind one of its own.
+        # Errbot hides the error of a storage that does not open behind an error of its own.
         probe = run_command(process_command(database, name, "read"))
         failed = probe if probe.returncode else done
         pytest.fail(f"`errbot {option}` fails with {reason(failed.stderr)}")
@@ -24,17 +24,19 @@ def errbot(database: Database, option: str, name: str, given: str = "") -> str:
 
 
 def test_storage_get_of_a_new_namespace_prints_an_empty_dict(database: Database) -> None:
-    """`errbot --storage-get` of a new namespace prints an empty dict, and changes no other."""
+    """`errbot --storage-get` of a new namespace prints an empty dict and changes nothing."""
     other = database.open("other")
     other.set("key", MARK)
     assert errbot(database, "--storage-get", "namespace") == "{}", (
-        "`errbot --storage-get` of a new namespace shows something, or its storage does not open."
+        "`errbot --storage-get` of a new namespace prints something, or its storage does not open."
     )
     assert contents(other) == {"key": MARK}, (
-        "`errbot --storage-get` of a new namespace changed another, which the bot has open."
+        "`errbot --storage-get` of a new namespace changed another one that the bot has open."
     )
     other.set("key", [MARK])
-    assert other.get("key") == [MARK], "After `errbot --storage-get`, the bot cannot store."
+    assert other.get("key") == [MARK], (
+        "After `errbot --storage-get`, the bot cannot store anything."
+    )
 
 
 @pytest.mark.usefixtures("other_processes")
@@ -45,11 +47,11 @@ def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -
     given = {"key": {"list": [MARK, None], "tuple": (1, 2)}, "größe": 1}
     errbot(database, "--storage-set", "namespace", repr(given))
     assert contents(storage) == given, (
-        "`errbot --storage-set` did not replace what the namespace held."
+        "`errbot --storage-set` did not replace the contents of the namespace."
     )
     printed = errbot(database, "--storage-get", "namespace")
     assert ast.literal_eval(printed) == given, (
-        "`errbot --storage-get` does not print what is stored."
+        "`errbot --storage-get` does not print the stored data."
     )
     errbot(
         database, "--storage-merge", "namespace", repr({"key": {"list": ["more"]}, "new": {"a": 1}})
@@ -58,4 +60,4 @@ def test_storage_set_get_and_merge_work_while_the_bot_runs(database: Database) -
         "key": {"list": [MARK, None, "more"], "tuple": (1, 2)},
         "größe": 1,
         "new": {"a": 1},
-    }, "`errbot --storage-merge` did not merge into what the namespace held."
+    }, "`errbot --storage-merge` did not merge into the contents of the namespace."

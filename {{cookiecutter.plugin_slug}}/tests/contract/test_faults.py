@@ -1,4 +1,4 @@
-"""A database may be away, or refuse: then a plugin gets an error, and no other answer."""
+"""If the database is away or refuses, plugins get an error, never a wrong answer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ from contract.support.sample_values import MARK
 SOON = 30
 """Seconds within which an operation must give up."""
 MANY = 120
-"""Keys of a loop: more than a page, where pages are short."""
+"""Keys of a loop: more than one short page."""
 LARGE = 20_000_000
-"""More bytes than servers take at once as they are installed."""
+"""More bytes than servers accept at once by default."""
 
 
 def mapping_of(storage: StorageBase) -> StoreMixin:
@@ -42,7 +42,7 @@ OPERATIONS: dict[str, Callable[[StorageBase], object]] = {
 }
 CHANGES = [name for name in OPERATIONS if "set" in name or "remove" in name]
 LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(MANY)]
-"""Too many for a database to have read them all when it was opened."""
+"""Too many for a database to read all of them when it is opened."""
 READS: dict[str, Callable[[StorageBase], object]] = {
     "`get`": lambda storage: [storage.get(key) for key in LONG_KEYS],
     "`in`": lambda storage: [key in mapping_of(storage) for key in LONG_KEYS],
@@ -52,7 +52,7 @@ READS: dict[str, Callable[[StorageBase], object]] = {
 
 
 def secrets_of(config: dict[str, Any]) -> list[str]:
-    """Return what is secret in a STORAGE_CONFIG, as far as one can tell from the outside."""
+    """Return the secrets in a STORAGE_CONFIG, as far as they can be recognized."""
     secrets = []
     for name, value in config.items():
         if isinstance(value, str):
@@ -66,15 +66,15 @@ def secrets_of(config: dict[str, Any]) -> list[str]:
 def fault(
     database: Database, name: str, what: str = "The database is away"
 ) -> Iterator[list[object]]:
-    """Note the answer of the block, which an error leaves out. Only a wrong kind of error fails."""
+    """Record the block's answer unless it fails. Only the wrong kind of error fails the test."""
     answers: list[object] = []
     try:
-        with deadline(SOON, f"{what}, and {name} waits for ever."):
+        with deadline(SOON, f"{what}, and {name} hangs."):
             yield answers
     except KeyError:
         pytest.fail(
-            f"{what}, and {name} raises KeyError: Errbot and plugins take that for a missing key,"
-            " and store their defaults in its place. Raise another error."
+            f"{what}, and {name} raises KeyError: Errbot and plugins treat the key as missing, and"
+            " store their defaults over its value. Raise another error."
         )
     except Exception as error:
         shown = f"{error!r} {error}"
@@ -83,7 +83,7 @@ def fault(
 
 
 def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database: Database) -> None:
-    """A database that cannot be reached is an error of each operation, at the latest."""
+    """If the database cannot be reached, every operation fails, at the latest."""
     database.config.STORAGE_CONFIG |= faults.unreachable()
     storages: list[StorageBase] = []
     with fault(database, "the start"):
@@ -93,8 +93,8 @@ def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database:
             with fault(database, name) as answers:
                 answers.append(operation(storage))
             assert not answers, (
-                f"There is no database, and {name} answers {answers[0]!r}. Raise an error: what"
-                " stands in for the database, and what only a log tells, is lost without a word."
+                f"There is no database, but {name} returned {answers[0]!r}. Raise an error. Data"
+                " kept in memory instead, or errors that are only logged, are lost silently."
             )
 
 
@@ -102,7 +102,7 @@ def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database:
 def test_a_database_that_goes_away_is_an_error(
     faults: Faults, database: Database, name: str
 ) -> None:
-    """An operation while the database is away is right, or an error, and harms nothing."""
+    """While the database is away, each operation succeeds or fails, and does no harm."""
     storage = database.open("namespace", database.plugin())
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
     use(storage)
@@ -124,7 +124,7 @@ def test_a_database_that_goes_away_is_an_error(
 def check_after(
     database: Database, storage: StorageBase, name: str, expected: dict[str, object], returned: bool
 ) -> None:
-    """Check that a storage works on after a fault, and has done what returned, and no harm."""
+    """Check that the storage works after a fault, and that it lost and changed nothing."""
     restarted = database.open("namespace", database.plugin())
     after = dict(expected)
     if name == "`remove`":
@@ -137,23 +137,23 @@ def check_after(
             length = each.len()
         except Exception as error:
             pytest.fail(
-                f"The fault is over, and the storage still fails: {error!r}. Connect anew after"
-                " each error."
+                f"The fault is over, but the storage still fails: {error!r}. Reconnect after each"
+                " error."
             )
-        # What failed may have been done.
+        # The failed operation may have been done.
         assert got in ([after] if returned else [expected, after]), (
-            f"{name} returned in spite of the fault, and has done nothing: {sorted(got)}. Or it"
-            " failed, and harmed others. Raise an error, and change nothing."
+            f"{name} returned despite the fault, but did nothing: {sorted(got)}. Or it failed, but"
+            " changed other data. Raise an error, and change nothing."
         )
-        assert length == len(got), "`len` went wrong in the fault."
+        assert length == len(got), "After the fault, `len` is wrong."
     storage.set("after", MARK)
-    assert restarted.get("after") == MARK, "The fault is over, and the storage stores nothing."
+    assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
 
 
 def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     faults: Faults, database: Database
 ) -> None:
-    """A loop over the keys goes on, or raises an error, when the database goes away."""
+    """If the database goes away, a loop over the keys continues or raises an error."""
     storage = database.open("namespace", database.plugin())
     for number in range(MANY):
         storage.set(str(number), MARK)
@@ -167,15 +167,15 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     finally:
         faults.start()
     assert answers in ([], [MANY]), (
-        f"The database went away, and a loop over the keys just ended: it gave {len(seen)} of"
-        f" {MANY} keys, and what a plugin makes of them is wrong. Let the error out."
+        f"The database went away, and a loop over the keys simply ended: it returned {len(seen)} of"
+        f" {MANY} keys, so the plugin's result is wrong. Do not catch the error."
     )
-    assert len(list(storage.keys())) == MANY, "The database is back, and `keys` gives too few."
+    assert len(list(storage.keys())) == MANY, "The database is back, but `keys` returns too few."
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Let this process write to no file, as if the disk were full."""
+    """Prevent this process from writing to files, as if the disk were full."""
     resource = pytest.importorskip("resource", reason="Windows cannot limit the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -187,7 +187,7 @@ def full_disk() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
-    """What cannot be written because the disk is full is an error, and harms nothing."""
+    """If the disk is full, what cannot be written is an error, and does no harm."""
     if database.notes:
         pytest.skip("a database that is in use is not made to fail")
     storage = database.open("namespace", database.plugin())
@@ -201,7 +201,7 @@ def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
 
 @pytest.mark.parametrize("name", READS)
 def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: str) -> None:
-    """What cannot be read any more is an error, and nothing takes its place."""
+    """Data that can no longer be read are an error, and nothing replaces them."""
 
     def start() -> StorageBase:
         return database.open("namespace", database.plugin())
@@ -227,13 +227,13 @@ def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: s
     finally:
         faults.mend()
     assert contents(start()) == expected, (
-        "The database was damaged, and a storage has put another in its place: what could have been"
-        " mended is lost. Raise an error, and leave the database as it is."
+        "The database was damaged, and the storage replaced it with a new one: data that could have"
+        " been repaired are lost. Raise an error, and leave the database as it is."
     )
 
 
 def test_a_set_refused_for_its_size_changes_nothing(storage: StorageBase) -> None:
-    """A `set` that is refused for its size changes nothing."""
+    """A `set` that is refused because of its size changes nothing."""
     storage.set("key", MARK)
     storage.set("other", [MARK])
     for key in ["key", "new"]:
@@ -243,12 +243,14 @@ def test_a_set_refused_for_its_size_changes_nothing(storage: StorageBase) -> Non
         except Exception:
             got = contents(storage)
             assert same(got, expected), (
-                f"A `set` of {LARGE} bytes is refused, and changes what is stored. Look at the size"
+                f"A `set` of {LARGE} bytes was refused, but changed stored data. Check the size"
                 " first, or replace the value in one step."
             )
             assert storage.len() == len(expected), "`len` counts a key that was refused."
         else:
-            assert same(storage.get(key), b"\xff" * LARGE), f"A value of {LARGE} bytes is cut."
+            assert same(storage.get(key), b"\xff" * LARGE), (
+                f"A value of {LARGE} bytes was truncated."
+            )
             storage.remove(key)
     storage.set("key", MARK)
-    assert storage.get("key") == MARK, "After a value that is too large, nothing can be stored."
+    assert storage.get("key") == MARK, "After a value that was too large, nothing can be stored."

@@ -1,4 +1,4 @@
-"""Files of a storage hold what plugins keep, and lie in a folder that is not its own."""
+"""A storage's files contain the plugins' data, and are in a folder that it shares with others."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from contract.support.guest import fail, use
 from contract.support.sample_values import MARK
 
 FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
-"""Names of folders in which something means more to a URL, a pattern or a statement."""
+"""Names of folders with characters that are special in a URL, a pattern or a statement."""
 if sys.platform != "win32":
     FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
 OTHERS = [
@@ -27,7 +27,7 @@ OTHERS = [
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
-    """Files below `BOT_DATA_DIR` are for the account of the bot alone, after a restart as well."""
+    """Only the bot's account can access files in `BOT_DATA_DIR`, even after a restart."""
     folder = Path(database.config.BOT_DATA_DIR)
     before = set(folder.rglob("*"))
     modes: dict[str, int] = {}
@@ -45,14 +45,14 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
         os.umask(umask)
     open_to_others = {name: oct(mode) for name, mode in modes.items() if mode & 0o077}
     assert not open_to_others, (
-        f"Others on this machine can read or change what plugins store: {open_to_others}. Create"
-        " each file with the mode 0o600, whatever the umask is."
+        f"Other users of this machine can read or change the plugins' data: {open_to_others}."
+        " Create each file with mode 0o600, whatever the umask is."
     )
 
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the test's own for temporary files, in which no other program leaves any."""
+    """A temporary folder for this test alone, so no other program leaves files in it."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -61,12 +61,12 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files_left(database: Database, temporary: Path, operation: Callable[[], object]) -> set[Path]:
-    """Return the files that are new in the storage's folder, and in that of temporary files."""
+    """Return the new files in the storage's folder and in the folder for temporary files."""
 
     def files() -> set[Path]:
         return {*Path(database.config.BOT_DATA_DIR).iterdir(), *temporary.iterdir()}
 
-    operation()  # What is left once, such as the database itself, is there from now on.
+    operation()  # Files that are created once, such as the database itself, exist from now on.
     before = files()
     for _ in range(20):
         operation()
@@ -82,19 +82,19 @@ def test_an_operation_that_fails_leaves_no_file(database: Database, temporary: P
     made = files_left(database, temporary, lambda: fail(storage))
     left = open_files() - before
     assert left < 10, (
-        f"20 times operations failed, and left {left} files or connections open: a bot ends with"
-        " `Too many open files`. Close them in a `with` or a `finally`."
+        f"20 failing operations left {left} files or connections open: eventually the bot fails"
+        " with `Too many open files`. Close them in a `with` or a `finally`."
     )
     assert len(made) < 10, (
-        f"20 times operations failed, and left {len(made)} files, such as {min(made)}: the disk"
-        " fills. Remove them in a `finally`."
+        f"20 failing operations left {len(made)} files behind, such as {min(made)}: the disk fills"
+        " up. Remove them in a `finally`."
     )
 
 
 def test_a_value_that_is_replaced_or_removed_leaves_no_file(
     database: Database, temporary: Path
 ) -> None:
-    """A value that is replaced or removed leaves no file behind, whatever its size."""
+    """A value that is replaced or removed leaves no file behind, however large it is."""
     storage = database.open()
 
     def set_and_remove() -> None:
@@ -106,8 +106,8 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
 
     made = files_left(database, temporary, set_and_remove)
     assert len(made) < 10, (
-        f"20 times values were replaced and removed, and left {len(made)} files, such as"
-        f" {min(made)}: the disk fills. Remove what is not needed any more."
+        f"Replacing and removing values 20 times left {len(made)} files behind, such as"
+        f" {min(made)}: the disk fills up. Remove files that are no longer needed."
     )
 
 
@@ -123,16 +123,17 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
         storage.set("key", [MARK, name])
         database.close(storage)
         restarted = database.open("namespace", database.plugin())
-        assert restarted.get("key") == [MARK, name], f"With BOT_DATA_DIR = {name!r} data are lost."
+        assert restarted.get("key") == [MARK, name], f"With BOT_DATA_DIR = {name!r}, data are lost."
     found = sorted(path.name for path in (tmp_path / "bots").iterdir())
     assert found == sorted(FOLDERS), (
-        f"With these names of BOT_DATA_DIR, {FOLDERS}, data are in {found}: some of one bot's in"
-        " another's folder. Quote the name where it is part of a URL, a pattern or a statement."
+        f"With BOT_DATA_DIR set to {FOLDERS}, the data are in {found}: some data of one bot are in"
+        " another bot's folder. Quote the name wherever it is part of a URL, a pattern or a"
+        " statement."
     )
 
 
 def test_files_of_others_stay_as_they_are(database: Database) -> None:
-    """Files in `BOT_DATA_DIR` that are not the storage's own stay as they are."""
+    """Files in `BOT_DATA_DIR` that do not belong to the storage stay as they are."""
     folder = Path(database.config.BOT_DATA_DIR)
     if database.notes:
         pytest.skip("the folder of a bot that is in use is not filled with files")
@@ -152,13 +153,13 @@ def test_files_of_others_stay_as_they_are(database: Database) -> None:
     changed = [name for name in OTHERS if not is_as_it_was(folder / name)]
     changed += [] if folder.stat().st_mode & 0o777 == 0o750 else ["the folder itself"]
     assert not changed, (
-        f"A storage changes, removes or opens to others what Errbot and plugins keep: {changed}."
-        " Touch no file but those that you have made, and give them names of your own."
+        f"The storage changes, removes or exposes files of Errbot and plugins: {changed}. Touch"
+        " only the files that you created, and give them distinctive names."
     )
 
 
 def is_as_it_was(path: Path) -> bool:
-    """Say whether a file has the contents, mode and time that the test gave it."""
+    """Return whether a file still has the contents, mode and time that the test gave it."""
     if not path.is_file():
         return False
     status = path.stat()

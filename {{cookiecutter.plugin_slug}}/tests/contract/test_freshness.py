@@ -1,4 +1,4 @@
-"""What a storage answers is what the database holds at that moment, whoever has set it."""
+"""A storage returns what the database contains at that moment, whoever has set it."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from contract.support.expectations import same, skip_if_bound_to_its_thread
 from contract.support.sample_values import MARK
 
 OFTEN = 30
-"""How often a key is asked for, so that it counts as one that is asked for often."""
+"""How many reads of a key count as often."""
 HOUR = 3_600
 
 
@@ -29,7 +29,7 @@ def get_or(storage: StorageBase, key: str) -> Any:
 
 
 def seen_by(storage: StorageBase) -> tuple[Any, Any, list[str], int]:
-    """Return what a storage says of its keys, of which some are missing."""
+    """Return what a storage says about these keys, some of which are missing."""
     return (
         get_or(storage, "key"),
         get_or(storage, "new"),
@@ -40,7 +40,7 @@ def seen_by(storage: StorageBase) -> tuple[Any, Any, list[str], int]:
 
 @pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
 def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: int) -> None:
-    """What was asked for often is asked for again: another that has the namespace open sees it."""
+    """A key that was read often is read again, so changes by another opener are seen."""
     one, other = database.open_twice()
     one.set("key", [MARK * size, 0])
     for turn in range(1, 4):
@@ -55,23 +55,25 @@ def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: 
         new = [MARK * size, turn] if turn % 2 else "missing"
         keys = ["key", "new"] if turn % 2 else ["key"]
         assert same(seen_by(one), ([MARK * size, turn], new, keys, len(keys))), (
-            f"After {OFTEN} reads, a storage answers from memory, and not what another has set or"
-            " removed meanwhile. Ask the database each time."
+            f"After {OFTEN} reads, the storage answers from a cache, and misses what another opener"
+            " has set or removed. Ask the database each time."
         )
     other.remove("key")
-    assert seen_by(one)[0] == "missing", "What was read often is there after it was removed."
-    for turn in range(4):  # as often set and removed as before, with a value as long
+    assert seen_by(one)[0] == "missing", (
+        "A value that was read often is still there after its removal."
+    )
+    for turn in range(4):  # set and removed as often as before, with a value as long
         other.set("key", [MARK * size, turn])
         for _ in range(OFTEN):
             assert same(seen_by(one)[0], [MARK * size, turn]), (
-                "A key was removed and set anew by another, and a storage answers from memory: to"
-                " count how often a key was set does not tell whether it has changed."
+                "Another opener removed a key and set it again, but the storage answers from a"
+                " cache. Counting how often a key was set does not tell whether it has changed."
             )
         other.remove("key")
 
 
 def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:
-    """A thread that has read a key often sees at once what another thread sets."""
+    """A thread that has read a key often sees immediately what another thread sets."""
     skip_if_bound_to_its_thread(storage).remove("key")
     asked: Queue[bool] = Queue()
     answers: Queue[Any] = Queue()
@@ -95,20 +97,20 @@ def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: Sto
         expected = seen_by(storage)
         asked.put(True)
         assert same(answers.get(timeout=30), expected), (
-            "A thread that had read before does not see what another thread has set since: it has a"
-            " memory, or a transaction, of its own. End each transaction with its operation."
+            "A thread that has read before does not see what another thread has set since. It has a"
+            " cache or a transaction of its own. End each transaction when its operation ends."
         )
     asked.put(False)
     before = [seen_by(storage) for _ in range(OFTEN)][-1]
     at_once(lambda: storage.set("key", [MARK, "by another"]))
     assert same(seen_by(storage), ([MARK, "by another"], *before[1:])), (
-        "A thread that had read before does not see what another thread has set since: it has a"
-        " memory, or a transaction, of its own. End each transaction with its operation."
+        "A thread that has read before does not see what another thread has set since. It has a"
+        " cache or a transaction of its own. End each transaction when its operation ends."
     )
 
 
 class Interrupted:
-    """A value that lets something else happen while it is being read."""
+    """A value that runs other code while it is read."""
 
     def __init__(self) -> None:
         self.name = MARK
@@ -122,11 +124,11 @@ class Interrupted:
 
 
 meanwhile: list[Thread] = []
-"""What is to happen while the next value is being read."""
+"""What happens while the next value is read."""
 
 
 def test_reading_a_value_writes_nothing(database: Database) -> None:
-    """`get` writes nothing: what is set or removed while it reads stays as it is."""
+    """`get` writes nothing: changes made while it reads are kept."""
     one, other = database.open_twice()
     skip_if_bound_to_its_thread(other).remove("key")
 
@@ -136,15 +138,15 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
         meanwhile.append(thread)
         one.get("key")
         assert not meanwhile, "A value came back without being unpickled."
-        thread.join(5)  # Whether it had to wait for the `get` is another test's matter.
+        thread.join(5)  # Another test checks whether it had to wait for the `get`.
 
     get_while(lambda: other.set("key", MARK))
     assert (get_or(other, "key"), get_or(one, "key")) == (MARK, MARK), (
-        "`get` has written: what was set while it read is gone. Write nothing in `get`."
+        "`get` has written: a value that was set while it read is gone. Write nothing in `get`."
     )
     get_while(lambda: other.remove("key"))
     assert (other.len(), list(one.keys()), get_or(one, "key")) == (0, [], "missing"), (
-        "`get` has written: what was removed while it read is back. Write nothing in `get`."
+        "`get` has written: a value that was removed while it read is back. Write nothing in `get`."
     )
 
     other.set("key", [MARK, "first"])
@@ -154,10 +156,10 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
         try:
             for turn in range(150):
                 other.set("key", [MARK, turn])
-                time.sleep(0.001)  # Whoever has read before is done now.
+                time.sleep(0.001)  # Every read that began before has ended.
                 assert get_or(other, "key") == [MARK, turn], (
-                    "Of one who writes and others who read, the writer got an older value than it"
-                    " had set: a reader has written it back. Write nothing in `get`."
+                    "While others read, a writer got an older value than it had set: a reader has"
+                    " written it back. Write nothing in `get`."
                 )
         finally:
             writing.clear()
@@ -170,7 +172,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
 
 
 def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> None:
-    """A `set` after others have set, replaced or removed the key is not dropped."""
+    """A `set` is never dropped, even if others have set, replaced or removed the key before."""
     one, other = database.open_twice()
     before: dict[str, Callable[[], object]] = {
         "had set it": lambda: one.set("key", [MARK, "before"]),
@@ -196,13 +198,13 @@ def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> Non
             one.set("key", [MARK, "mine"])
             seen = [get_or(storage, "key") for storage in [one, other]]
             assert seen == [[MARK, "mine"]] * 2, (
-                f"A storage {had}, another {has}, and then the `set` of the first one was dropped:"
-                f" {seen}. The last `set` counts, whatever a storage believes to be there."
+                f"A storage {had}, another {has}, and then the first one's `set` was dropped:"
+                f" {seen}. The last `set` counts, whatever the storage remembers."
             )
             other.set("key", [MARK])
             one.remove("key")
             assert [seen_by(storage)[0] for storage in [one, other]] == ["missing"] * 2, (
-                "A `remove` after changes of others was dropped."
+                "A `remove` after changes by others was dropped."
             )
 
 
@@ -212,7 +214,7 @@ def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> Non
 def test_the_clock_going_back_changes_nothing(
     database: Database, monkeypatch: pytest.MonkeyPatch, hours: list[int]
 ) -> None:
-    """The clock of the machine may stand still, go back or jump ahead: the last `set` counts."""
+    """The last `set` counts, even if the clock stands still, goes back or jumps ahead."""
     began, shift = time.time(), 0.0
 
     class Moved(datetime):
@@ -231,18 +233,20 @@ def test_the_clock_going_back_changes_nothing(
             storage.set(f"new {turn} {step}", MARK)
             seen = [get_or(each, "key") for each in [one, other]]
             assert seen == [[MARK, turn, step]] * 2, (
-                f"The clock of the machine stood still or was put back, and then a `set` was"
-                f" dropped: {seen}. The last `set` counts, and not the latest time."
+                f"The clock stood still or went back, and then a `set` was dropped: {seen}. The"
+                " last `set` counts, not the latest time."
             )
         storage.remove("key")
-        assert get_or(one, "key") == "missing", "After the clock was put back, a key stays."
+        assert get_or(one, "key") == "missing", (
+            "After the clock went back, a removed key is still there."
+        )
         assert (one.len(), len(list(other.keys()))) == (2 * turn + 2, 2 * turn + 2), (
-            "After the clock was put back, keys are lost or doubled."
+            "After the clock went back, keys are missing or doubled."
         )
 
 
 def test_a_key_that_is_listed_has_its_value(database: Database) -> None:
-    """A key that `keys` gives has its value, while others set new ones."""
+    """A key that `keys` returns has its value, while others set new keys."""
     one, other = database.open_twice()
     skip_if_bound_to_its_thread(one).remove("key")
     writing = [True]
@@ -260,8 +264,8 @@ def test_a_key_that_is_listed_has_its_value(database: Database) -> None:
                 for key in list(storage.keys())[-3:]:
                     number = int(key.split()[1])
                     assert same(get_or(storage, key), [MARK * (number % 10 * 1_000), number]), (
-                        "`keys` gave a key whose value was not there yet, or not whole. Write a"
-                        " value and what is listed in one step, or the value first."
+                        "`keys` returned a key whose value did not exist yet, or was incomplete."
+                        " Write a value and its entry in the list in one step, or the value first."
                     )
 
     at_once(write, read, read)

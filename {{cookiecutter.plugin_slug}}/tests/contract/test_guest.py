@@ -1,4 +1,4 @@
-"""A storage is a guest in the process of the bot: what belongs to others stays as it is."""
+"""A storage is a guest in the bot's process: it leaves what belongs to others alone."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from contract.support.guest import use
 def test_a_storage_changes_nothing_of_its_process(
     database: Database, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loading, opening and using a storage changes nothing of the process that it lives in."""
+    """Loading, opening and using a storage changes nothing of its process."""
     for name in os.environ.keys() - environment.keys():
         monkeypatch.delenv(name)
     changed = json.loads(run_process(database, "guest", "visit").splitlines()[-1])
     assert not changed, (
-        f"A storage changes what belongs to the bot and all of its plugins: {', '.join(changed)}."
-        " Give options to the client of the database alone, and put back what you must change."
+        f"The storage changes what belongs to the bot and all its plugins: {', '.join(changed)}."
+        " Set options only on the database's client, and restore what you have to change."
     )
 
 
@@ -29,6 +29,6 @@ def test_a_storage_prints_nothing(database: Database, capfd: pytest.CaptureFixtu
     database.close(storage)
     printed = "".join(capfd.readouterr())
     assert not printed, (
-        f"A storage prints {printed[:200]!r}: on the screen of a bot that a person talks to there,"
-        " and into what `errbot --storage-get` prints. Use `logging`, or say nothing."
+        f"The storage prints {printed[:200]!r}. This appears on a bot's screen, and in the output"
+        " of `errbot --storage-get`. Use `logging`, or print nothing."
     )

@@ -17,7 +17,7 @@ from contract.support.sample_values import MARK
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer"),
-    # An interrupt in a finalizer of the database's client is lost, and Python says so.
+    # Python reports, but drops, an interrupt in a finalizer of the database's client.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -25,37 +25,37 @@ KEYS = [f"key {number}" for number in range(5)]
 THREADS = 3
 INTERRUPTS = 300
 SECONDS = 5
-"""How long a test interrupts at most."""
+"""Maximum seconds of interrupts in a test."""
 WAIT = 10
-"""Seconds after which an operation counts as one that waits for ever."""
+"""Seconds after which an operation counts as hanging."""
 
 
 class Interrupts:
-    """A timer that raises an error in the main thread while it is at work, and only then."""
+    """A timer that raises an error in the main thread, only while it runs an operation."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
         self.raised = 0
         self.until = monotonic() + SECONDS
         self.longest = 0.001
-        """Seconds after which the timer goes off at the latest: in half of all operations."""
+        """Maximum seconds until the timer fires, during about half of all operations."""
         self._at_work = False
         self._not_before = 0.0
 
     def signalled(self, *_: object) -> None:
-        """Handle the signal: in the middle of anything that the main thread does."""
+        """Handle the signal, in the middle of whatever the main thread does."""
         if self._at_work and monotonic() >= self._not_before:
             self._at_work = False
             self.raised += 1
             raise self.error
 
     def are_enough(self) -> bool:
-        """Say whether there were as many interrupts as a test needs, or too little time."""
+        """Return whether there were as many interrupts as a test needs, or no time is left."""
         return self.raised >= INTERRUPTS or monotonic() > self.until
 
     def run(self, operation: Callable[..., Any], *arguments: object) -> tuple[bool, Any]:
-        """Run an operation. Returns whether it came to its end, and its result."""
-        # It goes off again, for the first time may be too early, and the operation wait for ever.
+        """Run an operation. Returns whether it was completed, and its result."""
+        # It fires again, because the first one may come too early, and the operation may hang.
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, self.longest), 0.2)
         try:
             self._at_work = True
@@ -71,8 +71,8 @@ class Interrupts:
 
     @contextmanager
     def no_more(self) -> Iterator[None]:
-        """Interrupt no longer, unless what is done now waits for ever."""
-        # A signal from before may be late: another thread of a busy machine takes it up.
+        """Stop interrupting, except if the current operation hangs."""
+        # An earlier signal may come late, because on a busy machine another thread receives it.
         self._not_before = monotonic() + WAIT
         signal.setitimer(signal.ITIMER_REAL, WAIT)
         try:
@@ -80,8 +80,8 @@ class Interrupts:
             yield
         except self.error:
             pytest.fail(
-                "After an interrupt, an operation waits for ever, and the bot cannot even stop."
-                " Release locks in a `with` or a `finally`: KeyboardInterrupt is no Exception."
+                "After an interrupt, an operation hangs, and the bot cannot even stop. Release"
+                " locks in a `with` or a `finally`, because KeyboardInterrupt is not an Exception."
             )
         finally:
             self._at_work = False
@@ -93,12 +93,12 @@ class Interrupts:
 def interrupts(request: pytest.FixtureRequest) -> Iterator[Interrupts]:
     """Signals that raise what Ctrl-C raises, or what a service's handler may raise.
 
-    Nothing is logged meanwhile: an interrupt can leave the locks of `logging` itself taken.
+    Logging is off meanwhile, because an interrupt can leave the locks of `logging` itself taken.
     """
     logging.disable()
     for name in list(logging.root.manager.loggerDict):
         for level in [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]:
-            logging.getLogger(name).isEnabledFor(level)  # From now on, without the lock for that.
+            logging.getLogger(name).isEnabledFor(level)  # From here on, without its lock.
     interrupts = Interrupts(request.param)
     handler = signal.signal(signal.SIGALRM, interrupts.signalled)
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
@@ -110,7 +110,7 @@ def interrupts(request: pytest.FixtureRequest) -> Iterator[Interrupts]:
 
 
 class Other:
-    """A thread that sets and gets keys of its own while the main thread is interrupted."""
+    """A thread that sets and gets its own keys while the main thread is interrupted."""
 
     def __init__(self, storage: StorageBase, number: int) -> None:
         self.turns = 0
@@ -135,7 +135,7 @@ class Other:
 
 @pytest.fixture
 def others(storage: StorageBase) -> Iterator[list[Other]]:
-    """Threads that work meanwhile."""
+    """Threads that work at the same time."""
     others = [Other(storage, number) for number in range(THREADS)]
     yield others
     for other in others:
@@ -145,7 +145,7 @@ def others(storage: StorageBase) -> Iterator[list[Other]]:
 
 
 def interrupt_often(storage: StorageBase, interrupts: Interrupts) -> list[Any]:
-    """Get and set until there were enough interrupts. Returns the values that were wrong."""
+    """Get and set until there were enough interrupts. Returns the wrong values."""
     wrong = []
     for key in KEYS:
         storage.set(key, [MARK, key])
@@ -155,7 +155,7 @@ def interrupt_often(storage: StorageBase, interrupts: Interrupts) -> list[Any]:
             interrupts.run(storage.set, key, [MARK, key])
             whole, got = interrupts.run(storage.get, key)
         except Exception:
-            continue  # Whether the storage still works is another test's matter.
+            continue  # Another test checks whether the storage still works.
         if whole and got != [MARK, key]:
             wrong.append((key, got))
     return wrong
@@ -164,23 +164,23 @@ def interrupt_often(storage: StorageBase, interrupts: Interrupts) -> list[Any]:
 def test_after_an_interrupt_nobody_gets_a_wrong_value(
     storage: StorageBase, interrupts: Interrupts
 ) -> None:
-    """After Ctrl-C nobody gets a wrong value."""
+    """After Ctrl-C, nobody gets a wrong value."""
     wrong = interrupt_often(storage, interrupts)
     assert same(wrong, []), (
-        f"After an interrupt, a plugin gets what another asked for: {wrong[0]}. The connection went"
-        " back with an answer that was never read: after any BaseException, close it."
+        f"After an interrupt, a plugin gets an answer meant for another: {wrong[0]}. The connection"
+        " was reused with an unread answer. Close it after any BaseException."
     )
 
 
 def test_after_interrupts_the_storage_works_for_all_threads(
     storage: StorageBase, others: list[Other], interrupts: Interrupts
 ) -> None:
-    """After Ctrl-C the storage works for all threads."""
+    """After Ctrl-C, the storage works for all threads."""
     deadline = monotonic() + WAIT
     while monotonic() < deadline and not all(other.turns for other in others):
         sleep(0.001)
     if any(other.errors or not other.turns for other in others):
-        pytest.skip("threads cannot use it without an interrupt, either: another test's matter")
+        pytest.skip("threads cannot use it even without an interrupt, which another test checks")
     interrupt_often(storage, interrupts)
     with interrupts.no_more():
         for turn in range(30):
@@ -200,8 +200,8 @@ def test_after_interrupts_the_storage_works_for_all_threads(
             f"After an interrupt of the main thread, other threads fail: {other.errors[0]!r}"
         )
         assert other.turns >= turn + 2, (
-            "After an interrupt of the main thread, other threads wait for ever. Give back what an"
-            " operation took in a `finally`: KeyboardInterrupt is no Exception."
+            "After an interrupt of the main thread, other threads hang. Release everything in a"
+            " `finally`, because KeyboardInterrupt is not an Exception."
         )
 
 
@@ -216,18 +216,18 @@ def test_an_interrupted_set_leaves_the_old_or_the_new_value(
         try:
             whole, _ = interrupts.run(storage.set, "key", [MARK, turn])
         except Exception:
-            break  # Whether the storage still works is another test's matter.
-        # A server may still do what it was told before the connection broke.
+            break  # Another test checks whether the storage still works.
+        # A server may still do what it was told before the connection was closed.
         may_be = [value for value in may_be if not whole or value != turn - 1][-50:] + [turn]
         try:
             with interrupts.no_more():
                 got = storage.get("key")
         except KeyError:
             pytest.fail(
-                "A `set` that was interrupted has lost the value that was there. Replace it in one"
-                " step, and do not remove it first."
+                "An interrupted `set` has lost the old value. Replace it in one step; do not remove"
+                " it first."
             )
         assert got in [[MARK, value] for value in may_be], (
-            f"A `set` that was interrupted has left half a value: {got}"
+            f"An interrupted `set` has left an incomplete value: {got}"
         )
     assert list(storage.keys()) == ["key"]

@@ -1,4 +1,4 @@
-"""Values of megabytes: above what databases hold in one row, one packet or one request."""
+"""Values of several MB: above what databases store in one row, packet or request."""
 
 import random
 import secrets
@@ -19,7 +19,7 @@ READERS, TURNS = 3, 4
 
 
 def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
-    """Large texts, lists and dicts come back as well as large bytes do."""
+    """Large texts, lists and dicts come back, as large bytes do."""
     values: list[Any] = [
         MARK * 200_000,
         "\U0001f600" * 1_200_000,
@@ -37,16 +37,16 @@ def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
 
 
 def test_large_values_follow_each_other(storage: StorageBase) -> None:
-    """A large value leaves nothing of itself to the one that follows, shorter or longer."""
+    """A large value leaves nothing behind for the next one, shorter or longer."""
     for turn, size in enumerate([2, 5, 3, 0, 4, 1, 0, 2]):
         value = secrets.token_bytes(size * MEGABYTE + 9)
         storage.set("key", value)
         assert same(storage.get("key"), value), (
-            f"Of {len(value)} bytes {len(storage.get('key'))} came back after a value of another"
-            " length. Keep with the parts of a value how many there are."
+            f"Of {len(value)} bytes, {len(storage.get('key'))} came back after a value of another"
+            " length. Store the number of parts with the parts of a value."
         )
         assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
-            "A large value that was replaced or removed has left keys."
+            "A large value that was replaced or removed has left keys behind."
         )
         if turn % 2:
             storage.remove("key")
@@ -56,7 +56,7 @@ def test_large_values_follow_each_other(storage: StorageBase) -> None:
 
 
 def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Database) -> None:
-    """A value of several megabytes that is replaced is whole for every reader."""
+    """While a large value is replaced, every reader gets a complete value."""
     storages = database.open_twice()
     skip_if_bound_to_its_thread(storages[0]).set("key", large_value(0))
     writing = [1, 2]
@@ -72,8 +72,8 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Data
         while writing:
             got = storages[number % 2].get("key")
             assert same(got, large_value(got[0])), (
-                "A reader got a mix of two large values, or a part of one. Write the parts of a new"
-                " value beside the old ones, and switch from one to the other in one step."
+                "A reader got a mixed or incomplete large value. Write the parts of the new value"
+                " beside the old ones, and switch to them in one step."
             )
 
     works = [partial(write, n) for n in [1, 2]] + [partial(read, n) for n in range(READERS)]
@@ -82,39 +82,39 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Data
     except KeyError:
         pytest.fail("A large value was missing while it was replaced. Replace it in one step.")
     except TimeoutError as error:
-        pytest.fail(f"Those who read and replace a large value wait for ever: {error}.")
+        pytest.fail(f"Those who read and replace a large value hang: {error}.")
 
 
 @pytest.mark.usefixtures("other_processes")
 def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None:
-    """A process that is killed while it replaces values of megabytes leaves each of them whole."""
+    """If a process is killed while it replaces values of several MB, each value is complete."""
     skip_if_bound_to_its_thread(database.open("probe"))
     last: dict[str, int] = {}
     with running(process_command(database, "namespace", "replace-large")) as process:
         assert process.stdout is not None
-        with deadline(PROCESS, "Another process replaces large values, and waits for ever."):
+        with deadline(PROCESS, "Another process that replaces large values hangs."):
             for line in process.stdout:
                 key, number = line.split()
                 last[key] = int(number)
                 if len(last) == REPLACERS and min(last.values()) >= 2:
                     break
-        sleep(random.uniform(0, 0.03))  # so that it is in the middle of a `set`
+        sleep(random.uniform(0, 0.03))  # so that the kill comes in the middle of a `set`
         process.kill()
         for line in process.stdout:
             if line.endswith("\n"):
                 key, number = line.split()
                 last[key] = int(number)
-    assert min(last.values(), default=0) >= 2, "The process that was to be killed failed before."
+    assert min(last.values(), default=0) >= 2, "The process failed before it was killed."
     storage = database.open("namespace")
     assert (storage.len(), sorted(storage.keys())) == (REPLACERS, sorted(last)), (
-        "A bot that was killed while it replaced large values has lost one, or left keys."
+        "A bot that was killed while it replaced large values has lost one, or left extra keys."
     )
     for key, latest in last.items():
         got = storage.get(key)
         assert any(same(got, large_value(number)) for number in [latest, latest + 1]), (
-            "A bot that was killed while it replaced a large value has left half of it, a mix, or"
-            " an older one. Write the parts of a new value beside the old ones, and switch from one"
-            " to the other in one step."
+            "A bot that was killed while it replaced a large value has left an incomplete, mixed or"
+            " outdated value. Write the parts of the new value beside the old ones, and switch to"
+            " them in one step."
         )
         storage.set(key, MARK)
         assert storage.get(key) == MARK, "A value that a killed bot left cannot be replaced."
@@ -124,7 +124,7 @@ def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None
 def test_a_value_of_tens_of_megabytes_comes_back_or_is_refused(
     storage: StorageBase, megabytes: int
 ) -> None:
-    """A value above 16 MB comes back as it was, or `set` refuses it and changes nothing."""
+    """A value above 16 MB comes back unchanged, or `set` refuses it and changes nothing."""
     value = random.Random(megabytes).randbytes(megabytes * MEGABYTE)
     storage.set("key", MARK)
     for key in ["key", "new"]:
@@ -136,23 +136,24 @@ def test_a_value_of_tens_of_megabytes_comes_back_or_is_refused(
             held = {"key": value, key: value}
             got = storage.get(key)
             assert same(got, value), (
-                f"Of a value of {megabytes} MB {len(got)} bytes came back. Refuse what the database"
-                " would cut, with an error that names its limit, before anything is written."
+                f"Of a value of {megabytes} MB, {len(got)} bytes came back. Refuse values that the"
+                " database would truncate, with an error that names the limit, before you write"
+                " anything."
             )
         got_keys = sorted(storage.keys())
         assert (storage.len(), got_keys) == (len(held), sorted(held)), (
-            f"After a `set` of {megabytes} MB these keys are there: {got_keys}. A `set` that is"
-            " refused for its size must change nothing."
+            f"After a `set` of {megabytes} MB, these keys exist: {got_keys}. A `set` that is"
+            " refused because of its size must change nothing."
         )
         assert same(storage.get("key"), held["key"]), (
-            f"A `set` of {megabytes} MB was refused, and has harmed the value that was there."
+            f"A `set` of {megabytes} MB was refused, but damaged the old value."
         )
     storage.set("key", [MARK])
-    assert storage.get("key") == [MARK], f"After a `set` of {megabytes} MB the next one failed."
+    assert storage.get("key") == [MARK], f"After a `set` of {megabytes} MB, the next one failed."
 
 
 def test_a_namespace_holds_tens_of_megabytes(database: Database) -> None:
-    """A namespace holds tens of megabytes altogether."""
+    """A namespace stores tens of MB in total."""
     storage, other = database.open("namespace"), database.open("other")
     other.set("key", MARK)
     count = 36 * MEGABYTE // LARGE
@@ -161,9 +162,9 @@ def test_a_namespace_holds_tens_of_megabytes(database: Database) -> None:
         storage.set(f"small {number}", [MARK, number])
     for number in range(count):
         assert same(storage.get(f"large {number}"), large_value(number)), (
-            f"Of {count} values of 5 MB one is lost or changed. Find the limit of the database for"
-            " all values together, raise it, and let nothing be evicted."
+            f"Of {count} values of 5 MB, one is lost or changed. Find the database's limit on the"
+            " total size, raise it, and disable eviction."
         )
         assert storage.get(f"small {number}") == [MARK, number]
     assert (storage.len(), len(set(storage.keys()))) == (2 * count, 2 * count)
-    assert other.get("key") == MARK, "Large values have driven out those of another namespace."
+    assert other.get("key") == MARK, "Large values have displaced those of another namespace."

@@ -1,4 +1,4 @@
-"""Data are there as soon as they are set, and stay until they are removed."""
+"""Data exist as soon as they are set, and until they are removed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from contract.support.tricky_names import ALIKE
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
-    """Closing and opening a namespace keeps what is there."""
+    """Closing a namespace and opening it again keeps its data."""
     storage = database.open()
     for key in ["a", "b", "c"]:
         storage.set(key, [MARK, key])
@@ -19,8 +19,8 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
     database.close(storage)
     again = database.open()
     assert contents(again) == {"a": [MARK, "a"], "c": [MARK, "c"]}, (
-        "After `close` and `open` a plugin that was reloaded has lost data, or has removed ones"
-        " again. Write each change at once, and nothing at `close`."
+        "After `close` and `open`, a plugin that was reloaded has lost data, or has removed data"
+        " back. Write each change immediately, and nothing in `close`."
     )
 
 
@@ -30,7 +30,7 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
     ids=["plain names", "odd names"],
 )
 def test_a_new_plugin_instance_finds_everything(database: Database, names: list[str]) -> None:
-    """A bot that is restarted finds everything in every namespace."""
+    """A bot that restarts finds all data in every namespace."""
     plugin = database.plugin()
 
     def use(name: str, number: int) -> None:
@@ -40,42 +40,42 @@ def test_a_new_plugin_instance_finds_everything(database: Database, names: list[
         assert contents(storage) == {"key": f"{MARK} {number}"}
         database.close(storage)
 
-    # Whether an odd name can be used at all is another test's matter.
+    # Another test checks whether an unusual name can be used at all.
     kept = {name: number for number, name in enumerate(names) if not refusal(use, name, number)}
     assert kept, "No namespace can be used."
     restarted = database.plugin()
-    for name, number in reversed(kept.items()):  # It may load its plugins in another order.
+    for name, number in reversed(kept.items()):  # It may load its plugins in a different order.
         storage = database.open(name, restarted)
         assert contents(storage) == {"key": f"{MARK} {number}"}, (
-            f"After a restart the bot has forgotten the data of the namespace {name!r}."
+            f"After a restart, the bot has lost the data of the namespace {name!r}."
         )
 
 
 def test_a_bot_started_in_another_folder_finds_everything(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bot that is started in another working directory finds everything."""
+    """A bot that starts in another working directory finds all data."""
     if not Path(database.config.BOT_DATA_DIR).is_absolute():
-        pytest.skip("BOT_DATA_DIR is relative, and so is elsewhere in another working directory")
+        pytest.skip("BOT_DATA_DIR is relative, so it changes with the working directory")
     database.open_twice("probe")
     database.open("namespace", database.plugin()).set("key", MARK)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     storage = database.open("namespace", database.plugin())
     assert contents(storage) == {"key": MARK}, (
-        "A bot that is started by hand, and then as a service, has forgotten everything: its data"
-        " are where it was started. Take a path as one in BOT_DATA_DIR."
+        "A bot that is first started by hand and later as a service has lost everything: its data"
+        " are in the directory where it was started. Make paths relative to BOT_DATA_DIR."
     )
 
 
 def test_a_set_is_done_when_it_returns(database: Database) -> None:
-    """A `set` is done when it returns: another that has the namespace open sees it."""
+    """A `set` takes effect before it returns: another opener of the namespace sees it."""
     one = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     expected: dict[str, object] = {}
     for turn, writer in enumerate([one, other, one, other]):
         for storage in [one, other]:
-            outcome(storage.get, f"new {turn}")  # A miss must not be kept in memory, either.
+            outcome(storage.get, f"new {turn}")  # A missing key must not be cached, either.
         if turn > 1:
             del expected[f"new {turn - 2}"]
             writer.remove(f"new {turn - 2}")
@@ -85,43 +85,45 @@ def test_a_set_is_done_when_it_returns(database: Database) -> None:
         for storage in [one, other]:
             got = contents(storage)
             assert same(got, expected), (
-                f"Another that has the namespace open sees other data: {sorted(got)}. When `set`"
-                " returns, the value must be in the database: it would be lost in a crash, and"
-                " `errbot --storage-get` not see it. Commit at once, and cache nothing."
+                f"Another opener of the namespace sees different data: {sorted(got)}. When `set`"
+                " returns, the value must be in the database: otherwise it is lost in a crash, and"
+                " `errbot --storage-get` does not see it. Commit immediately, and cache nothing."
             )
-            assert storage.len() == len(expected), "`len` misses what another stored."
+            assert storage.len() == len(expected), (
+                "`len` does not count what another opener has stored."
+            )
 
 
 def test_a_removal_is_done_when_it_returns(database: Database) -> None:
-    """A `remove` is done when it returns: another that has the namespace open sees it."""
+    """A `remove` takes effect before it returns: another opener of the namespace sees it."""
     storage = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     storage.set("key", MARK)
     if outcome(other.get, "key") != MARK:
-        pytest.skip("another opener does not see what is set, which is another test's matter")
+        pytest.skip("another opener does not see what is set, which another test checks")
     other.remove("key")
     for operation in [storage.get, storage.remove]:
         assert outcome(operation, "key") == outcome(operation, "never set"), (
-            "What another has removed can still be read or removed. The storage answers from"
-            " memory, or a removal is not in the database when `remove` returns."
+            "A key that another opener has removed can still be read or removed. The storage"
+            " answers from a cache, or the removal is not in the database when `remove` returns."
         )
     assert (storage.len(), list(storage.keys())) == (0, []), (
-        "A key still counts that another process has removed."
+        "A key that another process has removed is still counted."
     )
 
 
 def test_a_value_is_stored_again_after_another_opener_replaced_it(database: Database) -> None:
-    """A value is stored again after another has replaced it."""
+    """A value that another opener has replaced can be stored again."""
     one = database.open("namespace", database.plugin())
     other = database.open("namespace", database.plugin())
     one.set("key", MARK)
     other.set("key", [MARK])
     if outcome(one.get, "key") != [MARK]:
-        pytest.skip("another opener does not see what is set, which is another test's matter")
+        pytest.skip("another opener does not see what is set, which another test checks")
     one.set("key", MARK)
     assert other.get("key") == MARK, (
-        "`set` did nothing, since the storage had stored this value before; but another had"
-        " replaced it since. Write each time."
+        "`set` did nothing because the storage had stored this value before, but another opener had"
+        " replaced it. Write every time."
     )
 
 
@@ -132,15 +134,15 @@ def test_closing_one_storage_leaves_the_others_open(database: Database) -> None:
     other.set("key", MARK)
     database.close(one)
     assert other.get("key") == MARK, (
-        "Unloading one plugin harmed what others have open. `close` must close nothing that is"
+        "Unloading one plugin affected what others have open. `close` must not close anything"
         " shared."
     )
     other.set("key", [MARK])
-    assert other.get("key") == [MARK], "Unloading one plugin broke the storage of another."
+    assert other.get("key") == [MARK], "Unloading one plugin broke another plugin's storage."
 
 
 def test_a_second_opener_of_a_namespace_leaves_the_first_unharmed(database: Database) -> None:
-    """A second opener of a namespace, and its `close`, leave the first one unharmed."""
+    """A second opener of a namespace, and its `close`, do not affect the first one."""
     first = database.open("namespace")
     first.set("key", MARK)
     second = database.open("namespace")
@@ -149,8 +151,10 @@ def test_a_second_opener_of_a_namespace_leaves_the_first_unharmed(database: Data
     first.set("key", [MARK, "newer"])
     database.close(second)
     assert first.get("key") == [MARK, "newer"], (
-        "Closing a namespace that another has open as well broke it, or wrote an old value again:"
-        " `close` must close nothing that is shared, and write nothing."
+        "Closing a namespace that another opener uses broke it, or wrote an old value again."
+        " `close` must not close anything shared, and must write nothing."
     )
     first.set("key", [MARK])
-    assert first.get("key") == [MARK], "After a second opener of a namespace has closed, it fails."
+    assert first.get("key") == [MARK], (
+        "After a second opener of a namespace has closed it, the first one fails."
+    )

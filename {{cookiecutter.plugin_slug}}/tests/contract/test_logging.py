@@ -1,4 +1,4 @@
-"""What is logged at DEBUG goes into files and to services that see no data otherwise."""
+"""DEBUG messages go into files and to services that otherwise see no data."""
 
 import traceback
 import warnings
@@ -15,11 +15,11 @@ from contract.support.sample_values import MARK, Unreadable, Unstorable
 def test_no_value_stands_in_the_log(
     database: Database, log_lines: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No value stands in the log, or in what is printed."""
+    """No value appears in the log or in the output."""
     storage = database.open()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # Whether a value is refused, or comes back, is another test's matter.
+        # Another test checks whether a value is refused or comes back.
         for value in [
             *[MARK, [MARK], {MARK: MARK}, MARK.encode(), MARK * 1_000, [MARK, Unstorable()]],
             Unreadable(AttributeError("no such attribute"), MARK),
@@ -32,11 +32,11 @@ def test_no_value_stands_in_the_log(
     printed = "".join(capfd.readouterr()).splitlines()
     told = [*log_lines, *printed, *(str(warning.message) for warning in warned)]
     told = [line for line in told if MARK in line]
-    assert not told, f"A value stands in the log. Log names, never values: {told[0]}"
+    assert not told, f"A value appears in the log. Log names, never values: {told[0]}"
 
 
 def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
-    """No value stands in an error."""
+    """No value appears in an error."""
     shown = ""
     for value in [[MARK, lambda: None], Unreadable(AttributeError("no such attribute"), MARK)]:
         try:
@@ -49,9 +49,9 @@ def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
 
 
 def locals_of(error: BaseException | None) -> str:
-    """Return the locals of the frames of an error and its causes, as Sentry and others show them.
+    """Return the local variables of an error's frames and its causes, as Sentry shows them.
 
-    Those of the contract itself, and so of the classes of its values, are left out.
+    Frames of the contract itself, and so of its values' classes, are left out.
     """
     shown: list[str] = []
     while error:
@@ -65,7 +65,7 @@ def locals_of(error: BaseException | None) -> str:
 
 @pytest.mark.parametrize("size", [1, 50_000], ids=["small", "large"])
 def test_no_frame_of_an_error_of_get_shows_a_value(storage: StorageBase, size: int) -> None:
-    """No frame of an error of `get` shows the value."""
+    """No frame of an error of `get` shows a value in its local variables."""
     storage.set("key", Unreadable(AttributeError("no such attribute"), [MARK] * size))
     shown = False
     try:
@@ -73,6 +73,6 @@ def test_no_frame_of_an_error_of_get_shows_a_value(storage: StorageBase, size: i
     except Exception as error:
         shown = MARK in locals_of(error)
     assert not shown, (
-        "With BOT_LOG_SENTRY, Errbot sends the locals of each frame of an error, and one of these"
-        " shows a value. Delete what holds it before you raise: `del data`."
+        "With BOT_LOG_SENTRY, Errbot sends the local variables of each frame of an error, and one"
+        " of these holds a value. Delete the variable before you raise the error: `del data`."
     )

@@ -1,4 +1,4 @@
-"""Many keys, and many sets of one key: nothing grows but what is stored."""
+"""Many keys, and many sets of one key: only stored data take up space and time."""
 
 import gc
 import logging
@@ -20,13 +20,13 @@ from contract.support.measure import memory, steps
 from contract.support.sample_values import MARK
 
 PAGES = 3_000
-"""Keys that fill several pages, where a database gives them page by page."""
+"""Keys that fill several pages, if a database returns them page by page."""
 VERY_MANY = 70_000
-"""More than 65,536: what a number of 16 bits can count."""
+"""More than 65,536, the limit of a 16-bit number."""
 
 
 def test_the_way_to_the_next_key_does_not_get_longer(storage: StorageBase) -> None:
-    """In a loop over the keys, the way to the next key does not get longer from page to page."""
+    """The next key of a loop over the keys costs the same on every page."""
     for number in range(PAGES):
         storage.set(f"key {number}", None)
     loop = iter(storage.keys())
@@ -37,14 +37,14 @@ def test_the_way_to_the_next_key_does_not_get_longer(storage: StorageBase) -> No
 
     early, late = cost_after(20), cost_after(PAGES - 200)
     assert late <= early + 3, (
-        f"The {PAGES}th key takes {late} steps of Python, one of the first {early}: a loop over a"
-        " million keys would not end, or raise RecursionError. Fetch page after page in a `while`,"
-        " and not each in a generator inside of the one before."
+        f"The {PAGES}th key takes {late} Python steps, an early one takes {early}: a loop over a"
+        " million keys would never end, or raise RecursionError. Fetch the pages in a `while` loop,"
+        " not each in a generator inside the previous one."
     )
 
 
 def test_the_first_key_is_cheap_whatever_was_removed_before(database: Database) -> None:
-    """The first key, `len` and `keys` are cheap, however many keys were removed before."""
+    """The first key, `len` and `keys` stay cheap, however many keys were removed before."""
     fresh, cleared = database.open("fresh"), database.open("cleared")
     for number in range(PAGES):
         cleared.set(f"{number} {'k' * 100}", None)
@@ -65,9 +65,9 @@ def test_the_first_key_is_cheap_whatever_was_removed_before(database: Database) 
     for name, use in uses.items():
         (few, small), (many, large) = (cost(partial(use, one)) for one in [fresh, cleared])
         assert (many <= 2 * few + 50, large <= 2 * small + PAGES * 30) == (True, True), (
-            f"{name} took {few} steps of Python and {small} bytes in a new namespace, but {many}"
-            f" steps and {large} bytes in one where {PAGES} keys had been removed. `clear` asks for"
-            " the first key after each that it removes: let nothing go through what is removed."
+            f"{name} took {few} Python steps and {small} bytes in a new namespace, but {many} steps"
+            f" and {large} bytes in one from which {PAGES} keys had been removed. `clear` asks for"
+            " the first key after each removal. Never iterate over removed keys."
         )
 
 
@@ -77,14 +77,16 @@ def test_seventy_thousand_keys_are_all_there(storage: StorageBase) -> None:
     expected = [f"key {number}" for number in range(VERY_MANY)]
     for number, key in enumerate(expected):
         storage.set(key, number)
-    assert storage.len() == VERY_MANY, f"`len` says {storage.len()} where there are {VERY_MANY}."
+    assert storage.len() == VERY_MANY, f"`len` returns {storage.len()} for {VERY_MANY} keys."
     got = list(islice(storage.keys(), 2 * VERY_MANY))
     assert same(sorted(got), sorted(expected)), (
-        f"Of {VERY_MANY} keys `keys` gave {len(got)}, {len(set(got))} of them different. Look at"
-        " the limits of the database: of rows in an answer, and of the time that it may take."
+        f"Of {VERY_MANY} keys, `keys` returned {len(got)}, {len(set(got))} of them different. Check"
+        " the database's limits: on the rows in an answer, and on the time for it."
     )
     for number in range(0, VERY_MANY, 500):
-        assert storage.get(expected[number]) == number, "Among many keys, one has another's value."
+        assert storage.get(expected[number]) == number, (
+            "Among many keys, one has another key's value."
+        )
     for key in storage.keys():
         storage.remove(key)
     assert (storage.len(), list(storage.keys())) == (0, []), "A loop over the keys has left some."
@@ -92,7 +94,7 @@ def test_seventy_thousand_keys_are_all_there(storage: StorageBase) -> None:
 
 @pytest.mark.parametrize("times", [1_000, pytest.param(VERY_MANY, marks=pytest.mark.thorough)])
 def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) -> None:
-    """A key can be set tens of thousands of times, and neither `set` nor `get` gets dearer."""
+    """A key can be set tens of thousands of times, and `set` and `get` do not become slower."""
     storage.set("other", MARK)
     turns = count()
 
@@ -109,25 +111,25 @@ def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) 
         set_next()
     late = cost()
     assert (storage.get("key"), storage.get("other")) == ([MARK, next(turns) - 1], MARK), (
-        f"After {times} sets of one key it has another value than the last one."
+        f"After {times} sets of one key, it does not have the last value."
     )
-    assert storage.len() == 2, f"{times} sets of one key made several of it."
+    assert storage.len() == 2, f"{times} sets of one key made several keys."
     assert all(after <= 1.5 * before + 50 for before, after in zip(early, late, strict=True)), (
-        f"At first `set`, `get` and `len` took {early} steps of Python, and after {times} sets of"
-        f" one key {late}. Keep the newest value alone, and none of those before."
+        f"At first, `set`, `get` and `len` took {early} Python steps; after {times} sets of one"
+        f" key, they take {late}. Keep only the newest value."
     )
 
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """Log nothing: what is logged is kept in memory by the tests."""
+    """Log nothing, because the tests keep the log in memory."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
 
 
 def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
-    """Return what is to be done again and again, with values of that size."""
+    """Return an action to repeat, with values of this size."""
     numbers, made = count(), random.Random(size)
 
     def replace() -> None:
@@ -148,9 +150,9 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
 
 
 def growth(turn: Callable[[], object], turns: int, size: int, used: Callable[[], int]) -> float:
-    """Return by which share of all that was written what is used has grown.
+    """Return the growth of the space used, as a share of all that was written.
 
-    What has grown a good deal may have a limit, such as a cache has: then it is written more.
+    If the growth is large, more is written, because it may have a limit, as a cache has.
     """
     for _ in range(turns // 5):
         turn()
@@ -169,7 +171,7 @@ def growth(turn: Callable[[], object], turns: int, size: int, used: Callable[[],
 def test_what_is_replaced_removed_or_missed_takes_no_memory(
     storage: StorageBase, work: str
 ) -> None:
-    """Values that are replaced or removed, and keys that are missed, take no memory."""
+    """Replaced and removed values, and missing keys, use no memory."""
     turns, size = (1_500, 240) if work == "missed keys" else (150, 20_000)
 
     def used() -> int:
@@ -182,8 +184,8 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
     finally:
         tracemalloc.stop()
     assert share < 0.4, (
-        f"Of each byte of {work}, {100 * share:.0f} % stays in memory: after months, a bot needs"
-        " more and more. Keep nothing of them, or only so much of it."
+        f"{100 * share:.0f} % of all bytes of {work} stay in memory, so over months a bot needs"
+        " more and more. Keep none of them, or limit how many."
     )
 
 
@@ -191,7 +193,7 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
 def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
     database: Database, work: str
 ) -> None:
-    """Values that are replaced or removed take no space in BOT_DATA_DIR."""
+    """Replaced and removed values use no space in BOT_DATA_DIR."""
     folder, size = Path(database.config.BOT_DATA_DIR), 200_000
 
     def used() -> int:
@@ -200,10 +202,10 @@ def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
     storage = database.open()
     storage.set("looped over", None)
     loop = iter(storage.keys())
-    next(loop)  # and somebody goes on with it later
+    next(loop)  # and continues with it later
     share = growth(turn_of(storage, work, size), 100, size, used)
     assert share < 0.4, (
-        f"Of each byte of {work}, {100 * share:.0f} % stays in BOT_DATA_DIR: the disk fills up."
-        " Write over what is there, or clean up by yourself: nobody calls a command for it."
-        " Keep no transaction open between two keys of a loop."
+        f"{100 * share:.0f} % of all bytes of {work} stay in BOT_DATA_DIR, so the disk fills up."
+        " Overwrite old data, or clean up automatically, because nobody runs a command for it. Keep"
+        " no transaction open between two keys of a loop."
     )

@@ -1,4 +1,4 @@
-"""Plugins use their storage as a mapping: `self["key"]`, by Errbot's StoreMixin."""
+"""Plugins use their storage as a mapping: `self["key"]`, through Errbot's StoreMixin."""
 
 import pytest
 from errbot.storage import StoreMixin
@@ -22,16 +22,16 @@ def test_a_storage_serves_as_a_mapping(mapping: StoreMixin) -> None:
     """A plugin can use its storage as a mapping."""
     assert ("a" in mapping, "c" in mapping) == (True, False), "`key in self` does not work."
     assert (mapping.get("c"), mapping.get("c", MARK)) == (None, MARK), (
-        "self.get(key, default) of a missing key does not work."
+        "self.get(key, default) does not work for a missing key."
     )
     assert (mapping.setdefault("c", []), mapping.setdefault("c", [MARK])) == ([], []), (
-        "self.setdefault(key, value) does not store and keep the value of a new key."
+        "self.setdefault(key, value) does not store and return the value of a new key."
     )
     with mapping.mutable("d", {}) as value:
         value[MARK] = 1
     assert mapping.get("d") == {MARK: 1}, (
-        "with self.mutable(key, default) did not store a new key: Errbot's list of installed"
-        " repositories and `errbot --storage-merge` rest on it."
+        "with self.mutable(key, default) did not store a new key. Errbot's list of installed"
+        " repositories and `errbot --storage-merge` rely on it."
     )
     mapping.update({"b": MARK, "e": MARK})
     assert (mapping.pop("c"), mapping.pop("c", MARK), mapping.popitem()[0] in "abde") == (
@@ -40,17 +40,17 @@ def test_a_storage_serves_as_a_mapping(mapping: StoreMixin) -> None:
         True,
     ), "self.pop(key, default) or self.popitem() does not work."
     assert len(mapping) == len(dict(mapping)) == len(list(mapping.items())) == 3, (
-        "len(self), dict(self) and self.items() differ: Errbot's !backup rests on them."
+        "len(self), dict(self) and self.items() differ. Errbot's !backup relies on them."
     )
 
 
 def test_clear_empties_the_namespace(mapping: StoreMixin) -> None:
     """`clear` empties the namespace."""
     mapping.update({f"{number}": None for number in range(many(1_000, 100))})
-    with deadline(100, "self.clear() never ends: `keys` gives a key that `remove` has removed."):
+    with deadline(100, "self.clear() never ends: `keys` returns a key that `remove` has removed."):
         mapping.clear()
     assert (len(mapping), list(mapping), "a" in mapping) == (0, [], False), (
-        "self.clear() leaves keys: `errbot --storage-set` would mix old and new."
+        "self.clear() leaves keys, so `errbot --storage-set` would mix old and new data."
     )
 
 

@@ -1,6 +1,6 @@
 """Random operations on several namespaces, compared with plain dicts.
 
-`pytest -m thorough` looks ten times as long, and looks for the shortest way to a failure.
+`pytest -m thorough` searches ten times as long, and looks for the shortest way to a failure.
 """
 
 from collections.abc import Iterator
@@ -56,18 +56,18 @@ names = st.sampled_from(NAMES)
 
 
 def is_plain(value: Any) -> bool:
-    """Say whether every storage takes a value."""
+    """Return whether every storage accepts a value."""
     return value is None or type(value) in (bool, int, float, str)
 
 
 def missing(key: str) -> AbstractContextManager[None]:
-    """Pass when the block raises what is due for a missing key."""
+    """Pass if the block raises the error for a missing key."""
     error = Exception if may_be_refused(key) else KeyError
-    return expect(error, f"The key {key!r} is missing, which KeyError has to say.")
+    return expect(error, f"The key {key!r} is missing, which must be a KeyError.")
 
 
 def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMachine]:
-    """Make a state machine; each of its runs gets namespaces of its own."""
+    """Make a state machine. Each of its runs gets its own namespaces."""
 
     class Storages(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -87,7 +87,7 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
         def set(self, name: str, key: str, value: Any) -> None:
             try:
                 self.open[name][key] = value
-            except Exception:  # Which values are refused is another test's matter.
+            except Exception:  # Another test checks which values are refused.
                 if is_plain(value) and not may_be_refused(key):
                     raise
             else:
@@ -97,7 +97,7 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
         def set_what_cannot_be_stored(self, name: str, key: str) -> None:
             with suppress(Exception):
                 self.open[name][key] = [MARK, Unstorable()]
-                del self.open[name][key]  # It was not refused, which is another test's matter.
+                del self.open[name][key]  # It was not refused, which another test checks.
                 self.model[name].pop(key, None)
 
         @rule(name=names, key=keys)
@@ -184,8 +184,8 @@ def machine(database: Database, numbers: Iterator[int]) -> type[RuleBasedStateMa
                 for key in got | self.model[name]:
                     one, other = (values.get(key, "missing") for values in [got, self.model[name]])
                     assert same(repr(one), repr(other)), (
-                        f"In the namespace {name!r}, {key!r:.50} is {one!r:.100}, and it was set to"
-                        f" {other!r:.100}."
+                        f"In the namespace {name!r}, the value of {key!r:.50} is {one!r:.100}, but"
+                        f" was set to {other!r:.100}."
                     )
                 storage.close_storage()
 
@@ -207,11 +207,11 @@ def check(database: Database, examples: int, *phases: Phase) -> None:
 
 
 def test_random_operations_do_what_a_dict_does(database: Database) -> None:
-    """Random operations do what a dict does."""
+    """Random operations give the same results as with a dict."""
     check(database, many(20, 4))
 
 
 @pytest.mark.thorough
 def test_many_random_operations_do_what_a_dict_does(database: Database) -> None:
-    """Very many random operations do what a dict does."""
+    """Very many random operations give the same results as with a dict."""
     check(database, 300, Phase.shrink)

@@ -1,4 +1,4 @@
-"""Each plugin has its namespace, and no other plugin gets into it."""
+"""Each plugin has its own namespace, and no other plugin can access it."""
 
 import sys
 import threading
@@ -12,20 +12,20 @@ from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE, HARD, SEPARATORS
 
 MANY = many(300, 40)
-"""Namespaces, more than any pool has connections."""
+"""More namespaces than any pool has connections."""
 
 
 def test_a_key_is_not_removed_from_another_namespace(database: Database) -> None:
     """`remove` removes nothing from another namespace."""
     one, other = database.open("one"), database.open("other")
     other.set("key", MARK)
-    outcome(one.remove, "key")  # Whether it raises KeyError is another test's matter.
+    outcome(one.remove, "key")  # Another test checks whether it raises KeyError.
     assert contents(other) == {"key": MARK}, "`remove` removed another plugin's key."
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, "\0"], ids=repr)
 def test_a_namespace_and_its_key_are_not_glued_together(database: Database, separator: str) -> None:
-    """A namespace and its key are not glued together, with any separator."""
+    """A namespace and its key are kept apart, with any separator."""
     name = f"a{separator}b"
     rest = database.namespace(name).removeprefix(database.namespace("a") + separator)
     try:
@@ -33,14 +33,14 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
         first.set(f"{rest}{separator}c", f"{MARK} first")
         second.set("c", f"{MARK} second")
     except Exception:
-        pytest.skip(f"a name with {separator!r} in it is refused, which is another test's matter")
+        pytest.skip(f"a name that contains {separator!r} is refused, which another test checks")
     assert contents(first) == {f"{rest}{separator}c": f"{MARK} first"}, (
-        f"The namespace 'a' with the key 'b{separator}c' is mixed up with 'a{separator}b' and 'c'."
-        " Keep namespace and key in fields of their own."
+        f"The namespace 'a' with the key 'b{separator}c' is confused with 'a{separator}b' and 'c'."
+        " Keep namespace and key in separate fields."
     )
     assert contents(second) == {"c": f"{MARK} second"}, (
-        f"The namespace 'a{separator}b' with the key 'c' is mixed up with 'a' and 'b{separator}c'."
-        " Keep namespace and key in fields of their own."
+        f"The namespace 'a{separator}b' with the key 'c' is confused with 'a' and 'b{separator}c'."
+        " Keep namespace and key in separate fields."
     )
 
 
@@ -48,7 +48,7 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
     "names", [["one", "other"], *ALIKE.values()], ids=["nothing alike", *ALIKE]
 )
 def test_namespaces_that_look_alike_are_told_apart(database: Database, names: list[str]) -> None:
-    """Namespaces that look alike are told apart to the letter."""
+    """Namespaces that look alike are distinguished exactly."""
     storages = {}
     for name in names:
         with taken(name):
@@ -60,10 +60,10 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
         storage.set(f"key {number}", MARK)
     for number, (name, storage) in enumerate(storages.items()):
         assert contents(storage) == {"key": f"{MARK} {number}", f"key {number}": MARK}, (
-            f"The namespace {name!r:.60} is mixed up with another of {names!s:.200}. Compare them"
+            f"The namespace {name!r:.60} is confused with another of {names!s:.200}. Compare names"
             " as bytes, and escape them wherever they are part of a pattern, a path or a statement."
         )
-        assert storage.len() == 2, f"The namespace {name!r} counts another's keys."
+        assert storage.len() == 2, f"The namespace {name!r} counts another namespace's keys."
     for number, (name, storage) in enumerate(storages.items()):
         assert storage.get("key") == f"{MARK} {number}", (
             f"Emptying another namespace emptied {name!r}."
@@ -81,12 +81,12 @@ def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
         storage = database.open(name)
         storage.set(name, MARK)
     assert (contents(storage), storage.len()) == ({name: MARK}, 1), (
-        f"A namespace cannot be called {name!r}, or hold a key that is called the same."
+        f"{name!r} cannot be the name of a namespace, or of a key in it."
     )
 
 
 def test_hard_names_of_namespaces_are_told_apart_or_refused(database: Database) -> None:
-    """Long and odd names of namespaces are told apart, or refused."""
+    """Long and unusual names of namespaces are distinguished or refused."""
     held = {}
     for number, name in enumerate(HARD):
         try:
@@ -97,13 +97,13 @@ def test_hard_names_of_namespaces_are_told_apart_or_refused(database: Database) 
         held[name] = storage, f"{MARK} {number}"
     for name, (storage, value) in held.items():
         assert same(contents(storage), {"key": value}), (
-            f"The namespace {name[:20]!r}, {len(name)} characters long, is mixed up with another."
-            " Raise ValueError for a name that the database cannot hold."
+            f"The namespace {name[:20]!r}, {len(name)} characters long, is confused with another."
+            " Raise ValueError for a name that the database cannot store."
         )
 
 
 def test_a_name_of_a_namespace_is_refused_with_a_value_error(database: Database) -> None:
-    """A name of a namespace that the database cannot hold is refused with a `ValueError`."""
+    """If the database cannot store a namespace's name, it is refused with a `ValueError`."""
 
     def use(name: str) -> None:
         database.open(name).set("key", MARK)
@@ -112,14 +112,14 @@ def test_a_name_of_a_namespace_is_refused_with_a_value_error(database: Database)
         refused = refusal(use, name)
         assert not refused or issubclass(refused, ValueError), (
             f"A name of {len(name)} characters, {name[:5]!r} ..., was refused with"
-            f" {refused.__name__}. Raise ValueError, and say what the database can hold: an"
-            " administrator sees it when a plugin of that name cannot be activated."
+            f" {refused.__name__}. Raise ValueError, and name the limit. Administrators see the"
+            " message when a plugin with that name cannot be activated."
         )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_hundreds_of_namespaces_leak_nothing(database: Database) -> None:
-    """Hundreds of namespaces can be opened and closed, and leave nothing open."""
+    """Opening and closing hundreds of namespaces leaves nothing open."""
     plugin = database.plugin()
     for number in range(10):
         database.close(database.open(f"namespace {number}", plugin))
@@ -132,7 +132,7 @@ def test_hundreds_of_namespaces_leak_nothing(database: Database) -> None:
     left = open_files() - before
     assert left <= 10, (
         f"Opening and closing {MANY} namespaces left {left} files or connections open. Share one"
-        " connection, or one pool, between all namespaces of a plugin instance."
+        " connection or pool between all namespaces of a plugin instance."
     )
     started = threading.active_count() - threads
     assert started <= 10, f"Opening and closing {MANY} namespaces left {started} threads running."
@@ -145,5 +145,5 @@ def test_hundreds_of_namespaces_can_be_open_at_once(database: Database) -> None:
         storage.set("key", f"{MARK} {number}")
     values = [storage.get("key") for storage in storages]
     assert same(values, [f"{MARK} {number}" for number in range(MANY)]), (
-        "A bot with many plugins mixes up their namespaces."
+        "A bot with many plugins confuses their namespaces."
     )

@@ -1,4 +1,4 @@
-"""Many plugins use the database at once, and none of them sees that there are others."""
+"""Many plugins use the database at the same time, and none affects another."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from contract.support.tricky_names import HARD, OWN
 PLUGINS = 8
 TURNS = 60
 PAGES = 3_000
-"""Keys that fill several pages, where a database gives them page by page."""
+"""Keys that fill several pages, if a database returns them page by page."""
 OPEN = 60
 """Namespaces of a bot with many plugins."""
 
@@ -53,18 +53,19 @@ def test_what_another_plugin_does_changes_nothing_here(database: Database) -> No
         expected |= {"key": [MARK, turn], f"key {turn}": MARK}
         loop, seen = iter(mine.keys()), []
         seen.append(next(loop))
-        with suppress(Exception):  # Whether it works is another test's matter.
+        with suppress(Exception):  # Another test checks whether it works.
             action()
         seen.extend(loop)
         got = (contents(mine), mine.len(), sorted(seen))
         assert same(got, (expected, len(expected), sorted(expected))), (
-            f"{name} of another plugin, in its own namespace, changed what this one sees. Keep"
-            " nothing of a namespace in what all share: no current one, no transaction, no place."
+            f"{name} of another plugin, in its own namespace, changed what this one sees. Share"
+            " nothing that belongs to one namespace: no current namespace, no transaction, no"
+            " position."
         )
 
 
 def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> None:
-    """Plugins that work at once, each in its namespace, do not see each other."""
+    """Plugins that work at the same time, each in its namespace, do not see each other."""
     plugin = database.plugin()
     names = [database.namespace(f"plugin {number}") for number in range(PLUGINS)]
     new_names = [[f"{name} {turn}" for turn in range(TURNS)] for name in names]
@@ -87,7 +88,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
             got = (contents(storage), storage.len())
             assert same(got, (model, len(model))), (
                 f"While other plugins worked in their namespaces, one found {got[0]} in its own."
-                " Name the namespace in each statement, and keep no current one."
+                " Name the namespace in each statement; keep no current namespace."
             )
         for key in list(storage.keys()):
             storage.remove(key)
@@ -96,7 +97,7 @@ def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> 
     try:
         at_once(*(partial(work, number) for number in range(PLUGINS)))
     except TimeoutError as error:
-        pytest.fail(f"Plugins that work at once wait for ever: {error}.")
+        pytest.fail(f"Plugins that work at the same time hang: {error}.")
 
 
 def test_looking_into_an_unknown_namespace_changes_nothing(database: Database) -> None:
@@ -113,18 +114,18 @@ def test_looking_into_an_unknown_namespace_changes_nothing(database: Database) -
             looking.get("missing")
         database.close(looking)
         there = ["key"] if name == "namespace" else []
-        assert seen == (len(there), there), f"The namespace {name!r} shows {seen} keys."
+        assert seen == (len(there), there), f"The namespace {name!r} contains {seen} keys."
         for one in [storage, database.open("namespace", database.plugin())]:
             assert (contents(one), one.len()) == ({"key": MARK}, 1), (
                 f"Looking into the namespace {name!r} changed another one. `open` must neither set"
-                " up nor clean up what others may be using."
+                " up nor clean up anything that others may be using."
             )
         empty.set("key", MARK)
         empty.remove("key")
 
 
 def test_an_emptied_namespace_goes_on_for_all_who_have_it_open(database: Database) -> None:
-    """A namespace that was emptied and closed goes on for all who have it open."""
+    """If a namespace is emptied and closed, others who have it open can still use it."""
     database.open_twice("probe")
     plugin = database.plugin()
     storages = [database.open("namespace", plugin), database.open("namespace", database.plugin())]
@@ -139,13 +140,13 @@ def test_an_emptied_namespace_goes_on_for_all_who_have_it_open(database: Databas
             seen_then = [contents(other) for other in storages]
             storage.remove("key")
             assert (seen, seen_then) == ((0, []), [{"key": [MARK, turn, number]}] * 2), (
-                "After a namespace was emptied and closed, those who have it open lose what they"
-                " set. Do not drop the table, the file or the folder of an empty namespace."
+                "After a namespace was emptied and closed, others who have it open lose what they"
+                " set. Do not drop the table, file or folder of an empty namespace."
             )
 
 
 def test_a_name_that_is_refused_harms_no_other(database: Database) -> None:
-    """A key or namespace that is refused leaves every other usable."""
+    """A refused key or namespace affects no other."""
     storage, other = database.open("namespace"), database.open("other")
     storage.set("key", [MARK, "old"])
     other.set("key", [MARK, "old"])
@@ -163,15 +164,15 @@ def test_a_name_that_is_refused_harms_no_other(database: Database) -> None:
             except Exception as error:
                 got = (error, False)
             assert same(got, ([MARK, turn], True)), (
-                f"After a key or a namespace was refused, {name[:20]!r}, others do not work:"
-                f" {got[0]!r}. Refuse it before the database is asked, or end the transaction."
+                f"After a key or namespace, {name[:20]!r}, was refused, others fail: {got[0]!r}."
+                " Refuse it before you ask the database, or end the transaction."
             )
 
 
 def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
     database: Database,
 ) -> None:
-    """What a storage or a database may call its own is a namespace, and a key, like any other."""
+    """Names that a storage or database may use itself are ordinary namespaces and keys."""
     database.open_twice("probe")
     storages = {}
     for name in OWN:
@@ -179,8 +180,8 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
             storages[name] = database.open(name)
     full = [name for name, storage in storages.items() if storage.len() or [*storage.keys()]]
     assert not full, (
-        f"The new namespaces {full} are not empty. What a storage keeps of its own must be where no"
-        " name of a namespace leads to."
+        f"The new namespaces {full} are not empty. Keep the storage's own data in a place that no"
+        " namespace's name can reach."
     )
     keys = {name: [name, "key"] for name in OWN} | {"errbot": OWN}
     for name, storage in storages.items():
@@ -192,7 +193,7 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
         storage = database.open(name, restarted)
         expected = {key: [MARK, name, key] for key in keys[name]}
         assert same((contents(storage), storage.len()), (expected, len(expected))), (
-            f"The namespace {name!r} does not hold what was set there, or something else as well."
+            f"The namespace {name!r} lacks what was set in it, or contains something else."
         )
         for key in expected:
             storage.remove(key)
@@ -200,7 +201,7 @@ def test_names_that_a_database_uses_itself_are_namespaces_like_any_other(
 
 
 def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None:
-    """What other namespaces hold makes nothing in this one dearer, `len` and `keys` above all."""
+    """Data in other namespaces make no operation in this one slower, not even `len` and `keys`."""
     storage, other = database.open("namespace"), database.open("other")
     for key in "abc":
         storage.set(key, MARK)
@@ -230,14 +231,14 @@ def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None
         or after[name][1] > 2 * before[name][1] + PAGES * 30
     ]
     assert not dearer, (
-        f"Since another namespace holds {PAGES} keys: {'; '.join(dearer)}. Let the database find"
-        " the keys of a namespace, by an index, and do not go through those of all."
+        f"Since another namespace holds {PAGES} keys: {'; '.join(dearer)}. Let the database find a"
+        " namespace's keys by an index, instead of going through all keys."
     )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's connections")
 def test_open_namespaces_share_their_connections(database: Database) -> None:
-    """Sixty open namespaces do not hold sixty connections to a server."""
+    """Sixty open namespaces share their connections to a server."""
     database.open("first").set("key", MARK)
     before = connections()
     storages = [database.open(f"namespace {number}") for number in range(OPEN)]
@@ -249,6 +250,7 @@ def test_open_namespaces_share_their_connections(database: Database) -> None:
         next(loops[-1])
     held = connections() - before
     assert held <= OPEN // 3, (
-        f"{OPEN} open namespaces hold {held} connections: a bot with many plugins, and its"
-        " restarts, use up what the server allows. Share some between all of a plugin instance."
+        f"{OPEN} open namespaces hold {held} connections. A bot with many plugins that restarts"
+        " reaches the server's limit. Share connections between all namespaces of a plugin"
+        " instance."
     )

@@ -32,7 +32,7 @@ ROUNDS = many(30, 8)
 
 @pytest.fixture(autouse=True)
 def switch_often() -> Iterator[None]:
-    """Let the threads take turns as often as they can, so that they meet."""
+    """Let the threads take turns as often as possible, so that they collide."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -41,12 +41,12 @@ def switch_often() -> Iterator[None]:
 
 @pytest.fixture
 def storages(database: Database) -> list[StorageBase]:
-    """The storage for each thread: one for all, as a bot has."""
+    """The storage for each thread: the same for all, as in a bot."""
     return [skip_if_bound_to_its_thread(database.open("namespace"))] * THREADS
 
 
 def in_threads(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
-    """Run the work in all threads from the same moment on, and return what each returned.
+    """Run the work in all threads at the same moment, and return what each returned.
 
     An error in a thread is raised here.
     """
@@ -54,8 +54,8 @@ def in_threads(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
         return at_once(*(partial(work, number) for number in range(count)))
     except TimeoutError as error:
         pytest.fail(
-            f"Commands at the same time wait for ever: {error}. Take locks in one order, hold none"
-            " while you wait for another, and let the database give up after a time."
+            f"Commands at the same time hang: {error}. Take locks in a fixed order, hold none while"
+            " you wait for another, and give the database a timeout."
         )
 
 
@@ -66,21 +66,21 @@ def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> No
         for turn in range(ROUNDS):
             key = f"{number} {turn}"
             storage.set(key, [MARK, number, turn])
-            assert storage.get(key) == [MARK, number, turn], "A thread got another's value."
+            assert storage.get(key) == [MARK, number, turn], "A thread got another thread's value."
             if turn % 3 == 0:
                 storage.remove(key)
 
     in_threads(work)
     expected = {f"{n} {turn}" for n in range(THREADS) for turn in range(ROUNDS) if turn % 3}
     assert same(set(storage.keys()), expected), "Commands at the same time lost data."
-    assert storage.len() == len(expected), "`len` went wrong when commands came at once."
+    assert storage.len() == len(expected), "`len` is wrong after commands at the same time."
 
 
 @pytest.mark.parametrize("size", [200, 450_000], ids=["small", "large"])
 def test_a_key_that_threads_replace_is_always_there_and_whole(
     storages: list[StorageBase], size: int
 ) -> None:
-    """A key that threads replace is always there, and its value whole."""
+    """While threads replace a key, it always exists, with a complete value."""
     rounds = ROUNDS if size == 200 else 2
     set_or_skip(storages[0], "key", b"\0" * size)
     writing = [number for number in range(THREADS) if number % 4]
@@ -96,7 +96,8 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
         while writing:
             got = storages[number].get("key")
             assert same(got, bytes(got[:1]) * (size + got[0])), (
-                "A value is mixed of two that were set at once. Write the whole value in one step."
+                "A value is a mix of two that were set at the same time. Write the whole value in"
+                " one step."
             )
 
     def work(number: int) -> None:
@@ -110,12 +111,12 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
     except KeyError:
         pytest.fail("A key was missing while it was replaced. Replace it in one step.")
     assert (storages[0].len(), list(storages[0].keys())) == (1, ["key"]), (
-        "Threads that set one key made several of it."
+        "Threads that set one key made several keys."
     )
 
 
 def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -> None:
-    """Of the threads that remove one key at once, one succeeds."""
+    """If several threads remove a key at once, exactly one succeeds."""
 
     def work(number: int) -> int:
         try:
@@ -129,19 +130,19 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
         storages[0].set("key", MARK)
         removed = sum(in_threads(work))
         assert removed == 1, (
-            f"One key was removed {removed} times: two commands could take the same job. Ask the"
-            " database whether it removed something, and do not look before."
+            f"One key was removed {removed} times, so two commands could take the same job. Let the"
+            " database say whether it removed something, instead of looking first."
         )
 
 
 def skip_if_misses_pass(storage: StorageBase) -> None:
-    """Skip a test that needs `remove` to say whether there was a key: that is another's matter."""
+    """Skip a test that needs `remove` to say whether the key existed, which another test checks."""
     if not refusal(storage.remove, "missing"):
         pytest.skip("`remove` of a missing key raises nothing")
 
 
 def test_two_openers_at_once_lose_nothing(database: Database) -> None:
-    """Two plugin instances that are used at once, in a namespace each, lose nothing."""
+    """Two plugin instances used at the same time, each in its own namespace, lose nothing."""
     plugins = [database.plugin(), database.plugin()]
     expected = {str(turn): f"{MARK} {turn}" for turn in range(ROUNDS)}
 
@@ -155,14 +156,14 @@ def test_two_openers_at_once_lose_nothing(database: Database) -> None:
     for number, plugin in enumerate(plugins):
         storage = database.open(f"namespace {number}", plugin)
         assert same(contents(storage), expected), (
-            "Two bots on one database lose each other's data, though each has a namespace of its"
-            " own. A lock of the plugin instance is none for others: change what is shared in one"
-            " step of the database."
+            "Two bots on one database lose each other's data, although each has its own namespace."
+            " A lock of the plugin instance does not bind others. Change shared data in one step of"
+            " the database."
         )
 
 
 def two_openers(database: Database, values: dict[str, str]) -> Callable[[int], StorageBase]:
-    """Set values, and let each of two threads open the namespace with a plugin instance."""
+    """Set values, and let each of two threads open the namespace with its own plugin instance."""
     plugins = [database.plugin(), database.plugin()]
     one, other = (database.open("namespace", plugin) for plugin in plugins)
     for key, value in values.items():
@@ -173,7 +174,7 @@ def two_openers(database: Database, values: dict[str, str]) -> Callable[[int], S
 
 
 def test_a_key_that_another_opener_replaces_is_always_there_and_whole(database: Database) -> None:
-    """A key that one opener replaces is always there for another one, and its value whole."""
+    """While one opener replaces a key, it always exists for another, with a complete value."""
     open_storage = two_openers(database, {"key": "0 " * 100})
     writing = [True]
 
@@ -188,8 +189,8 @@ def test_a_key_that_another_opener_replaces_is_always_there_and_whole(database: 
         while writing:
             got = storage.get("key")
             assert same(got, f"{got.split()[0]} " * 100), (
-                "Another opener meets half a value while it is replaced. Write the whole value in"
-                " one step."
+                "Another opener gets an incomplete value while it is replaced. Write the whole"
+                " value in one step."
             )
 
     def work(number: int) -> None:
@@ -205,12 +206,12 @@ def test_a_key_that_another_opener_replaces_is_always_there_and_whole(database: 
     except KeyError:
         pytest.fail(
             "A key is missing for another opener while it is replaced. Replace it in one step of"
-            " the database: a lock of the storage is none for others."
+            " the database: a lock of the storage does not bind other openers."
         )
 
 
 def test_two_openers_that_remove_one_key_succeed_once(database: Database) -> None:
-    """Of two openers that remove one key at once, one succeeds."""
+    """If two openers remove a key at once, exactly one succeeds."""
     keys = [f"key {number}" for number in range(ROUNDS)]
     open_storage = two_openers(database, dict.fromkeys(keys, MARK))
     skip_if_misses_pass(database.open("namespace"))
@@ -227,9 +228,9 @@ def test_two_openers_that_remove_one_key_succeed_once(database: Database) -> Non
 
     one, other = in_threads(work, 2)
     assert same(sorted([*one, *other]), sorted(keys)), (
-        f"Of {ROUNDS} keys, {len({*one} & {*other})} were removed by both of two openers. Ask the"
-        " database whether it removed something, and do not look before: a lock of the storage is"
-        " none for others."
+        f"Of {ROUNDS} keys, {len({*one} & {*other})} were removed by both of two openers. Let the"
+        " database say whether it removed something, instead of looking first. A lock of the"
+        " storage does not bind other openers."
     )
 
 
@@ -246,8 +247,10 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
             storage.set(key, MARK)
             if number % 4 == 0:
                 seen = list(storage.keys())
-                assert len(seen) == len(set(seen)), "`keys` gave a key twice while others wrote."
-                assert same(kept - set(seen), set()), "`keys` lost a key while others wrote."
+                assert len(seen) == len(set(seen)), (
+                    "`keys` returned a key twice while others wrote."
+                )
+                assert same(kept - set(seen), set()), "`keys` missed a key while others wrote."
                 assert storage.len() >= len(kept), "`len` is too small while others write."
             storage.remove(key)
 
@@ -256,7 +259,7 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
 
 def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
-    """A loop over the keys keeps no other thread waiting."""
+    """A loop over the keys blocks no other thread."""
     skip_if_bound_to_its_thread(storage).remove("key")
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
@@ -275,7 +278,7 @@ def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase
             "While one command loops over its keys, all others wait. Hold no lock and no"
             " transaction between two keys."
         )
-    del loop  # Whether it goes on is another test's matter.
+    del loop  # Another test checks whether the loop continues.
     assert storage.get(key) == [MARK], "What is set during a loop over the keys is lost."
 
 
@@ -295,13 +298,13 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
     left = open_files() - before
     assert left <= 10, (
         f"100 threads that have ended left {left} files or connections open. Errbot polls in a new"
-        " thread each time (`start_poller`): give connections back to a pool, or close them with"
-        " their thread."
+        " thread each time (`start_poller`). Return connections to a pool, or close them with their"
+        " thread."
     )
 
 
 def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None:
-    """An operation that fails harms no other thread."""
+    """A failed operation affects no other thread."""
     skip_if_bound_to_its_thread(storage)
     storage.set("unstorable", MARK)
     errors: list[Exception] = []
@@ -330,10 +333,10 @@ def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None
     for thread in threads:
         thread.join(max(0, deadline - monotonic()))
     if any(thread.is_alive() for thread in threads):
-        pytest.fail("After an operation that failed, all others wait. Let it release what it held.")
+        pytest.fail("After an operation that failed, all others hang. Let it release what it held.")
     assert not errors, (
-        f"After operations that failed, others failed as well: {errors[0]!r}. Let each give back"
-        " the connection and the lock that it took."
+        f"After operations that failed, others failed too: {errors[0]!r}. Release the connection"
+        " and the lock after each failure."
     )
     lost = {f"{number} {turn}" for number in range(THREADS) for turn in range(20)}
     lost -= set(storage.keys())
@@ -343,11 +346,11 @@ def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None
 
 
 def in_one_thread(work: Callable[[], Any], why: str) -> Any:
-    """Run the work in a thread of its own. An error fails with the reason, as does no end."""
+    """Run the work in its own thread. Fails with the reason if it raises an error or hangs."""
     try:
         [result] = at_once(work, seconds=20)
     except TimeoutError:
-        pytest.fail(f"{why} It waits for ever.")
+        pytest.fail(f"{why} It hangs.")
     except Exception as error:
         pytest.fail(f"{why} It raised {type(error).__name__}: {error}")
     return result
@@ -365,7 +368,7 @@ def use(storage: StorageBase, key: str) -> None:
 def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
     database: Database,
 ) -> None:
-    """A storage that one thread opened, and has ended, is used and closed by another."""
+    """A storage that one thread has opened can be used and closed by others after its end."""
     why = (
         "Errbot opens a storage in one thread, uses it in another and closes it in a third. Keep"
         " nothing that belongs to one thread (with sqlite3: check_same_thread=False)."
@@ -377,7 +380,9 @@ def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
     in_one_thread(lambda: use(storage, "key"), why)
     in_one_thread(storage.close, why)
     again = in_one_thread(lambda: plugin.open(name), why)
-    assert again.get("kept") == MARK, "What one thread has set is gone when another has closed it."
+    assert again.get("kept") == MARK, (
+        "Data that one thread has set are gone after another has closed the storage."
+    )
     use(again, "key")
     again.close()
 
@@ -386,7 +391,7 @@ def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
 def test_an_object_may_ask_the_storage_while_it_is_pickled(
     database: Database, kind: type[Asking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object may use the storage itself while it is pickled and while it is unpickled."""
+    """An object can use the storage while it is pickled or unpickled."""
     storage, other = skip_if_bound_to_its_thread(database.open("namespace")), database.open("other")
 
     def ask() -> None:
@@ -401,15 +406,15 @@ def test_an_object_may_ask_the_storage_while_it_is_pickled(
     monkeypatch.setattr(Asking, "ask", [ask])
     got = in_one_thread(
         work,
-        "A class of a plugin asks the storage in `__getstate__`, `__setstate__` or `__reduce__`."
-        " Pickle and unpickle before or after you hold a lock, a transaction or a connection.",
+        "A plugin's class uses the storage in `__getstate__`, `__setstate__` or `__reduce__`."
+        " Pickle and unpickle while you hold no lock, transaction or connection.",
     )
-    assert got == [kind(), kind()], "An object that asks the storage itself comes back changed."
+    assert got == [kind(), kind()], "An object that uses the storage itself comes back changed."
     assert (storage.len(), list(storage.keys()), other.len()) == (1, ["key"], 0)
 
 
 def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) -> None:
-    """Operations of every kind at once, in several namespaces, come to their end."""
+    """Operations of every kind at once, in several namespaces, do not block each other forever."""
     database.open_twice("probe")
     plugin = database.plugin()
     names = [database.namespace(name) for name in ["one", "other"]]
@@ -428,7 +433,7 @@ def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) 
             if found not in "abc":
                 remove(storage, found)
             if found == key[0]:
-                break  # a loop may be left
+                break  # a loop may be left early
 
     def reopen(name: str) -> None:
         storage = plugin.open(name)
@@ -460,12 +465,14 @@ def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) 
 
     in_threads(work)
     for storage in storages:
-        assert {"a", "b", "c"} <= set(storage.keys()), "Operations at once have lost a key."
+        assert {"a", "b", "c"} <= set(storage.keys()), (
+            "Operations at the same time have lost a key."
+        )
         storage.close()
 
 
 def test_a_storage_works_beside_an_event_loop(database: Database) -> None:
-    """A storage works in a thread that runs an event loop, as backends of Errbot do."""
+    """A storage works in a thread that runs an event loop, as some of Errbot's backends do."""
 
     async def start() -> tuple[Any, StorageBase]:
         plugin = database.plugin()
@@ -482,15 +489,15 @@ def test_a_storage_works_beside_an_event_loop(database: Database) -> None:
     def work() -> None:
         plugin, storage = asyncio.run(start())
         use(storage, "key")
-        for number in range(2):  # each time another loop, for the one before is closed
+        for number in range(2):  # a different loop each time, because the previous one is closed
             asyncio.run(go_on(storage, number))
         use(plugin.open(database.namespace("other")), "key")
         storage.close()
 
     in_one_thread(
         work,
-        "Backends such as Discord's run an event loop in the thread of the bot, where `asyncio.run`"
-        " fails. Use a client that is not asynchronous, or run its loop in a thread of its own.",
+        "Backends such as Discord's run an event loop in the bot's thread, where `asyncio.run`"
+        " fails. Use a synchronous client, or run the client's loop in its own thread.",
     )
 
 
@@ -512,6 +519,6 @@ def test_threads_that_have_ended_leave_no_thread_behind(database: Database) -> N
     while (left := threading.active_count() - before) > 4 and monotonic() < deadline:
         sleep(0.01)
     assert left <= 4, (
-        f"40 threads that have ended, and have closed what they opened, left {left} threads. A bot"
-        " that runs for months can start no more: let one thread serve all, or none."
+        f"40 threads that have ended, and had closed what they opened, left {left} threads. A bot"
+        " that runs for months can start no more. Let one thread serve all, or none."
     )

@@ -1,4 +1,4 @@
-"""A bot runs for years, and what it stores is there for as long."""
+"""A bot runs for years, and its data last as long."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -14,12 +14,12 @@ from contract.support.guest import use
 from contract.support.sample_values import MARK
 
 MANY = 120
-"""Keys of a loop: more than a page, where pages are short."""
+"""Keys of a loop: more than one short page."""
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of this process, which can be put forward."""
+    """The clock of this process, which a test can set forward."""
     return Clock(monkeypatch)
 
 
@@ -46,10 +46,10 @@ def test_a_value_is_there_after_any_time(
         kept = {key: storage.get(key) for key in expected}
     except KeyError as error:
         pytest.fail(f"The key {error} is gone after ten years. {FOR_EVER}")
-    assert got == kept == expected, f"After ten years, other values are there. {FOR_EVER}"
-    assert storage.len() == 2, f"After ten years, `len` is another one. {FOR_EVER}"
+    assert got == kept == expected, f"After ten years, the values have changed. {FOR_EVER}"
+    assert storage.len() == 2, f"After ten years, `len` has changed. {FOR_EVER}"
     storage.set("new", MARK)
-    assert storage.get("new") == MARK, "After ten years, nothing can be stored any more."
+    assert storage.get("new") == MARK, "After ten years, nothing can be stored."
 
 
 FOR_EVER = (
@@ -61,7 +61,7 @@ FOR_EVER = (
 def keys_of_a_slow_loop(
     database: Database, plugin: StoragePluginBase, pause: Callable[[], None]
 ) -> list[str]:
-    """Loop over the keys of a namespace, and pause behind each of the first three."""
+    """Loop over a namespace's keys, and pause after each of the first three."""
     storage = database.open("namespace", plugin)
     for number in range(MANY):
         storage.set(str(number), MARK)
@@ -72,7 +72,7 @@ def keys_of_a_slow_loop(
             pause()
         seen += keys
     except Exception as error:
-        pytest.fail(f"A plugin whose loop over the keys takes long gets {error!r}. {SLOW_LOOP}")
+        pytest.fail(f"A plugin with a slow loop over the keys gets {error!r}. {SLOW_LOOP}")
     return seen
 
 
@@ -93,17 +93,17 @@ def test_a_loop_over_the_keys_may_take_any_time(
 
     seen = keys_of_a_slow_loop(database, clock.load(database), pause)
     assert sorted(seen) == sorted(map(str, range(MANY))), (
-        f"A loop over the keys that takes long gives {len(seen)} of {MANY} keys. {SLOW_LOOP}"
+        f"A slow loop over the keys returns {len(seen)} of {MANY} keys. {SLOW_LOOP}"
     )
 
 
 def test_a_loop_over_the_keys_goes_on_when_connections_were_dropped(
     faults: Faults, database: Database
 ) -> None:
-    """A loop over the keys goes on when the connection was dropped meanwhile."""
+    """A loop over the keys continues after its connection was dropped."""
     seen = keys_of_a_slow_loop(database, database.plugin(), faults.drop)
     assert sorted(seen) == sorted(map(str, range(MANY))), (
-        f"A loop over the keys whose connection was dropped gives {len(seen)} of {MANY} keys."
+        f"A loop over the keys whose connection was dropped returns {len(seen)} of {MANY} keys."
         f" {SLOW_LOOP}"
     )
 
@@ -131,8 +131,8 @@ def test_a_connection_that_was_dropped_is_replaced(
         right = operations[operation]() == MARK
     except Exception as error:
         pytest.fail(
-            f"A bot that was idle for a night gets {error!r} from `{operation}`. Look whether the"
-            " server has closed a connection before you use it (there is something to read, or its"
-            " end), and connect anew; repeat what only reads."
+            f"A bot that was idle for a night gets {error!r} from `{operation}`. Before you use a"
+            " connection, check whether the server has closed it (there is something to read), and"
+            " reconnect; retry operations that only read."
         )
-    assert right, f"On a connection that was dropped, `{operation}` does something else."
+    assert right, f"After its connection was dropped, `{operation}` gives another result."

@@ -1,1 +1,1 @@
-"""What the tests of the contract share: no test of its own, and nothing to edit."""
+"""What the contract's tests share. It contains no tests, and nothing to edit."""

@@ -5,5 +5,5 @@ quick = False
 
 
 def many(full: int, quickly: int) -> int:
-    """Return a number of keys, namespaces or rounds: the full one, or that for --quick."""
+    """Return a number of keys, namespaces or rounds: the full number, or the one for --quick."""
     return quickly if quick else full

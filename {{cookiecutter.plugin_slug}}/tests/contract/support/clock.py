@@ -1,4 +1,4 @@
-"""The clock of the process, which the tests put forward."""
+"""The clock of the process, which tests set forward."""
 
 import datetime
 import sys
@@ -18,7 +18,7 @@ YEARS = 10 * 365 * 24 * 3_600.0
 
 
 class Clock:
-    """The clock of this process, as a plugin sees it that is loaded now, by whatever it imports."""
+    """The clock of this process, as a plugin that is loaded now sees it, whatever it imports."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
@@ -29,9 +29,10 @@ class Clock:
         patch.setattr(time, "monotonic_ns", self._put_forward(time.monotonic_ns, 10**9))
 
     def load(self, database: Database) -> StoragePluginBase:
-        """Load the storage plugin, so that `datetime` shows this clock to it, too.
+        """Load the storage plugin so that `datetime` also shows it this clock.
 
-        To it alone: dates cannot be pickled while `datetime` holds other classes than theirs.
+        Only that plugin sees it, because while `datetime` contains other classes, dates cannot be
+        pickled.
         """
         with self._patch.context() as patch:
             patch.setattr(datetime, "datetime", Datetime)
@@ -49,7 +50,7 @@ class Clock:
 
 
 class Kind(type):
-    """Makes real dates count as instances of the classes below, which have none."""
+    """Makes real dates count as instances of the classes below, which have no instances."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, cls.__bases__[0])

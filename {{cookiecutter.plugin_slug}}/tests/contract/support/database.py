@@ -1,4 +1,4 @@
-"""The database under test, reached as Errbot and other processes reach it."""
+"""The database under test, accessed as Errbot and other processes do."""
 
 import importlib.util
 import os
@@ -22,15 +22,15 @@ from contract.support.throwaway import PREFIX, Notes, TrackedPlugin
 SECOND_PROCESS = Path(__file__).with_name("second_process.py")
 EXAMPLE = "contract"
 OPENING = 30
-"""Seconds that a namespace may take to open beside others."""
+"""Seconds that opening a namespace may take while others are open."""
 PROCESS = 60
 """Seconds that another process may take."""
 LONG = 200
-"""Characters of a name that is long: storages may hold no more than 250."""
+"""Characters of a long name. Storages may limit names to 250."""
 
 
 class Database:
-    """The database under test, reached as Errbot reaches it: by the storage plugin of a config."""
+    """The database under test, accessed as Errbot does: through the storage plugin of a config."""
 
     def __init__(
         self, config: Any, config_file: Path, notes: Notes | None = None, mark: str = ""
@@ -39,17 +39,17 @@ class Database:
         self.config_file = config_file
         """The same configuration as a file, for `errbot -c` and for other processes."""
         self.notes = notes
-        """Of what the tests set in a database that is in use."""
+        """Notes of what the tests set in a database that is in use."""
         self._mark = mark
-        """What tells namespaces there from all others. Without it the database is the test's."""
+        """Part of all the tests' namespaces in that database. Empty in a test's own database."""
         self._plugin: StoragePluginBase | None = None
         self._opened: list[StorageBase] = []
 
     def namespace(self, name: str) -> str:
-        """Return the throwaway namespace that stands for a name.
+        """Return the throwaway namespace for a name.
 
-        What looks like a path ends in the mark, too: `b/../a` may lead to another's `a`. Of a long
-        name some of the middle is lost.
+        A name that looks like a path also ends with the mark, because `b/../a` may lead to
+        another's `a`. Long names lose some of their middle.
         """
         if not self._mark:
             return name
@@ -60,14 +60,14 @@ class Database:
         return prefix + name[:50] + name[50 + middle :]
 
     def plugin(self) -> StoragePluginBase:
-        """Load the storage plugin anew, as a bot that starts does."""
+        """Load the storage plugin again, as a bot does when it starts."""
         return load_plugin(self.config, self.notes)
 
     def open(self, name: str = EXAMPLE, plugin: StoragePluginBase | None = None) -> StorageBase:
         """Open a throwaway namespace, by default with one plugin instance for the whole test."""
         if plugin is None:
             plugin = self._plugin = self._plugin or self.plugin()
-        with deadline(OPENING, "`open` waits for ever for another that has the database open."):
+        with deadline(OPENING, "`open` hangs while another has the database open."):
             storage = plugin.open(self.namespace(name))
         self._opened.append(storage)
         return storage
@@ -75,7 +75,7 @@ class Database:
     def open_twice(self, name: str = "namespace") -> tuple[StorageBase, StorageBase]:
         """Open a namespace with two plugin instances.
 
-        Skips the test if one does not see what the other sets, which one test tells for all.
+        Skips the test if one does not see what the other sets, which another test reports.
         """
         one, other = (self.open(name, self.plugin()) for _ in range(2))
         one.set("key", MARK)
@@ -85,7 +85,7 @@ class Database:
         return one, other
 
     def mapping(self, name: str = EXAMPLE) -> StoreMixin:
-        """Open a throwaway namespace as plugins see theirs: as a mapping."""
+        """Open a throwaway namespace as plugins see it: as a mapping."""
         mapping = StoreMixin()
         self._plugin = self._plugin or self.plugin()
         mapping.open_storage(self._plugin, self.namespace(name))
@@ -93,19 +93,19 @@ class Database:
         return mapping
 
     def close(self, storage: StorageBase) -> None:
-        """Close a storage, once, as Errbot does."""
+        """Close a storage once, as Errbot does."""
         self._opened.remove(storage)
         storage.close()
 
     def note(self, name: str, *keys: str) -> None:
-        """Note what a process is going to set that does not note it by itself."""
+        """Record what a process is going to set, because it does not record this itself."""
         if self.notes:
             if not self.notes.knows(self.namespace(name)):
                 self.close(self.open(name))
             self.notes.add(self.namespace(name), *keys)
 
     def close_all(self) -> None:
-        """Close what the test left open: all of it, before an error of one is raised."""
+        """Close everything that the test left open, before raising the first error."""
         with ExitStack() as stack:
             while self._opened:
                 stack.callback(self._opened.pop().close)
@@ -118,12 +118,12 @@ def load_plugin(config: Any, notes: Notes | None) -> StoragePluginBase:
 
 
 def open_files() -> int:
-    """Return how many files and connections this process has open. Not on Windows."""
+    """Return how many files and connections this process has open. Not available on Windows."""
     return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
 
 
 def process_command(database: Database, name: str, task: str) -> list[str]:
-    """Return the command that does a task of second_process.py on a throwaway namespace."""
+    """Return the command that runs a task of second_process.py on a throwaway namespace."""
     database.note(name)
     notes = str(database.notes.path) if database.notes else ""
     words = [str(database.config_file), notes, database.namespace(name), task]
@@ -133,21 +133,21 @@ def process_command(database: Database, name: str, task: str) -> list[str]:
 def run_command(
     command: list[str], given: str = "", folder: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end, in the words of the tests if it has none."""
+    """Run a command. If it does not end in time, fail with an explanation."""
     with suppress(subprocess.TimeoutExpired):
         return subprocess.run(
             command, input=given, capture_output=True, encoding="utf-8", timeout=PROCESS, cwd=folder
         )
     pytest.fail(
         f"Another process on the same database has not ended after {PROCESS} seconds:"
-        f" `{' '.join(command[-2:])}`. It waits for a lock that the bot holds all the time, or"
-        " for a thread that is no daemon."
+        f" `{' '.join(command[-2:])}`. It waits for a lock that the bot holds all the time, or for"
+        " a non-daemon thread."
     )
 
 
 @contextmanager
 def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """Run a command, and kill it if it has not ended with the block."""
+    """Run a command, and kill it if it is still running at the end of the block."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8"
@@ -159,7 +159,7 @@ def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def run_process(database: Database, name: str, task: str) -> str:
-    """Let another process do a task of second_process.py, and return what it printed."""
+    """Run a task of second_process.py in another process, and return its output."""
     command = process_command(database, name, task)
     done = run_command(command)
     assert not done.returncode, f"A second process fails on the database: {reason(done.stderr)}"
@@ -167,7 +167,7 @@ def run_process(database: Database, name: str, task: str) -> str:
 
 
 def reason(stderr: str) -> str:
-    """Return what a process printed when it failed, the error first."""
+    """Return the error output of a process, the error itself first."""
     lines = stderr.strip().splitlines() or ["it says nothing"]
     return "\n".join([lines[-1], *lines])
 
@@ -178,7 +178,7 @@ def load_config(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise pytest.UsageError(f"--errbot-config: there is no Python file {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # as `errbot -c` does
+    sys.path.insert(0, str(path.resolve().parent))  # like `errbot -c`
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

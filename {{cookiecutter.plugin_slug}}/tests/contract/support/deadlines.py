@@ -1,4 +1,4 @@
-"""The tests always end, whatever the storage does, and say what has not come back."""
+"""The tests always end, whatever the storage does, and say what hangs."""
 
 import os
 import signal
@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 AT_ONCE = 60
-"""Seconds that threads at once may take."""
+"""Seconds that threads at the same time may take."""
 GRACE = 10
-"""Seconds after which threads that pytest has left count as ones that never end."""
+"""Seconds after which threads that outlive pytest count as never ending."""
 STDERR = os.dup(2)
-"""Where to say something while pytest captures what is printed."""
+"""Where to print while pytest captures output."""
 
 
 @contextmanager
 def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Fail with these words in the main thread if the block has not ended by then. Not on Windows.
+    """Fail with these words in the main thread if the block takes longer. Not on Windows.
 
-    What it interrupts is also an operation that waits for a lock, an answer or another process.
-    `on_end` is called then, and returns what there is to add.
+    This also interrupts an operation that waits for a lock, an answer or another process. `on_end`
+    is called then, and returns more text for the message.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
         yield
@@ -45,7 +45,7 @@ def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -
 
 @contextmanager
 def last_resort(seconds: float, name: str) -> Iterator[None]:
-    """End this process if the block has not ended by then: no signal ends what waits in C."""
+    """End this process if the block takes longer, because no signal interrupts waiting in C."""
 
     def give_up() -> None:
         end(f"{name} has not ended after {seconds:g} seconds, and no signal interrupts it.")
@@ -60,28 +60,28 @@ def last_resort(seconds: float, name: str) -> Iterator[None]:
 
 
 def end(why: str) -> None:
-    """End this process at once, with its reason."""
+    """End this process immediately, with the reason."""
     os.write(STDERR, f"\n{why} The run ends here.\n".encode())
     os._exit(1)
 
 
 def end_with_threads() -> None:
-    """End this process when its main thread has ended and others, that are no daemons, go on."""
+    """End this process if non-daemon threads are still running after its main thread has ended."""
 
     def watch() -> None:
         while threading.main_thread().is_alive():
             sleep(0.1)
         sleep(GRACE)
         names = [thread.name for thread in threading.enumerate() if not thread.daemon]
-        end(f"The storage has left threads that never end, and a bot could not stop: {names}.")
+        end(f"The storage has left threads that never end, so a bot could not stop: {names}.")
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def at_once(*works: Callable[[], Any], seconds: float = AT_ONCE) -> list[Any]:
-    """Run each work in a thread of its own, from the same moment on. Returns what they returned.
+    """Run each work in its own thread, all at the same moment. Returns what they returned.
 
-    An error in a thread is raised here. Raises TimeoutError if some have not ended by then.
+    An error in a thread is raised here. Raises TimeoutError if threads are still running.
     """
     barrier = threading.Barrier(len(works))
     results: list[Any] = [None] * len(works)

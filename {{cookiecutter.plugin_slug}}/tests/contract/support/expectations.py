@@ -1,4 +1,4 @@
-"""How a test says what it expects, and what a bot suffers without it."""
+"""How a test says what it expects, and what a bot would suffer otherwise."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from contract.support.sample_values import MARK
 
 @contextmanager
 def expect(error: type[Exception], why: str) -> Iterator[None]:
-    """Pass when the block raises the error; fail with the reason when it raises none or another."""
+    """Pass if the block raises the error. Otherwise fail with the reason."""
     try:
         yield
     except error:
@@ -25,20 +25,20 @@ def expect(error: type[Exception], why: str) -> Iterator[None]:
 
 @contextmanager
 def taken(name: str) -> Iterator[None]:
-    """Fail when the block refuses a key, or a name of a namespace, that every storage must hold."""
+    """Fail if the block refuses a key or namespace that every storage must accept."""
     try:
         yield
     except Exception as error:
         pytest.fail(
-            f"The name {name!r:.60}, of {len(name)} characters, is refused, and a plugin that uses"
-            f" it fails with {type(error).__name__}: {error!s:.200}. A storage holds up to 250"
-            " characters of any kind but NUL and surrogates. Where the database does not, let a"
-            " digest stand for the name, and keep the name beside the value."
+            f"The name {name!r:.60}, of {len(name)} characters, is refused, so a plugin that uses"
+            f" it fails with {type(error).__name__}: {error!s:.200}. A storage accepts up to 250"
+            " characters of any kind except NUL and surrogates. If the database does not, store a"
+            " digest as the name, and keep the name beside the value."
         )
 
 
 def outcome(operation: Callable[..., object], *arguments: object) -> object:
-    """Return what an operation gives, or of which kind the error is that it raises."""
+    """Return the result of an operation, or the type of its error."""
     try:
         return operation(*arguments)
     except Exception as error:
@@ -46,7 +46,7 @@ def outcome(operation: Callable[..., object], *arguments: object) -> object:
 
 
 def refusal(operation: Callable[..., object], *arguments: object) -> type[Exception] | None:
-    """Return of which kind the error is that an operation raises, or None."""
+    """Return the type of the error that an operation raises, or None."""
     try:
         operation(*arguments)
     except Exception as error:
@@ -55,18 +55,18 @@ def refusal(operation: Callable[..., object], *arguments: object) -> type[Except
 
 
 def contents(storage: StorageBase) -> dict[str, object]:
-    """Return all that a namespace holds."""
+    """Return the contents of a namespace."""
     return {key: storage.get(key) for key in storage.keys()}
 
 
 def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
-    """Set a value, or skip the test if the storage refuses it: that is another test's matter."""
+    """Set a value, or skip the test if the storage refuses it, which another test checks."""
     if refused := refusal(storage.set, key, value):
-        pytest.skip(f"the storage refuses the value that this takes, with a {refused.__name__}")
+        pytest.skip(f"the storage refuses this test's value, with a {refused.__name__}")
 
 
 def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
-    """Skip a test if no other thread can use the storage, which one test tells for all.
+    """Skip a test if no other thread can use the storage, which another test reports.
 
     It sets "key".
     """
@@ -76,9 +76,9 @@ def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
 
 
 def same(got: Any, expected: Any) -> bool:
-    """Say whether they are equal.
+    """Return whether two values are equal.
 
-    For what is long: of an `==` in an `assert` pytest shows the differences, line by line under CI,
-    and takes minutes to find those of thousands of lines.
+    For long values: if an `assert` contains `==`, pytest shows the differences (under CI, line by
+    line), and takes minutes to find those of thousands of lines.
     """
     return bool(got == expected)

@@ -1,4 +1,4 @@
-"""How a database is made to fail, which the fixture `faults` of tests/conftest.py says."""
+"""How tests make a database fail, as the fixture `faults` of tests/conftest.py defines it."""
 
 import select
 import socket
@@ -19,7 +19,7 @@ def cannot(what: str) -> NoReturn:
 
 
 class Faults:
-    """How the tests make a database fail. What a database cannot do is skipped.
+    """How the tests make a database fail. Faults that a database cannot have are skipped.
 
     For a database with a server, `Proxy` does most of it.
     """
@@ -29,29 +29,29 @@ class Faults:
         cannot("reach no database")
 
     def stop(self) -> None:
-        """Take the database away: until `start`, it can be used in no way, or not be changed."""
+        """Take the database away: until `start`, it cannot be used, or at least not be changed."""
         cannot("stop the database")
 
     def start(self) -> None:
-        """Give the database back, with everything that was stored."""
+        """Bring the database back, with all its data."""
 
     def damage(self) -> None:
-        """Make what is stored unreadable, also for plugins that have the database open."""
+        """Make the data unreadable, also for plugins that have the database open."""
         cannot("damage what is stored")
 
     def mend(self) -> None:
-        """Make everything readable again."""
+        """Make all data readable again."""
 
     def drop(self) -> None:
-        """End all connections, as servers and firewalls do if they are idle for long."""
+        """Close all connections, as servers and firewalls do after a long time without traffic."""
         cannot("drop its connections")
 
     def age(self) -> None:
-        """Let years pass in the database. By itself, none forgets anything."""
+        """Let the database age by years. By default, nothing is done: databases do not forget."""
 
 
 class Proxy(Faults):
-    """A way from the plugin to a server, which can break.
+    """A connection between the plugin and a server, which tests can break.
 
     `config` returns the keys of STORAGE_CONFIG that lead to a port of this machine.
     """
@@ -70,15 +70,15 @@ class Proxy(Faults):
         self.stop()
 
     def config(self) -> dict[str, Any]:
-        """Return the keys of STORAGE_CONFIG with which the plugin takes this way."""
+        """Return the keys of STORAGE_CONFIG with which the plugin connects through this proxy."""
         return self._config(self._port)
 
     def unreachable(self) -> dict[str, Any]:
-        """Return keys of STORAGE_CONFIG that lead to a port where nobody listens."""
+        """Return keys of STORAGE_CONFIG that lead to a port where nothing listens."""
         return self._config(self._nowhere)
 
     def start(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         carry = self._carry
 
         class Handler(BaseRequestHandler):
@@ -93,19 +93,19 @@ class Proxy(Faults):
         Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
 
     def stop(self) -> None:
-        """Take no more connections, and end all that are open."""
+        """Accept no more connections, and close all that are open."""
         self._server.shutdown()
         self._server.server_close()
         self.drop()
 
     def drop(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         while self._open:
             with suppress(OSError, KeyError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
 
     def _carry(self, client: socket.socket) -> None:
-        """Carry what client and server say, until one of them has said all or `drop` ends it."""
+        """Forward the data of client and server, until one has finished or `drop` closes it."""
         with suppress(OSError), socket.create_connection(self._target) as server:
             ways = {client: server, server: client}
             self._open |= set(ways)

@@ -1,4 +1,4 @@
-"""The storage is tried once before the first test, so that a fault of all tests is told once."""
+"""The storage is tried once before the first test, so that such a fault is reported once."""
 
 from threading import Thread
 from uuid import uuid4
@@ -8,11 +8,11 @@ from contract.support.sample_values import MARK
 from contract.support.throwaway import check_isolation
 
 SECONDS = 60
-"""How long the first use of a storage may take: a server that is away must be given up by then."""
+"""Seconds that the first use of a storage may take, including the timeout of an absent server."""
 
 
 def try_once(database: Database) -> str:
-    """Use the storage as all tests do. Returns why it cannot be tested, in a sentence, or ""."""
+    """Use the storage as all tests do. Returns why it cannot be tested, in one sentence, or ""."""
     begun, why = ["loading it"], ["it has not come back after a minute"]
 
     def use() -> None:
@@ -31,7 +31,7 @@ def try_once(database: Database) -> str:
         if database.notes:
             begun.append("using two namespaces")
             reaching = check_isolation(plugin, *map(database.namespace, ["first", "second"]))
-            assert not reaching, f"{reaching} of one reaches into the other, and to others' data"
+            assert not reaching, f"{reaching} of one reaches into the other, and into others' data"
 
     def note_error() -> None:
         try:

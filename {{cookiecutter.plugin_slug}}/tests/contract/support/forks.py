@@ -17,25 +17,25 @@ from contract.support.sample_values import MARK
 BEFORE = [f"before {number}" for number in range(5)]
 ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
 WAIT = 20
-"""Seconds after which a child counts as one that waits for ever."""
+"""Seconds after which a child counts as hanging."""
 TURNS, SECONDS = 20, 0.25
-"""How much parent and children do at once: both at least."""
+"""Minimum work of parent and children at the same time: both limits apply."""
 
 
 def refusal(error: Exception) -> str:
-    """Return what is wrong with the error of a child: nothing, if it says that it is the fork."""
+    """Return what is wrong with a child's error: nothing if it names the fork."""
     if "fork" in str(error).lower():
         return ""
     return f"a forked process fails, and the error does not name the fork: {error!r}"
 
 
 def prepare(storage: StorageBase) -> None:
-    """Set what is there before the fork, by threads at once: so that several connections idle."""
+    """Set the data that exist before the fork, in threads, so that several connections are idle."""
     barrier = Barrier(len(BEFORE))
 
     def set_often(key: str) -> None:
         barrier.wait()
-        with suppress(Exception):  # Whether threads can use it is another test's matter.
+        with suppress(Exception):  # Another test checks whether threads can use it.
             for _ in range(20):
                 storage.set(key, [MARK, key])
                 storage.get(key)
@@ -50,7 +50,7 @@ def prepare(storage: StorageBase) -> None:
 
 
 def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) -> int:
-    """Do a task in a child, which then ends in this way. Returns its process id."""
+    """Run a task in a child, which then ends in this way. Returns its process id."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
@@ -61,11 +61,11 @@ def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) ->
 
 
 def await_end(pid: int) -> None:
-    """Wait until a child has ended. Kills it, and prints so, if it does not."""
+    """Wait until a child has ended. If it hangs, kill it and print that."""
     deadline = monotonic() + WAIT
     while not os.waitpid(pid, os.WNOHANG)[0]:
         if monotonic() > deadline:
-            print("a forked process waits for ever")
+            print("a forked process hangs")
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return
@@ -73,7 +73,7 @@ def await_end(pid: int) -> None:
 
 
 def get_and_set(storage: StorageBase, name: str) -> None:
-    """Get what was there before, and set and get keys of one's own, again and again."""
+    """Get values set before the fork, and set and get new keys, repeatedly."""
     turn, until = 0, monotonic() + SECONDS
     while turn < TURNS or monotonic() < until:
         turn += 1
@@ -94,7 +94,7 @@ def get_and_set(storage: StorageBase, name: str) -> None:
 
 
 def work_at_once(storage: StorageBase) -> None:
-    """Work in the parent and two children at once."""
+    """Work in the parent and two children at the same time."""
     prepare(storage)
     children = [fork(partial(get_and_set, storage, name)) for name in ["one child", "other child"]]
     get_and_set(storage, "the parent")
@@ -104,7 +104,7 @@ def work_at_once(storage: StorageBase) -> None:
 
 
 def outlive_children(storage: StorageBase) -> None:
-    """Go on after children that ended in each way."""
+    """Continue after children that have ended in each way."""
 
     def use() -> None:
         try:
@@ -129,7 +129,7 @@ def outlive_children(storage: StorageBase) -> None:
 
 
 def set_in_children(storage: StorageBase) -> None:
-    """Set keys in a parent and two children at once, and print the names of those that are set."""
+    """Set keys in a parent and two children at the same time, and print those that are set."""
     prepare(storage)
 
     def set_some(name: str) -> None:
@@ -141,7 +141,7 @@ def set_in_children(storage: StorageBase) -> None:
             except Exception as error:
                 if name == "parent" or refusal(error):
                     raise
-        sys.stdout.write(f"{json.dumps(done)}\n")  # In one piece, for others write as well.
+        sys.stdout.write(f"{json.dumps(done)}\n")  # In one piece, because others write too.
 
     children = [fork(partial(set_some, name)) for name in ["one", "other"]]
     set_some("parent")

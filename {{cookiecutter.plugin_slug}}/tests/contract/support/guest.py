@@ -1,4 +1,4 @@
-"""What second_process.py does to see what a storage changes of the process that it lives in."""
+"""What second_process.py does to see what a storage changes in its process."""
 
 import asyncio
 import copyreg
@@ -30,7 +30,7 @@ from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 
 def settings() -> dict[str, Any]:
-    """Return the settings of this process: what belongs to the bot, and to all of its plugins."""
+    """Return the settings of this process, which belong to the bot and all its plugins."""
     os.umask(umask := os.umask(0))
     root = logging.getLogger()
     state: dict[str, Any] = {
@@ -92,9 +92,10 @@ def signals_of_the_kernel() -> list[str]:
 
 
 def belongings() -> dict[str, Any]:
-    """Return what others have loaded: loggers, warning filters, modules and all that they define.
+    """Return what others have loaded: loggers, modules and their definitions.
 
-    What the client of a database adds to it is its own. What was there before must stay as it is.
+    Also warning filters and pickling functions. A database's client may add to these, but what
+    existed before must stay unchanged.
     """
     state: dict[str, Any] = {}
     for name, logger in list(logging.root.manager.loggerDict.items()):
@@ -113,7 +114,7 @@ def belongings() -> dict[str, Any]:
 
 
 def definitions(name: str, module: ModuleType) -> dict[str, Any]:
-    """Return the functions and classes of a module, and the methods of the classes it defines."""
+    """Return a module's functions and classes, and the methods of the classes it defines."""
     found = {}
     for attribute, value in list(vars(module).items()):
         if callable(value):
@@ -136,7 +137,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def use(storage: StorageBase) -> None:
-    """Use a storage in every way, also such that fail."""
+    """Use a storage in every way, including operations that fail."""
     for value in [MARK, [MARK], MARK * 10_000]:
         storage.set("key", value)
         storage.get("key")
@@ -163,8 +164,8 @@ def fail(storage: StorageBase) -> None:
 
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
-    """Load, open and use a storage, in threads as well, and print what has changed by that."""
-    # The storage may have changed these in the tests' process, from which they are inherited.
+    """Load, open and use a storage, also in threads, and print what this has changed."""
+    # The storage may have changed these in the tests' process, which passes them on.
     os.umask(0o022)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -174,7 +175,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
     (first := threading.Thread()).start()  # The C library catches signals from the first one on.
     first.join()
-    asyncio.new_event_loop().close()  # so that there is a policy
+    asyncio.new_event_loop().close()  # so that a policy exists
     before, filters = settings(), list(warnings.filters)
     owned, randoms = belongings(), []
     for number in range(2):
@@ -196,5 +197,5 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         found.append("the filters of warnings")
     new = [each for each in warnings.filters if each not in filters]
     if any(f"the module {category.__module__}" in owned for _, _, category, _, _ in new):
-        found.append("the filters of warnings")  # of more than the client's own
+        found.append("the filters of warnings")  # not only the client's own
     print(json.dumps(sorted(set(found))))

@@ -1,4 +1,4 @@
-"""What an operation costs, without a clock: steps of Python, memory, and connections."""
+"""What an operation costs, measured without a clock: Python steps, memory and connections."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def steps(use: Callable[[], object]) -> int:
-    """Return how many lines and calls of Python it takes, in this thread."""
+    """Return how many lines and calls of Python this takes, in this thread."""
     count = 0
 
     def trace(_frame: FrameType, _event: str, _argument: Any) -> Any:
@@ -28,7 +28,7 @@ def steps(use: Callable[[], object]) -> int:
 
 
 def memory(use: Callable[[], object]) -> int:
-    """Return how many bytes it takes at most."""
+    """Return the peak memory in bytes that this takes."""
     tracemalloc.start()
     try:
         use()
@@ -38,11 +38,11 @@ def memory(use: Callable[[], object]) -> int:
 
 
 def connections() -> int:
-    """Return how many connections to servers this process has open. Not on Windows."""
+    """Return how many connections to servers this process has open. Not available on Windows."""
     count = 0
     for name in os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"):
         try:
             count += stat.S_ISSOCK(os.fstat(int(name)).st_mode)
         except OSError:
-            continue  # It was the one that listed them.
+            continue  # This is the one that listed them.
     return count

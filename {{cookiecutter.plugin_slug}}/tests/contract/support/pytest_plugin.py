@@ -34,7 +34,7 @@ CONTRACT = Path(__file__).parent.parent
 
 
 class Configured:
-    """The storage that --errbot-config names, and what the tests of this run store in it."""
+    """The storage that --errbot-config names, and what this run's tests store in it."""
 
     def __init__(self, options: pytest.Config) -> None:
         path: Path = options.getoption("--errbot-config")
@@ -50,12 +50,12 @@ class Configured:
         signal.signal(signal.SIGTERM, self.terminate)
 
     def terminate(self, *_: object) -> None:
-        """Handle SIGTERM: as Ctrl-C, which a test may take for its own."""
+        """Handle SIGTERM like Ctrl-C, which a test may use for itself."""
         self.terminated = True
         raise KeyboardInterrupt
 
     def clean(self, attempts: int) -> list[int]:
-        """Remove what the tests have stored, if that is safe. Returns the signals that came."""
+        """Remove what the tests have stored, if that is safe. Returns the signals received."""
         with shielded() as came:
             if not self.notes.stopped:
                 clean(self.notes, partial(load_plugin, self.config, None), attempts)
@@ -69,15 +69,15 @@ class Configured:
 CONFIGURED = pytest.StashKey[Configured]()
 PROMISES = pytest.StashKey[Promises]()
 FAULT = pytest.StashKey[str]()
-"""Why no test can say anything, or "", once the storage has been tried."""
+"""Once the storage has been tried: why it cannot be tested, or ""."""
 SLOW = pytest.StashKey[int]()
-"""How many tests have not ended by themselves."""
+"""How many tests hung."""
 TOLD = pytest.StashKey[bool]()
 """Whether a value in the log has been reported."""
 
 
 class Recorder(logging.Handler):
-    """Keeps what is logged, as text with tracebacks."""
+    """Keeps log records, as text with tracebacks."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -90,50 +90,59 @@ class Recorder(logging.Handler):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --errbot-config."""
+    """Add the contract's options."""
     parser.addoption(
         "--errbot-config",
         metavar="CONFIG.PY",
         type=Path,
-        help="check the storage that this Errbot configuration names, in namespaces of its own"
-        " that are emptied afterwards, instead of this project's storage",
+        help=(
+            "check the storage that this Errbot configuration names, instead of this project's"
+            " storage, in separate namespaces that are emptied afterwards"
+        ),
     )
     parser.addoption(
         "--remove-left",
         metavar="FILE",
         type=Path,
-        help="run no test, but remove from the storage of --errbot-config what an earlier run could"
-        " not remove, which it listed in this file",
+        help=(
+            "run no test, but remove from the storage of --errbot-config what an earlier run could"
+            " not remove and listed in this file"
+        ),
     )
     parser.addoption(
         "--contract-report",
         metavar="FILE.MD",
         type=Path,
-        help="write down in plain words which promises of the contract the storage keeps",
+        help="write a report on which promises of the contract the storage keeps",
     )
     parser.addoption(
         "--time-limit",
         metavar="SECONDS",
         type=float,
         default=120,
-        help="end a test of the contract that takes longer (default: 120)",
+        help="fail a test of the contract that takes longer (default: 120)",
     )
     parser.addoption(
         "--quick",
         action="store_true",
-        help="check every promise of the contract with hundreds of keys in place of thousands, for"
-        " a database that takes its time",
+        help=(
+            "check every promise of the contract with hundreds of keys instead of thousands, for"
+            " slow databases"
+        ),
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the configuration that is asked for."""
-    os.environ["PYTHONUTF8"] = "1"  # Every Python that a test starts prints UTF-8, on Windows too.
+    """Read the configuration of --errbot-config."""
+    os.environ["PYTHONUTF8"] = "1"  # Every Python that a test starts prints UTF-8, even on Windows.
     config.stash[PROMISES] = Promises()
     amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
         config.stash[CONFIGURED] = Configured(config)
-        for line in ["default", "ignore::ResourceWarning"]:  # Warnings of others break nothing.
+        for line in [
+            "default",
+            "ignore::ResourceWarning",
+        ]:  # Warnings from other code break nothing.
             config.addinivalue_line("filterwarnings", line)
     elif config.getoption("--remove-left"):
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
@@ -143,7 +152,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, object]:
-    """Note what became of a test of the contract, and say what an error of the storage breaks."""
+    """Record the result of a contract test, and name the promise that a storage's error breaks."""
     report = yield
     if CONTRACT in item.path.parents:
         words = getattr(item, "function", item).__doc__ or item.name
@@ -156,7 +165,7 @@ def pytest_runtest_makereport(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say which promises the configured storage breaks, and write the page that was asked for."""
+    """Say which promises the configured storage breaks, and write the report if requested."""
     promises, path = config.stash[PROMISES], config.getoption("--contract-report")
     configured = config.stash.get(CONFIGURED, None)
     if configured and not config.getoption("--remove-left"):
@@ -174,7 +183,7 @@ def pytest_terminal_summary(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --errbot-config, leave out the tests of this project: only the contract is asked for."""
+    """With --errbot-config, run only the contract, not this project's other tests."""
     if CONFIGURED in config.stash:
         left = config.getoption("--remove-left")
         asked = [] if left else [item for item in items if CONTRACT in item.path.parents]
@@ -188,17 +197,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
-    """Remove what is left when all fixtures have ended, also after Ctrl-C."""
+    """Remove remaining data after all fixtures have ended, even after Ctrl-C."""
     try:
         return (yield)
     except Exception:
         if session.config.stash.get(FAULT, ""):
-            return None  # The fixtures fail as well, of the one fault that is told.
+            return None  # The fixtures fail too, because of the one reported fault.
         raise
     except KeyboardInterrupt:
         if CONFIGURED in session.config.stash:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
-            return None  # The run ends anyway, and what a fixture did not remove is removed now.
+            return None  # The run is ending, and what a fixture did not remove is removed now.
         raise
     finally:
         clean_up(session)
@@ -215,7 +224,7 @@ def clean_up(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say last what is left, and let no thread keep this process alive."""
+    """Say at the end what remains, and let no thread keep this process alive."""
     end_with_threads()
     if configured := config.stash.get(CONFIGURED, None):
         with shielded():
@@ -228,9 +237,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @contextmanager
 def limited(item: pytest.Item) -> Iterator[None]:
-    """Let a phase of a test of the contract come to an end. After three that do not, all ends.
+    """Limit the time of a phase of a contract test. After three that hang, the run ends.
 
-    The tests of interrupts use the same signal, and have limits of their own.
+    The interrupt tests use the same signal, and have their own limits.
     """
     seconds = item.config.getoption("--time-limit")
     stash = item.session.stash
@@ -248,7 +257,7 @@ def limited(item: pytest.Item) -> Iterator[None]:
         yield
         return
     why = (
-        f"{item.name} is too slow, or waits for ever. --time-limit gives it more time, and --quick"
+        f"{item.name} is too slow, or hangs. --time-limit gives it more time, and --quick"
         " asks for less."
     )
     with last_resort(2 * seconds, item.name):
@@ -261,9 +270,9 @@ def limited(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def log_everything(item: pytest.Item) -> Generator[None, object, object]:
-    """Let `log_lines` see every record, whatever `log_level` of pytest's settings is.
+    """Let `log_lines` see every record, whatever pytest's setting `log_level` is.
 
-    With a `log_level`, pytest sets the level of the root logger anew for each phase of a test.
+    With a `log_level`, pytest resets the root logger's level for each phase of a test.
     """
     __tracebackhide__ = True
     root = logging.getLogger()
@@ -286,9 +295,9 @@ pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = log_every
 
 @pytest.fixture(scope="session", autouse=True)
 def _search_once() -> Iterator[None]:
-    """Let Errbot search a folder for plugins once, and not again for each plugin instance.
+    """Let Errbot search a folder for plugins only once, not for each plugin instance.
 
-    Where this project is installed as editable, it searches all that is installed.
+    If this project is an editable install, Errbot searches all installed packages.
     """
     with pytest.MonkeyPatch.context() as patch:
         search = cache(utils.entry_point_plugins)
@@ -299,7 +308,7 @@ def _search_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> dict[str, str]:
-    """The environment before any storage was loaded."""
+    """The environment variables before any storage was loaded."""
     return dict(os.environ)
 
 
@@ -332,13 +341,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 @pytest.fixture
 def faults() -> Faults:
-    """How the database is made to fail: conftest.py may say so, by a fixture of this name."""
+    """How the database is made to fail. conftest.py may override this fixture."""
     return Faults()
 
 
 @pytest.fixture
 def faults_if_any(request: pytest.FixtureRequest) -> Faults:
-    """How the database is made to fail, for tests that are worth something without it, too."""
+    """How the database is made to fail, for tests that are useful even without it."""
     if CONFIGURED in request.config.stash:
         return Faults()
     faults: Faults = request.getfixturevalue("faults")
@@ -347,22 +356,22 @@ def faults_if_any(request: pytest.FixtureRequest) -> Faults:
 
 @pytest.fixture
 def other_processes(database: Database, request: pytest.FixtureRequest) -> None:
-    """Skip a test that needs other processes, where the data live and die with their process."""
+    """Skip a test that needs other processes if the data are lost with their process."""
     if database.notes:
         probe = run_command(process_command(database, "probe", "write-and-close"))
-        # A process that fails is for the test to tell.
+        # The test itself reports a process that fails.
         outlive = bool(probe.returncode or database.open("probe").len())
     else:
         outlive = request.getfixturevalue("outlives_process")
     if not outlive:
-        pytest.skip("the data of this database live and die with their process")
+        pytest.skip("the data of this database are lost when their process ends")
 
 
 @pytest.fixture(autouse=True)
 def log_lines(pytestconfig: pytest.Config) -> Iterator[list[str]]:
-    """All that is logged during a test, at DEBUG. No value may ever stand in it.
+    """Everything that is logged during a test, at DEBUG. No value may ever appear in it.
 
-    A value that does is reported once.
+    If one does, it is reported once.
     """
     recorder, root = Recorder(), logging.getLogger()
     root.addHandler(recorder)

@@ -1,4 +1,4 @@
-"""What a run has found out, in plain words: which promises of the contract a storage keeps."""
+"""The result of a run in plain words: which promises of the contract a storage keeps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,43 +9,43 @@ import pytest
 
 CONTRACT = Path(__file__).parent.parent
 OPERATIONS = ["open", "get", "set", "remove", "len", "keys", "close"]
-LOGGED = "A value stands in the log."
+LOGGED = "A value appears in the log."
 CLOSED = "A storage can be closed, whatever came before."
-LOGGED_PROMISE = "No value stands in the log, or in what is printed."
+LOGGED_PROMISE = "No value appears in the log or in the output."
 
 
 @dataclass
 class Promise:
-    """What became of a test of the contract, with all the names and values that it tried."""
+    """The results of a contract test, for all the names and values that it tried."""
 
     words: str
     """The docstring of the test."""
     test: str
     kept: int = 0
     faults: dict[str, list[str]] = field(default_factory=dict)
-    """What failing runs said, and with which names or values each was."""
+    """The messages of failing runs, each with its names or values."""
     skipped: str = ""
-    """Why it was not tested."""
+    """Why the promise was not tested."""
 
     def told(self) -> Iterator[str]:
-        """Say how it is broken, once for all names and values that are alike in that."""
+        """Return how the promise is broken, once for all names and values with the same message."""
         for said, names in self.faults.items():
             shown = ", ".join(islice(names, 5)) + f" and {len(names) - 5} more" * (len(names) > 5)
             yield said + f" ({shown})" * bool(names)
 
 
 class Promises:
-    """All that was tested in a run."""
+    """All results of a run."""
 
     def __init__(self) -> None:
         self._promises: dict[str, Promise] = {}
 
     def note(self, report: pytest.TestReport, words: str) -> None:
-        """Note what became of a phase of a test. `words` is the docstring of the test."""
+        """Record the result of one phase of a test. `words` is the test's docstring."""
         node, _, parameter = report.nodeid.partition("[")
         test = node.rpartition("::")[2]
         said = said_by(report).removeprefix(f"{words} ")
-        if report.failed and said.startswith(LOGGED):  # whichever test came upon it
+        if report.failed and said.startswith(LOGGED):  # whichever test found it
             test, parameter, words = "test_no_value_stands_in_the_log", "", LOGGED_PROMISE
         elif report.failed and said.startswith(CLOSED):
             test, words = "close, after a test", CLOSED
@@ -78,12 +78,12 @@ class Promises:
         ]
 
     def summary(self) -> str:
-        """Return how many promises are kept, in a sentence."""
+        """Return in one sentence how many promises are kept."""
         kept, broken, untested = map(len, [self.kept(), self.broken(), self.untested()])
         return f"The storage keeps {kept} promises, breaks {broken}; {untested} were not tested."
 
     def page(self, storage: str, stopped: str) -> str:
-        """Return all of it as a page in Markdown."""
+        """Return the whole report as Markdown."""
         lines = [f"# What {storage} keeps of the contract of Errbot", "", self.summary()]
         lines += ["", f"The run stopped early: {stopped}."] * bool(stopped)
         lines += ["", "## Broken", ""] * bool(self.broken())
@@ -100,7 +100,7 @@ class Promises:
 def explain(
     report: pytest.TestReport, caught: pytest.ExceptionInfo[BaseException], words: str
 ) -> None:
-    """Let the report of an error that is none of the test's own words say what it breaks."""
+    """Let the report of an error that the test did not raise itself name the broken promise."""
     crash = getattr(report.longrepr, "reprcrash", None)
     operation = raised_by(caught)
     own = isinstance(caught.value, (AssertionError, pytest.fail.Exception)) and not operation
@@ -115,7 +115,7 @@ def explain(
 
 
 def raised_by(caught: pytest.ExceptionInfo[BaseException]) -> str:
-    """Return which operation of the storage has raised an error, or "" if none of them has."""
+    """Return the storage operation that has raised an error, or "" if none has."""
     names = [
         "" if CONTRACT in Path(entry.path).parents else entry.name for entry in caught.traceback
     ]
@@ -124,7 +124,7 @@ def raised_by(caught: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 def said_by(report: pytest.TestReport) -> str:
-    """Return the words of a test that failed or was skipped, without what pytest puts around."""
+    """Return the message of a test that failed or was skipped, without pytest's additions."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash:
         said = crash.message

@@ -1,4 +1,4 @@
-"""Values that a storage must give back as they were: what Errbot and its plugins store."""
+"""Values that a storage must return unchanged, as Errbot and its plugins store them."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 MARK = "stored-value-b1f4"
-"""Stands in the values of the tests, and so must never stand in a log record."""
+"""Part of the tests' values, so it must never appear in a log record."""
 
 
 REPLACED = 10
@@ -24,36 +24,36 @@ REPLACED = 10
 
 
 def replacement(number: int) -> list[Any]:
-    """Return the value of that number: in turn longer and shorter than the one before it."""
+    """Return replacement number N: alternately longer and shorter than the one before."""
     return [MARK, number, "x" * (number * 7_919 % 20_000)]
 
 
 REPLACERS = 3
-"""Threads that replace large values until their process is killed: so one is in a `set`."""
+"""Threads that replace large values until their process is killed, so that one is in a `set`."""
 
 LARGE = 5_000_000
-"""Bytes of a value that no database holds in one page, one packet or one item."""
+"""Bytes of a value that no database stores in one page, packet or item."""
 
 
 def large_value(number: int) -> bytes:
-    """Return a large value that says in each of its bytes which one it is, and by its length."""
+    """Return a large value, each byte and the length of which tell which one it is."""
     return bytes([number % 251]) * (LARGE + number % 7 * 100_000)
 
 
 @dataclass
 class Person:
-    """What a plugin might keep of a user."""
+    """What a plugin might store about a user."""
 
     name: str
     friends: list["Person"] = field(default_factory=list)
 
 
 class Settings(dict[str, Any]):
-    """A dict with behaviour of its own, as plugins like to keep their settings in."""
+    """A dict with its own behaviour, as some plugins use for their settings."""
 
 
 class Level(Enum):
-    """A choice of a plugin."""
+    """A plugin's enumeration."""
 
     LOW = "low"
     HIGH = "high"
@@ -63,7 +63,7 @@ Point = namedtuple("Point", ["x", "y"])
 
 
 class Tag(str):
-    """A text with behaviour of its own, which holds more than its letters."""
+    """A text with its own behaviour, which stores more than its characters."""
 
     color: str | None = None
 
@@ -72,43 +72,43 @@ class Tag(str):
 
 
 class Amount(int):
-    """A number with behaviour of its own."""
+    """A number with its own behaviour."""
 
 
 class Rate(float):
-    """A fraction with behaviour of its own."""
+    """A fraction with its own behaviour."""
 
 
 class Blob(bytes):
-    """Bytes with behaviour of their own."""
+    """Bytes with their own behaviour."""
 
 
 class Queue(list[Any]):
-    """A list with behaviour of its own."""
+    """A list with its own behaviour."""
 
 
 class Pair(tuple[Any, ...]):
-    """A tuple with behaviour of its own."""
+    """A tuple with its own behaviour."""
 
 
 class Names(set[str]):
-    """A set with behaviour of its own."""
+    """A set with its own behaviour."""
 
 
 class Priority(IntEnum):
-    """A choice of a plugin that is a number."""
+    """A plugin's enumeration of numbers."""
 
     HIGH = 1
 
 
 class Color(str, Enum):
-    """A choice of a plugin that is a text."""
+    """A plugin's enumeration of texts."""
 
     RED = "red"
 
 
 class Slots:
-    """An object without a dict of its attributes."""
+    """An object without an attribute dict."""
 
     __slots__ = ("name", "unset")
 
@@ -126,25 +126,25 @@ class Version:
     number: int
 
     class Part:
-        """A class inside of another."""
+        """A nested class."""
 
         def __repr__(self) -> str:
             return "Version.Part()"
 
 
 class Rights(Flag):
-    """Choices of a plugin that go together."""
+    """A plugin's flags, which can be combined."""
 
     READ = 1
     WRITE = 2
 
 
 class Counted:
-    """An object that says itself what is stored of it."""
+    """An object that defines itself what is stored."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.lock = object()  # stands for what cannot be stored, and is made anew
+        self.lock = object()  # represents what cannot be stored, and is created again
 
     def __getstate__(self) -> int:
         return self.count
@@ -157,7 +157,7 @@ class Counted:
 
 
 class Failure(Exception):
-    """An error that holds more than its text."""
+    """An error that contains more than its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -168,7 +168,7 @@ class Failure(Exception):
 
 
 class Room(dict[str, Any]):
-    """A dict that holds more than its items."""
+    """A dict that contains more than its items."""
 
     topic: str | None = None
 
@@ -177,7 +177,7 @@ class Room(dict[str, Any]):
 
 
 class Summer(tzinfo):
-    """A time zone of a plugin's own."""
+    """A plugin's own time zone."""
 
     def utcoffset(self, _when: datetime | None) -> timedelta:
         return timedelta(hours=2)
@@ -193,7 +193,7 @@ class Summer(tzinfo):
 
 
 class Unreadable:
-    """What a plugin stored before its class changed: it cannot be unpickled any more."""
+    """A value that a plugin stored before its class changed, so it can no longer be unpickled."""
 
     def __init__(self, error: Exception, value: object = None) -> None:
         self.error = error
@@ -204,7 +204,7 @@ class Unreadable:
 
 
 class Unstorable:
-    """An object that fails in the middle of being stored, after others were written."""
+    """An object that fails in the middle of being stored, after other parts were written."""
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle this ({MARK})")
@@ -214,7 +214,7 @@ class Unstorable:
 
 
 class Asking:
-    """An object that asks the storage itself, by `ask`, while it is stored and while it is read."""
+    """An object that uses the storage, by calling `ask`, while it is pickled or unpickled."""
 
     ask: ClassVar[list[Callable[[], object]]] = []
 
@@ -232,7 +232,7 @@ class Asking:
 
 
 class AskingToReduce(Asking):
-    """The same, in the other way to say what is stored of an object."""
+    """The same with `__reduce__`."""
 
     def __reduce__(self) -> Any:
         self.ask[0]()
@@ -240,7 +240,7 @@ class AskingToReduce(Asking):
 
     @classmethod
     def made(cls) -> "AskingToReduce":
-        """Make one, which asks as well."""
+        """Make an instance, and call `ask` as well."""
         cls.ask[0]()
         return cls()
 
@@ -354,7 +354,7 @@ KINDS: dict[str, Any] = {
     "member that is a str": Color.RED,
     "kinds inside of others": {Tag("a"): [Amount(1), (Rate(1), Color.RED)]},
 }
-"""Instances of classes that plugins derive from those of plain values."""
+"""Instances of classes that plugins derive from the types of plain values."""
 
 MARKUP: dict[str, list[Any]] = {
     "jsonpickle": [
@@ -396,7 +396,7 @@ MARKUP: dict[str, list[Any]] = {
         *[{None: None}, {"": None, None: ""}, {float("inf"): 1}, {Level.LOW: 1, "low": 2}],
     ],
 }
-"""By kind: values that look like what a serializer or a database puts around values."""
+"""By kind: values that look like the markup of a serializer or database."""
 
 SAMPLES: dict[str, Any] = FALSY | PLAIN | CONTAINERS | OBJECTS | KINDS | MARKUP
 """All of these, by name."""
@@ -415,4 +415,4 @@ TWINS: dict[str, tuple[Any, Any]] = {
     "middle": (["a" * 9_000, 1, "a" * 9_000], ["a" * 9_000, 2, "a" * 9_000]),
     "letters": ("ab", "ba"),
 }
-"""By what two values share: that they may be taken for the same."""
+"""Pairs of values that may be confused, by what they share."""

@@ -24,17 +24,17 @@ from contract.support.sample_values import (  # noqa: E402
 from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
-"""Connects, as a bot does that starts, and opens the namespace."""
+"""Connects like a bot that starts, and opens the namespace."""
 
 
 def read(open_storage: Open) -> None:
-    """Print all that the namespace holds."""
+    """Print the contents of the namespace."""
     storage = open_storage()
     print({key: storage.get(key) for key in sorted(storage.keys())})
 
 
 def write(open_storage: Open) -> None:
-    """Set three keys, remove one, and end without closing, as a process does that is killed."""
+    """Set three keys, remove one, and end without closing, like a process that is killed."""
     storage = open_storage()
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
@@ -42,14 +42,14 @@ def write(open_storage: Open) -> None:
 
 
 def write_and_close(open_storage: Open) -> None:
-    """Set a key, and end in peace."""
+    """Set a key, and end normally."""
     storage = open_storage()
     storage.set("key", MARK)
     storage.close()
 
 
 def write_at_once(open_storage: Open) -> None:
-    """Wait for a word, connect and set keys, as others do at the same moment, and wait again."""
+    """Wait for a line of input, then connect and set keys at that moment, and wait again."""
     print("ready", flush=True)
     number, turns = input().split()
     storage = open_storage()
@@ -61,7 +61,7 @@ def write_at_once(open_storage: Open) -> None:
 
 
 def write_many(open_storage: Open) -> None:
-    """Set keys until this process is killed, printing the number of each that is done."""
+    """Set keys until this process is killed, and print the number of each one that is done."""
     storage = open_storage()
     number = 0
     while True:
@@ -71,7 +71,7 @@ def write_many(open_storage: Open) -> None:
 
 
 def replace_many(open_storage: Open) -> None:
-    """Replace values by longer and shorter ones until this process is killed."""
+    """Replace values with longer and shorter ones until this process is killed."""
     storage = open_storage()
     number = 0
     while True:
@@ -81,7 +81,7 @@ def replace_many(open_storage: Open) -> None:
 
 
 def replace_large(open_storage: Open) -> None:
-    """Replace large values, in a thread for each, until this process is killed."""
+    """Replace large values, each in its own thread, until this process is killed."""
     storage = open_storage()
 
     def replace(key: str) -> None:
@@ -90,14 +90,14 @@ def replace_large(open_storage: Open) -> None:
                 storage.set(key, large_value(number))
                 os.write(1, f"{key} {number}\n".encode())  # in one piece
         finally:
-            os._exit(1)  # The test sees that it has ended too early.
+            os._exit(1)  # The test notices that it ended too early.
 
     for number in range(REPLACERS):
         Thread(target=replace, args=[f"key{number}"]).start()
 
 
 def remove_many(open_storage: Open) -> None:
-    """Set and remove keys until this process is killed, printing the numbers of those gone."""
+    """Set and remove keys until this process is killed, and print the numbers of removed ones."""
     storage = open_storage()
     number = 0
     while True:
@@ -109,15 +109,15 @@ def remove_many(open_storage: Open) -> None:
 
 
 def write_values(open_storage: Open) -> None:
-    """Set a value of each kind, and print what was set, and what came back at once."""
+    """Set a value of each kind, and print what was set and what came back."""
     storage = open_storage()
     for name, value in SAMPLES.items():
         try:
             storage.set(name, value)
             got = storage.get(name)
         except Exception:
-            continue  # Whether it can be stored at all is another test's matter.
-        if " at 0x" not in repr(got):  # an address, which is another one in each process
+            continue  # Another test checks whether it can be stored at all.
+        if " at 0x" not in repr(got):  # an address, which differs in each process
             print(ascii([name, f"{type(got)} {got!r}"]))
 
 

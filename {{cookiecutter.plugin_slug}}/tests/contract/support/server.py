@@ -1,4 +1,4 @@
-"""A server that the tests start for themselves, on free ports of the loopback address."""
+"""A server that the tests start themselves, on free ports of the loopback address."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports that nobody listens on."""
+    """Return TCP ports on which nothing listens."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -25,7 +25,7 @@ def free_ports(count: int) -> list[int]:
 def running(
     command: Sequence[str], port: int, log: Path, package: str, seconds: float = 30
 ) -> Iterator[None]:
-    """Run a server in the foreground while the block lasts, which begins when it takes connections.
+    """Run a server in the foreground during the block, which begins when it accepts connections.
 
     If the program is not installed, the tests are skipped; under CI, they fail.
     """
@@ -38,7 +38,9 @@ def running(
         deadline = time.monotonic() + seconds
         while not takes_connections(port):
             assert process.poll() is None, f"{command[0]} ended: {log.read_text(errors='replace')}"
-            assert time.monotonic() < deadline, f"{command[0]} takes no connections on port {port}."
+            assert time.monotonic() < deadline, (
+                f"{command[0]} does not accept connections on port {port}."
+            )
             time.sleep(0.05)
         yield
     finally:
@@ -47,7 +49,7 @@ def running(
 
 
 def takes_connections(port: int) -> bool:
-    """Say whether somebody listens on a port of the loopback address."""
+    """Return whether something listens on a port of the loopback address."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,8 +1,8 @@
-"""Touch nothing else: with --errbot-config, what the tests set is noted first, and removed by name.
+"""With --errbot-config, the tests record what they set, remove it by name, and touch nothing else.
 
-A database in use holds the data of others, and the storage under test may mix them up with those
-of the tests. So each namespace of the tests must be empty when it is first opened, each key is
-noted in a file before it is set, and nothing is removed but what is noted there.
+A database in use contains others' data, which the storage under test may confuse with those of the
+tests. So each namespace of the tests must be empty when it is first opened, each key is recorded in
+a file before it is set, and only recorded keys are removed.
 """
 
 import json
@@ -23,13 +23,13 @@ from errbot.storage.base import StorageBase, StoragePluginBase
 from contract.support.expectations import outcome
 
 PREFIX = "contract "
-"""With this begins the name of each namespace of the tests."""
+"""The beginning of the name of each of the tests' namespaces."""
 PATIENCE = 30
 """Seconds without any progress after which the clean-up gives up."""
 
 
 class NotEmptyError(Exception):
-    """A namespace of the tests shows what they have not set. The run stops."""
+    """A namespace of the tests contains what they have not set. The run stops."""
 
 
 class Notes:
@@ -41,16 +41,16 @@ class Notes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stopped = ""
-        """Why the run must stop, if it must: then nothing more is removed."""
+        """Why the run must stop, if it must. Then nothing more is removed."""
         self.admission = threading.Lock()
-        """Held while a namespace is looked at for the first time, so that no other thread sets."""
+        """Held while a namespace is checked for the first time, so no other thread sets keys."""
         self.sets = 0
-        """How often the tests have set a key, in this process."""
+        """How often the tests have set a key in this process."""
         self._keys: dict[str, set[str]] = {}
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
 
     def add(self, namespace: str, *keys: object) -> None:
-        """Note that a namespace is opened, and which keys are going to be set in it."""
+        """Record that a namespace is opened, and which keys will be set in it."""
         known = self._keys.setdefault(namespace, set())
         new = {text for key in keys for text in texts(key)} - known
         # Escaped, an emoji and its two lone surrogates would look the same.
@@ -59,47 +59,47 @@ class Notes:
         known |= new
 
     def knows(self, namespace: str) -> bool:
-        """Say whether this process has noted a namespace."""
+        """Return whether this process has recorded a namespace."""
         return namespace in self._keys
 
     def holds(self, namespace: str, key: object) -> bool:
-        """Say whether this process has noted a key."""
+        """Return whether this process has recorded a key."""
         return texts(key) <= self._keys.get(namespace, set())
 
     def read(self) -> dict[str, set[str]]:
-        """Return what all processes have noted. Raises ValueError if it is no file of notes."""
+        """Return what all processes have recorded. Raises ValueError if the file is invalid."""
         noted: dict[str, set[str]] = {}
         text = self.path.read_text("utf-8", "surrogatepass")
         for line in filter(None, text.split("\n")):
             namespace, *keys = json.loads(line)
             if not namespace.startswith(PREFIX):
-                raise ValueError(f"{namespace!r} is no namespace of the tests.")
+                raise ValueError(f"{namespace!r} is not a namespace of the tests.")
             noted.setdefault(namespace, set()).update(keys)
         return noted
 
     def replace(self, left: dict[str, set[str]]) -> None:
-        """Note nothing but what is left."""
+        """Replace all notes by what is left."""
         self._keys = {}
         os.truncate(self.path, 0)
         for namespace, keys in left.items():
             self.add(namespace, *keys)
 
     def close(self) -> None:
-        """Write nothing any more, and remove the file if nothing stands in it."""
+        """Stop recording, and remove the file if it is empty."""
         os.close(self._file)
         if not self.path.stat().st_size:
             self.path.unlink()
 
 
 def texts(key: object) -> set[str]:
-    """Return under which names a storage may hold a key that it is given."""
+    """Return the names under which a storage may store a given key."""
     if isinstance(key, str):
-        return {str.__str__(key)}  # of a class of its own, which may have another `__str__`
+        return {str.__str__(key)}  # has its own class, which may have a different `__str__`
     return {str(key), key.decode()} if isinstance(key, bytes) else {str(key)}
 
 
 class Wrapper:
-    """Passes for what it wraps, be that a storage or a plugin."""
+    """Behaves like the storage or plugin that it wraps."""
 
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
@@ -120,7 +120,7 @@ class Wrapper:
 
 
 class TrackedStorage(Wrapper):
-    """A storage whose keys are noted before they are set."""
+    """A storage that records keys before it sets them."""
 
     def __init__(self, storage: StorageBase, namespace: str, notes: Notes) -> None:
         super().__init__(storage)
@@ -128,7 +128,7 @@ class TrackedStorage(Wrapper):
         self._notes = notes
 
     def set(self, key: str, value: object) -> None:
-        """Note the key, and set it."""
+        """Record the key, and set it."""
         if not self._notes.holds(self._namespace, key):
             self._notes.add(self._namespace, key)
         self._notes.sets += 1
@@ -136,14 +136,14 @@ class TrackedStorage(Wrapper):
 
 
 class TrackedPlugin(Wrapper):
-    """A storage plugin that opens none but empty namespaces, and notes what is set in them."""
+    """A storage plugin that opens only empty namespaces, and records what is set in them."""
 
     def __init__(self, plugin: StoragePluginBase, notes: Notes) -> None:
         super().__init__(plugin)
         self._notes = notes
 
     def open(self, namespace: str) -> StorageBase:
-        """Open a namespace. Raises NotEmptyError if it shows what the tests have not set."""
+        """Open a namespace. Raises NotEmptyError if it contains what the tests have not set."""
         storage = self._wrapped.open(namespace)
         with self._notes.admission:
             if not self._notes.knows(namespace):
@@ -151,7 +151,7 @@ class TrackedPlugin(Wrapper):
         return cast(StorageBase, TrackedStorage(storage, namespace, self._notes))
 
     def _admit(self, storage: StorageBase, namespace: str) -> None:
-        """Note a namespace, if it is empty or another process of the tests has noted it."""
+        """Record a namespace if it is empty or another process of the tests has recorded it."""
         noted = self._notes.read()
         if namespace not in noted and not is_ours(self._wrapped, storage, noted):
             storage.close()
@@ -164,10 +164,10 @@ class TrackedPlugin(Wrapper):
 
 
 def is_ours(plugin: StoragePluginBase, storage: StorageBase, noted: dict[str, set[str]]) -> bool:
-    """Say whether a namespace that was never opened is empty, or mixed up with none but ours.
+    """Return whether a namespace that was never opened is empty, or an alias of one of ours.
 
-    It is another name for one of ours if it shows what is only now set there. As that was empty
-    when it was first opened, all in it is ours.
+    It is an alias if it shows what is set in one of ours now. That namespace was empty when it was
+    first opened, so everything in it is ours.
     """
     ours = set().union(*noted.values())
     shown = set(islice(storage.keys(), len(ours) + 1))
@@ -190,7 +190,7 @@ def is_ours(plugin: StoragePluginBase, storage: StorageBase, noted: dict[str, se
 
 @contextmanager
 def shielded() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM wait until the block has ended. Yields the signals that came."""
+    """Delay Ctrl-C and SIGTERM until the block has ended. Yields the signals received."""
     came: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _frame: came.append(number))
@@ -204,9 +204,9 @@ def shielded() -> Iterator[list[int]]:
 
 
 def clean(notes: Notes, load: Callable[[], StoragePluginBase], attempts: int = 1) -> None:
-    """Remove what is noted, each key by itself, and go on after errors. Notes what is left.
+    """Remove the recorded keys one by one, despite errors. Records what is left.
 
-    It works in a thread, as a storage may wait for ever.
+    It works in a thread, because a storage may hang.
     """
     left = notes.read()
     progress = [monotonic()]
@@ -233,19 +233,19 @@ def clean(notes: Notes, load: Callable[[], StoragePluginBase], attempts: int = 1
 
 
 def remove_keys(storage: StorageBase, keys: set[str], progress: list[float]) -> bool:
-    """Remove keys from a storage, and from the set. Returns whether the storage is empty then."""
+    """Remove keys from a storage and from the set. Returns whether the storage is then empty."""
     for key in list(keys):
         with suppress(Exception):
-            with suppress(KeyError):  # It is gone already.
+            with suppress(KeyError):  # It is already gone.
                 storage.remove(key)
             keys.discard(key)
         progress[0] = monotonic()
-    # A key that the storage refuses, to `remove` as it was to `set`, is not there.
+    # If the storage refuses the key in `remove`, as it did in `set`, the key does not exist.
     return not list(islice(storage.keys(), 1)) and not (keys and storage.len())
 
 
 def check_isolation(plugin: StoragePluginBase, first: str, second: str) -> str:
-    """Return which operation reaches from one new namespace into another, or "" if none does."""
+    """Return the operation that reaches from one new namespace into another, or ""."""
     one, other = plugin.open(first), plugin.open(second)
     key = f"probe {uuid4().hex}"
     one.set(key, "one")
@@ -257,7 +257,7 @@ def check_isolation(plugin: StoragePluginBase, first: str, second: str) -> str:
     if outcome(one.get, key) == "one":
         other.set(key, "other")
         found["`set`"] = one.get(key) == "other"
-        other.remove(key)  # It may look for the key in its own namespace before it reaches out.
+        other.remove(key)  # It may look for the key in its own namespace first.
     found["`remove`"] = outcome(one.get, key) not in ["one", "other"]
     for storage in [one, other]:
         with suppress(KeyError):
@@ -267,7 +267,7 @@ def check_isolation(plugin: StoragePluginBase, first: str, second: str) -> str:
 
 
 def describe(left: dict[str, set[str]], notes: Notes) -> Iterator[str]:
-    """Say which keys could not be removed, in lines, and how to remove them later."""
+    """Return lines that list the keys that could not be removed, and how to remove them."""
     count = sum(map(len, left.values()))
     yield f"{count} keys in {len(left)} namespaces of the tests were not removed:"
     for namespace, keys in islice(left.items(), 20):
@@ -283,7 +283,7 @@ def describe(left: dict[str, set[str]], notes: Notes) -> Iterator[str]:
 
 
 def read_notes(path: Path) -> Notes:
-    """Return the notes that an earlier run has left. Raises pytest.UsageError if it has not."""
+    """Return the notes of an earlier run. Raises pytest.UsageError if they are invalid."""
     why = "there is no such file"
     if path.is_file():
         notes = Notes(path)
@@ -293,4 +293,4 @@ def read_notes(path: Path) -> Notes:
             why = str(error)
         else:
             return notes
-    raise pytest.UsageError(f"--remove-left: {path} holds no notes of the tests: {why}")
+    raise pytest.UsageError(f"--remove-left: {path} does not contain notes of the tests: {why}")

@@ -1,4 +1,4 @@
-"""Names, of keys and of namespaces, that databases like to mix up."""
+"""Names of keys and namespaces that databases tend to confuse."""
 
 import re
 
@@ -34,10 +34,10 @@ ALIKE: dict[str, list[str]] = {
     "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
     "long beyond Latin": ["\U0001f600" * 250, "\U0001f600" * 249 + "\U0001f603", "\u00e9" * 250],
 }
-"""By aspect: keys, and names of namespaces, all different. Every storage must hold them.
+"""By aspect: keys and names of namespaces, all different. Every storage must accept them.
 
-Of those with one checksum, two each share their crc32, their adler32 and their FNV-1a; of those
-with one beginning, the first 32 bits of their MD5, SHA-1 and SHA-256, and Java's `hashCode`.
+Those with equal checksums are pairs with the same crc32, adler32 or FNV-1a. Those with equal
+beginnings are pairs with the same first 32 bits of MD5, SHA-1 or SHA-256, or Java's `hashCode`.
 """
 
 HARD: list[str] = [
@@ -49,9 +49,9 @@ HARD: list[str] = [
     *["k" * 9_999 + "a", "k" * 9_999 + "b", "k" * 70_000 + "a", "k" * 70_000 + "b"],
     *["\u00e9" * 600, "\U0001f600" * 2_000],
 ]
-"""Keys that a database may not be able to hold: then `set` raises ValueError and stores nothing.
+"""Keys that a database may be unable to store. Then `set` raises ValueError and stores nothing.
 
-Among them names that are one as UTF-16, or as the name of a file, with the letter that they show.
+Some become the same name in UTF-16, or as a file name, as the character that they display.
 """
 
 OWN: list[str] = [
@@ -63,16 +63,16 @@ OWN: list[str] = [
     *["schema", "migrations", "alembic_version", "_schema", "all", "None", "null", "0"],
     *["__init__", "__pycache__", "tmp", "backup", "journal"],
 ]
-"""What a storage or its database may have named something of its own: namespaces like any other."""
+"""Names that a storage or its database may use itself, but that are ordinary namespaces."""
 
 
 SEPARATORS: list[str] = [
     *[":", "/", ".", "-", "_", "|", " ", ",", ";", "::", "\t", "__", "#", "@", "\x1f"],
     *["=", "~", "\\", "\n", "->", "$", "[", "(", "{", "<", "+", "&", "!", "\u00e9"],
 ]
-"""What authors put between the name of a namespace and a key."""
+"""Separators that authors put between the name of a namespace and a key."""
 
 
 def may_be_refused(key: str) -> bool:
-    """Tell whether a database may be unable to hold a key."""
+    """Return whether a database may be unable to store a key."""
     return len(key) > 250 or re.search("[\0\ud800-\udfff]", key) is not None
