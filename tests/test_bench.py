@@ -25,6 +25,7 @@ def figures() -> dict[str, Any]:
     return dict(json.loads((DOCS / "benchmarks/results.json").read_text()))
 
 
+@pytest.mark.slow
 def test_the_short_form_measures_and_draws_everything(tmp_path: Path) -> None:
     run(sys.executable, TEMPLATE / "benchmarks/bench.py", "--quick", tmp_path, cwd=tmp_path)
     results = json.loads((tmp_path / "benchmarks/results.json").read_text())

@@ -222,6 +222,7 @@ def other_ca(folder: Path, make: list[str]) -> str:
     return str(folder / "other.pem")
 
 
+@pytest.mark.slow
 def test_ruff_and_mypy_find_nothing_in_the_example(bake: Bake) -> None:
     project = bake(plugin_name="Etcd")
     shutil.copytree(EXAMPLE, project, dirs_exist_ok=True)

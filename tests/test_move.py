@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise, product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ NAMES = ["sqlite", "postgresql", "mariadb", "redis", "cluster"]
 SLOW = pytest.mark.slow
 SOME = [name if name in ["sqlite", "redis"] else pytest.param(name, marks=SLOW) for name in NAMES]
 """Databases for tests that take long: `make test-slow` runs them on all."""
+AROUND = [*pairwise([*NAMES, NAMES[0]])]
+"""Moves that lead through all databases: `make test-slow` moves from each to each."""
 BAKES = {"sqlite": "sqlite", "redis": "redis", "cluster": "redis"}
 PASSWORD = "hunter2-s3cret"
 OLD = "old-signing-key-of-the-bot"
@@ -340,13 +343,17 @@ def test_one_command_moves_a_bot_from_shelf(
     assert sums(first + after) == before_the_move, "The plugins have forgotten something."
 
 
-@pytest.mark.parametrize("target", NAMES)
-@pytest.mark.parametrize("source", NAMES)
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param(*pair, marks=[] if pair in AROUND else SLOW)
+        for pair in product(NAMES, NAMES)
+        if pair != ("cluster", "cluster")  # Moves from redis to the Cluster and back cover it.
+    ],
+)
 def test_a_bot_moves_from_each_database_to_each(
     storage: Callable[[str], Storage], source: str, target: str
 ) -> None:
-    if source == target == "cluster":
-        pytest.skip("covered by moves from redis to the Cluster and back")
     old, new = storage(source), storage(target)
     old.keys(OLD)
     fill(old, 300)
@@ -383,8 +390,10 @@ def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=SLOW)])
-@pytest.mark.parametrize("name", ["postgresql", pytest.param("sqlite", marks=SLOW)])
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("sqlite", 3), *(pytest.param(name, 20, marks=SLOW) for name in ["sqlite", "postgresql"])],
+)
 def test_a_move_that_was_killed_is_completed_by_running_it_again(
     storage: Callable[[str], Storage], name: str, kills: int
 ) -> None:
@@ -590,7 +599,7 @@ def test_a_documented_backup_of_redis_can_be_restored(
     assert bot.contents() == before
 
 
-@pytest.mark.parametrize("name", ["redis", "cluster"])
+@pytest.mark.parametrize("name", ["redis", pytest.param("cluster", marks=SLOW)])
 def test_the_documented_acl_suits_the_commands(
     storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
 ) -> None:

@@ -52,8 +52,16 @@ def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Pat
         assert f"\nclass {name}(" in source
 
 
-@pytest.mark.parametrize("extent", [QUICK, pytest.param(WHOLE, marks=pytest.mark.slow)])
-def test_five_steps_replace_the_dict_with_a_database(bake: Bake, extent: str) -> None:
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract/test_keys.py"],
+        pytest.param([QUICK], marks=pytest.mark.slow),
+        pytest.param([WHOLE], marks=pytest.mark.slow),
+    ],
+    ids=["some tests", "a quick run", "all tests"],
+)
+def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str]) -> None:
     project = bake()
     config, plugin, storage, conftest = steps()
     file = project / "src/errbot_storage_acme/storage.py"
@@ -70,10 +78,10 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake, extent: str) ->
     assert "YOUR DATABASE" not in source.split('"""', 2)[2], "The steps omit a marked line."
     file.write_text(source)
 
-    tests = project / "tests/conftest.py"
+    fixtures = project / "tests/conftest.py"
     given = re.compile(r"    return SimpleNamespace\(.*?\n    \)\n", re.DOTALL)
-    text = given.sub(lambda _: conftest, tests.read_text())
-    tests.write_text(text.replace("return False  # YOUR DATABASE: True", "return True"))
+    text = given.sub(lambda _: conftest, fixtures.read_text())
+    fixtures.write_text(text.replace("return False  # YOUR DATABASE: True", "return True"))
     readme = project / "README.md"
     row = "| `path` | str | `'errbot.sqlite'` | The file of the database. |"
     readme.write_text(re.sub(r"\| `url` .*", row, readme.read_text()))
@@ -82,7 +90,7 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake, extent: str) ->
         stand_in = r"(?m)^.*(dict://|stand-in|YOUR DATABASE).*\n"
         path.write_text(re.sub(stand_in, "", path.read_text()))
 
-    printed = run(sys.executable, "-m", "pytest", "-q", "-rs", extent, cwd=project)
+    printed = run(sys.executable, "-m", "pytest", "-q", "-rs", *tests, cwd=project)
     assert skipped(printed, but="fixture `faults`") == [], (
         "On a database that survives the process, all tests run, except those that make it fail."
     )

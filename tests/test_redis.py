@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import KILLS, QUICK, WHOLE, clean_environment, run, skipped
+from conftest import KILLS, clean_environment, run, skipped
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -33,7 +33,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["errbot.storage.base", "itsdangerous", "pydantic", "redis", "pytest", "pytest_cookies.plugin"]
 )
-SLOW = pytest.mark.slow
 SECRET = "s3cret-that-nobody-may-see"
 
 
@@ -143,20 +142,13 @@ def within(seconds: float) -> Iterator[None]:
 # The contract
 
 
-@pytest.mark.parametrize(
-    ("storage_config", "extent"),
-    [
-        ("server", QUICK),
-        *(pytest.param(kind, WHOLE, marks=SLOW) for kind in ["server", "sentinel", "cluster"]),
-    ],
-    indirect=["storage_config"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("storage_config", ["server", "sentinel", "cluster"], indirect=True)
 def test_the_contract_holds(
     project: Path,
     storage_config: dict[str, Any],
     python_version: str,
     interpreter_of: Callable[[Path, str], Path],
-    extent: str,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -166,7 +158,7 @@ def test_the_contract_holds(
         f"STORAGE = 'Acme'\nSTORAGE_CONFIG = {storage_config!r}\nBOT_DATA_DIR = {str(tmp_path)!r}\n"
         f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {str(project / 'src')!r}\n"
     )
-    command = [interpreter, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", extent]
+    command = [interpreter, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
     printed = run(*command, f"--errbot-config={config}", cwd=project, env=clean_environment())
     passed = printed.splitlines()[-1]
     print(f"{request.node.name}: {passed}")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
+from errbot.bootstrap import get_storage_plugin
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
@@ -360,20 +362,17 @@ def test_a_good_slug_bakes_a_plugin_that_errbot_loads(bake: Bake, slug: str) -> 
 
 
 def check_errbot_loads(project: Path, name: str) -> None:
-    """Let Errbot load and use a project's plugin in a new process."""
-    code = f"""
-from types import SimpleNamespace
-from errbot.bootstrap import get_storage_plugin
-config = SimpleNamespace(
-    STORAGE={name!r}, BOT_EXTRA_STORAGE_PLUGINS_DIR={str(project / "src")!r}, BOT_DATA_DIR="."
-)
-storage = get_storage_plugin(config).open("namespace")
-storage.set("key", 1)
-print(storage.get("key"), type(storage).__name__)
-"""
-    printed = run(UV.with_name("python"), "-c", code, cwd=project).split("\n")[-2]
-    assert printed.startswith("1 ")
-    assert printed.endswith("Storage")
+    """Let Errbot load and use a project's plugin."""
+    config = SimpleNamespace(
+        STORAGE=name,
+        BOT_EXTRA_STORAGE_PLUGINS_DIR=str(project / "src"),
+        BOT_DATA_DIR=str(project),
+    )
+    plugin: Any = get_storage_plugin(config)
+    storage = plugin.open("namespace")
+    storage.set("key", 1)
+    assert storage.get("key") == 1
+    assert type(storage).__name__.endswith("Storage")
 
 
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9 _-]{0,38}[A-Za-z0-9]", fullmatch=True)

@@ -115,6 +115,7 @@ def offline(project: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_pre_commit_finds_mistakes_and_nothing_else(default_project: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(default_project, tmp_path / "project"))
     run("git", "init", "--quiet", cwd=project)

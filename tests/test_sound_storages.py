@@ -83,13 +83,11 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("configured", "extent"),
-    [
-        pytest.param(False, QUICK, id="quick"),
-        pytest.param(False, WHOLE, marks=pytest.mark.slow, id="whole"),
-        pytest.param(True, WHOLE, marks=pytest.mark.slow, id="by --errbot-config"),
-    ],
+    [(False, WHOLE), (True, QUICK)],
+    ids=["in the bake", "by --errbot-config"],
 )
 def test_a_sound_storage_is_green(
     project: Path, tmp_path: Path, configured: bool, extent: str

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from conftest import QUICK, WHOLE, clean_environment, run, skipped
+from conftest import clean_environment, run, skipped
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
@@ -31,7 +31,6 @@ from servers.postgresql import PostgreSQL
 PASSWORD = "hunter2-s3cret"
 THREADS = 8
 SERVERS = ["postgresql", SCHEME]
-SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +132,8 @@ def table() -> str:
 # The whole test suite of the bake
 
 
-@pytest.mark.parametrize(
-    ("name", "extent"),
-    [(SERVERS[0], QUICK), *(pytest.param(name, WHOLE, marks=SLOW) for name in SERVERS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVERS)
 def test_the_baked_tests_pass(
     project: Path,
     tmp_path: Path,
@@ -144,12 +141,11 @@ def test_the_baked_tests_pass(
     url: str,
     python_version: str,
     interpreter_of: Callable[[Path, str], Path],
-    extent: str,
 ) -> None:
     copy = shutil.copytree(project, tmp_path / "project")
     interpreter = interpreter_of(project, python_version)
     variables = {**clean_environment(), "STORAGE_TEST_URL": url}
-    printed = run(interpreter, "-m", "pytest", "-q", extent, cwd=copy, env=variables)
+    printed = run(interpreter, "-m", "pytest", "-q", cwd=copy, env=variables)
     passed = printed.splitlines()[-1]
     print(f"Python {python_version}, {name}: {passed}")
     assert " passed" in passed

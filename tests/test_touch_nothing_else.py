@@ -355,11 +355,21 @@ def test_an_invalid_list_of_keys_removes_nothing(place: Place) -> None:
         notes.write_text(text)
         status, output = place.run(f"--remove-left={notes}")
         assert (status, place.rows.read()) == (4, before), output
-        assert f"--remove-left: {notes} holds no notes of the tests" in output
+        assert f"--remove-left: {notes} does not contain notes of the tests" in output
 
 
 @pytest.mark.parametrize("name", ["sqlite"])
-@pytest.mark.parametrize("signals", [["SIGINT"] * 4, ["SIGTERM"], ["SIGTERM", "SIGINT"]], ids=str)
+@pytest.mark.parametrize(
+    "signals",
+    [
+        ["SIGTERM"],
+        *(
+            pytest.param(signals, marks=pytest.mark.slow)
+            for signals in [["SIGINT"] * 4, ["SIGTERM", "SIGINT"]]
+        ),
+    ],
+    ids=str,
+)
 def test_a_run_that_is_interrupted_leaves_nothing(place: Place, signals: list[str]) -> None:
     before = place.rows.read()
     place.break_storage(
