@@ -60,7 +60,7 @@ def run(*command: object, cwd: Path, **options: Any) -> str:
 
 
 def skipped(printed: str, but: str) -> list[str]:
-    """Return the lines of `pytest -rs` about skipped tests, but those that contain a text."""
+    """Return the lines of `pytest -rs` about skipped tests, except those that contain a text."""
     return [line for line in printed.splitlines() if line.startswith("SKIPPED") and but not in line]
 
 

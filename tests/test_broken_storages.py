@@ -29,7 +29,7 @@ if EVERYWHERE:
 
 # SQL tables have no keys of more than 1,600 bytes, so none can be cut.
 NOT_BROKEN = {("sql", "keys_are_cut_at_65535_characters")}
-# These use every operation, so they catch nearly every bug. The other tests must do so, too.
+# These use every operation, so they catch nearly every bug. The other tests must catch them, too.
 GO_THROUGH_EVERYTHING = {"test_model.py", "test_bot.py", "test_command_line.py"}
 AIMED = contract_tests(
     *(file for file in CONTRACT.glob("test_*.py") if file.name not in GO_THROUGH_EVERYTHING)

@@ -19,7 +19,7 @@ def test_ruff_finds_nothing_in_a_bake(bake: Bake, database: str, name: str) -> N
 
 @pytest.fixture(scope="session")
 def mypy(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """The command that checks types. All bakes share what it knows of their dependencies."""
+    """The command that checks types. All bakes share its cache."""
     return [UV.with_name("mypy"), "--strict", f"--cache-dir={tmp_path_factory.mktemp('mypy')}"]
 
 

@@ -166,7 +166,7 @@ AcmePlugin.open = lambda self, namespace: (
     threading.Thread(target=wait, name="writer").start() or _open(self, namespace)
 )
 """,
-        "The storage has left threads that never end, and a bot could not stop",
+        "The storage has left threads that never end, so a bot could not stop",
     ),
     "the first use": (
         "test_basics.py",

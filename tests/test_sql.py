@@ -672,7 +672,7 @@ def test_a_get_and_a_set_are_one_statement_on_mariadb(
     mariadb.sql("SET GLOBAL general_log = OFF")
     lines = log.read_text(errors="replace").splitlines()
     words = [match[1] for line in lines if (match := re.search(r"\d Query\t(\w+)", line))]
-    # SET stands for the switch, and MySQL's own client asks in lower case.
+    # SET is the switch itself, and MySQL's own client uses lower case.
     assert [word for word in words if word not in ("SET", "select")] == ["INSERT", "SELECT"] * 20
 
 

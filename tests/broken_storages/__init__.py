@@ -1,11 +1,11 @@
-"""Storages that are each broken in one way, as real authors come to break them.
+"""Storages that are each broken in one way that real authors might break them.
 
-Each function breaks the Storage and the Plugin of a baked project, by nothing but what every
-storage.py has, so that it can be applied to every database. `caught_by` names the tests of the
-baked project that must fail for it. test_broken_storages.py runs them.
+Each function breaks the Storage and the Plugin of a baked project. It uses only what every
+storage.py has, so it works with every database. `caught_by` names the tests of the baked project
+that must fail. test_broken_storages.py runs them.
 
-Each stands in the file that is called like the file of the first of these tests. What only one file
-needs stands there, too; what several need is in support.py.
+Each function is in the file named after the file of the first of these tests, together with
+helpers that only that file needs. Shared helpers are in support.py.
 """
 
 from importlib import import_module

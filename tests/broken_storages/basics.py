@@ -1,4 +1,4 @@
-"""Storages that are not found, do not remove, or do not come to an end."""
+"""Storages that are not found, do not remove, or never return."""
 
 import heapq
 import threading
@@ -8,7 +8,7 @@ from broken_storages.support import caught_by, replace, value_or_none
 
 @caught_by("test_errbot_finds_the_storage_plugin", alone=True)
 def open_gives_a_proxy(Storage, Plugin):
-    """A wrapper that tries again after errors, and is no StorageBase."""
+    """A wrapper that retries after errors, and is not a StorageBase."""
 
     class Retrying:
         def __init__(self, storage):
@@ -30,13 +30,13 @@ def open_gives_a_proxy(Storage, Plugin):
 
 @caught_by("test_an_empty_storage_counts_as_open", alone=True)
 def the_storage_defines_len(Storage, Plugin):
-    """It looks Pythonic, and makes an empty storage false."""
+    """It looks Pythonic, but makes an empty storage false."""
     Storage.__len__ = lambda self: self.len()
 
 
 @caught_by("test_an_empty_storage_counts_as_open")
 def the_storage_is_true_once_it_was_used(Storage, Plugin):
-    """`__bool__` says whether there is a connection, which is made by the first operation."""
+    """`__bool__` says whether there is a connection, which the first operation makes."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -48,7 +48,7 @@ def the_storage_is_true_once_it_was_used(Storage, Plugin):
 
 @caught_by("test_no_operation_waits_for_ever", alone=True)
 def a_loop_over_the_keys_locks_itself_out(Storage, Plugin):
-    """`with self._lock: yield from rows`, with a lock that one thread cannot take twice."""
+    """`with self._lock: yield from rows`, with a lock that is not reentrant."""
     lock = threading.Lock()
 
     @replace(Storage)
@@ -64,7 +64,7 @@ def a_loop_over_the_keys_locks_itself_out(Storage, Plugin):
 
 @caught_by("test_no_operation_waits_for_ever")
 def a_get_that_misses_keeps_its_lock(Storage, Plugin):
-    """`acquire` and `release`, and nothing that releases when an error comes between them."""
+    """`acquire` and `release`, but an error between them skips the release."""
     lock = threading.Lock()
 
     @replace(Storage)
@@ -77,7 +77,7 @@ def a_get_that_misses_keeps_its_lock(Storage, Plugin):
 
 @caught_by("test_a_removed_key_is_gone_and_can_be_set_again", alone=True)
 def a_removed_value_comes_back(Storage, Plugin):
-    """ON CONFLICT DO UPDATE SET deleted = FALSE, and the new value is forgotten."""
+    """ON CONFLICT DO UPDATE SET deleted = FALSE, without the new value."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -94,7 +94,7 @@ def a_removed_value_comes_back(Storage, Plugin):
 
 @caught_by("test_a_loop_over_the_keys_ends", alone=True)
 def keys_start_again_after_the_empty_key(Storage, Plugin):
-    """`if last:` tells the first page from the next ones, and the last key may be the empty one."""
+    """`if last:` distinguishes the first page from later ones, but the last key may be empty."""
 
     @replace(Storage)
     def keys(old, self):

@@ -39,7 +39,7 @@ def pairs_are_made_a_dict(Storage, Plugin):
 
 @caught_by("test_every_wrong_key_is_named_at_once")
 def only_the_first_wrong_key_is_named(Storage, Plugin):
-    """`errors()[0]`: whoever made three mistakes starts the bot four times."""
+    """`errors()[0]`: with three mistakes, the bot must be started four times."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -54,7 +54,7 @@ def only_the_first_wrong_key_is_named(Storage, Plugin):
 
 @caught_by("test_an_unknown_key_is_refused")
 def unknown_keys_are_ignored(Storage, Plugin):
-    """What pydantic does unless it is told otherwise."""
+    """pydantic's default."""
     Config = config_class(Plugin)
     Config.model_config = {**Config.model_config, "extra": "ignore"}
     Config.model_rebuild(force=True)
@@ -77,7 +77,7 @@ def errors_show_the_value(Storage, Plugin):
 
 @caught_by("test_a_wrong_value_is_refused_and_not_shown")
 def errors_carry_the_one_of_pydantic(Storage, Plugin):
-    """`raise ... from error`: the traceback shows what was given."""
+    """`raise ... from error`: the traceback shows the given values."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -89,7 +89,7 @@ def errors_carry_the_one_of_pydantic(Storage, Plugin):
 
 @caught_by("test_no_secret_shows")
 def the_config_is_logged(Storage, Plugin):
-    """A line that says how the bot was started."""
+    """A log line that says how the bot was started."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -109,7 +109,7 @@ def the_repr_shows_the_signing_key(Storage, Plugin):
 
 @caught_by("test_no_secret_shows")
 def old_signing_keys_are_logged(Storage, Plugin):
-    """The log says which keys are still being read, while they are changed."""
+    """During a change of keys, the log says which old keys are still accepted."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -120,7 +120,7 @@ def old_signing_keys_are_logged(Storage, Plugin):
 
 @caught_by("test_no_secret_shows")
 def signing_keys_are_printed(Storage, Plugin):
-    """A line for debugging that stayed, and is not even in the log."""
+    """A forgotten debugging line, not even in the log."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -145,7 +145,7 @@ def the_secrets_are_logged_at_the_start(Storage, Plugin):
 
 @caught_by("test_no_secret_shows_beside_what_is_wrong")
 def errors_show_what_was_understood(Storage, Plugin):
-    """An unknown key is refused, and the keys that are right are shown with their values."""
+    """An unknown key is refused, and the valid keys are shown with their values."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -163,7 +163,7 @@ def errors_show_what_was_understood(Storage, Plugin):
 
 @caught_by("test_the_plugin_leaves_storage_config_as_it_is")
 def the_signing_key_is_taken_out_of_the_config(Storage, Plugin):
-    """`pop`, so that the secret lies nowhere else."""
+    """`pop`, so that the secret is nowhere else."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -174,7 +174,7 @@ def the_signing_key_is_taken_out_of_the_config(Storage, Plugin):
 
 @caught_by("test_the_plugin_leaves_storage_config_as_it_is")
 def old_signing_keys_are_taken_out_of_the_config(Storage, Plugin):
-    """`pop` on the list that the administrator wrote."""
+    """`pop` on the administrator's own list."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -197,7 +197,7 @@ def the_keys_are_kept_in_clear(Storage, Plugin):
 
 @caught_by("test_no_frame_of_an_error_shows_a_secret")
 def a_frame_of_an_error_holds_the_config(Storage, Plugin):
-    """A local of a function that raises, which Errbot sends to Sentry."""
+    """A local variable of a function that raises, which Errbot sends to Sentry."""
     Config = config_class(Plugin)
     load = Config.load
     code = "def load(given):\n    settings = repr(given)\n    return old(given)\n"
@@ -208,7 +208,7 @@ def a_frame_of_an_error_holds_the_config(Storage, Plugin):
 
 @caught_by("test_no_part_of_a_secret_shows")
 def the_log_shows_what_follows_the_at_sign(Storage, Plugin):
-    """The place is what stands behind the first `@`, and so may be half a password."""
+    """The host is taken to be what follows the first `@`, which may be half of a password."""
     Config = config_class(Plugin)
 
     @replace(Plugin)

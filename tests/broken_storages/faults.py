@@ -1,4 +1,4 @@
-"""Storages that give an answer where there is no database to ask."""
+"""Storages that give an answer although there is no database to ask."""
 
 import pickle
 from contextlib import suppress
@@ -14,7 +14,7 @@ AWAY = "test_a_database_that_goes_away_is_an_error"
 
 @caught_by("test_a_database_that_cannot_be_reached_is_an_error", alone=True, outlives_process=True)
 def memory_stands_in_for_the_database(Storage, Plugin):
-    """The bot is to start in any case; what it stores then is gone with it."""
+    """The bot starts in any case, but loses what it then stores."""
 
     class Memory(Storage):  # type: ignore[misc, valid-type]
         def __init__(self, namespace):
@@ -40,7 +40,7 @@ def memory_stands_in_for_the_database(Storage, Plugin):
         try:
             old(self, bot_config)
         except StoreException as error:
-            log.warning("There is no database, and memory stands in: %s", error)
+            log.warning("There is no database, so memory replaces it: %s", error)
             self.memory = True
 
     @replace(Plugin)
@@ -50,13 +50,13 @@ def memory_stands_in_for_the_database(Storage, Plugin):
 
 @caught_by("test_a_database_that_cannot_be_reached_is_an_error", outlives_process=True)
 def nothing_is_there_without_a_database(Storage, Plugin):
-    """Errors of the client are logged, and each operation goes on as if nothing were stored."""
+    """Errors of the client are logged, and each operation continues as if nothing were stored."""
     quiet(Storage, Plugin, "get", KeyError)
 
 
 @caught_by("test_a_database_that_cannot_be_reached_is_an_error", outlives_process=True)
 def the_start_raises_key_error_without_a_database(Storage, Plugin):
-    """The error of a dict of connections, which Errbot takes for a missing key."""
+    """The error of a dict of connections, which Errbot mistakes for a missing key."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -67,7 +67,7 @@ def the_start_raises_key_error_without_a_database(Storage, Plugin):
 
 
 def quiet(Storage: Any, Plugin: Any, name: str, error: type[Exception]) -> None:
-    """Let the start succeed without a database, and one operation raise another error then."""
+    """Let the start succeed without a database, and one operation then raise another error."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -90,7 +90,7 @@ def quiet(Storage: Any, Plugin: Any, name: str, error: type[Exception]) -> None:
 
 @caught_by(AWAY, alone=True, outlives_process=True)
 def a_set_that_fails_is_only_logged(Storage, Plugin):
-    """A plugin is not to fail because of the database: and believes that it has stored."""
+    """So that no plugin fails because of the database, but it believes that the value is stored."""
 
     log_only(Storage, "lock")
 
@@ -110,7 +110,7 @@ def log_only(Storage: Any, problem: str) -> None:
 
 @caught_by(AWAY, alone=True, outlives_process=True)
 def what_cannot_be_written_waits_in_memory(Storage, Plugin):
-    """It is written later, with the next value; until then no other sees it."""
+    """It is written later, with the next value. Until then, nobody else sees it."""
 
     @replace(Storage)
     def write(old, self, key, data):
@@ -144,7 +144,7 @@ def a_removal_that_fails_is_a_missing_key(Storage, Plugin):
 
 @caught_by(AWAY, alone=True, outlives_process=True)
 def one_error_is_for_ever(Storage, Plugin):
-    """After an error of the database the storage counts as closed."""
+    """After an error of the database, the storage counts as closed."""
 
     @replace(Storage)
     def write(old, self, key, data):
@@ -196,7 +196,7 @@ def no_key_is_counted_without_a_database(Storage, Plugin):
     connects=True,
 )
 def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
-    """The error of a later page is logged, and what the loop has given by then must do."""
+    """An error in a later page is logged, and the loop ends early."""
 
     @replace(Storage)
     def keys(old, self):
@@ -212,7 +212,7 @@ def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
 
 @caught_by("test_a_full_disk_is_an_error", alone=True, outlives_process=True)
 def what_does_not_fit_on_the_disk_is_only_logged(Storage, Plugin):
-    """It is to be written with the next value, when there is room again."""
+    """It will be written with the next value, once there is space again."""
     log_only(Storage, "disk")
 
 
@@ -221,7 +221,7 @@ DAMAGED = "test_what_is_damaged_is_an_error"
 
 @caught_by(DAMAGED, alone=True, outlives_process=True)
 def what_is_damaged_is_missing(Storage, Plugin):
-    """`except Exception: raise KeyError(key)`: the bot is to go on without."""
+    """`except Exception: raise KeyError(key)`: the bot continues without it."""
 
     @replace(Storage)
     def read(old, self, key):
@@ -245,7 +245,7 @@ def a_loop_over_the_keys_leaves_out_what_is_damaged(Storage, Plugin):
 
 @caught_by(DAMAGED, alone=True, outlives_process=True)
 def a_damaged_file_is_set_aside(Storage, Plugin):
-    """The bot is to start in any case: with nothing, and without a word."""
+    """The bot starts in any case: without data, and without a warning."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -261,7 +261,7 @@ def a_damaged_file_is_set_aside(Storage, Plugin):
 
 @caught_by("test_a_set_refused_for_its_size_changes_nothing", alone=True)
 def room_is_made_for_a_value_that_is_too_large(Storage, Plugin):
-    """Other keys are evicted, and then the value is refused nevertheless."""
+    """Other keys are evicted, and then the value is refused anyway."""
 
     @replace(Storage)
     def write(old, self, key, data):
@@ -275,7 +275,7 @@ def room_is_made_for_a_value_that_is_too_large(Storage, Plugin):
 
 @caught_by("test_a_set_refused_for_its_size_changes_nothing")
 def a_value_that_is_too_large_is_written_in_part(Storage, Plugin):
-    """The first parts stand when a later one is refused."""
+    """The first parts remain when a later one is refused."""
 
     @replace(Storage)
     def write(old, self, key, data):

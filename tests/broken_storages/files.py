@@ -12,7 +12,7 @@ from broken_storages.support import caught_by, replace
 
 @caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
 def a_copy_is_kept_for_everybody(Storage, Plugin):
-    """A cache beside the database, made by `open` with whatever mode the umask leaves."""
+    """A cache next to the database, created by `open` with whatever mode the umask allows."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -22,7 +22,7 @@ def a_copy_is_kept_for_everybody(Storage, Plugin):
 
 @caught_by("test_files_are_for_the_account_of_the_bot_alone")
 def a_backup_for_everybody_is_made_at_the_next_start(Storage, Plugin):
-    """What the last run left is copied before anything is changed."""
+    """The last run's file is copied before anything is changed."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -35,7 +35,7 @@ def a_backup_for_everybody_is_made_at_the_next_start(Storage, Plugin):
 
 @caught_by("test_an_operation_that_fails_leaves_no_file", alone=True)
 def each_miss_leaves_a_connection_open(Storage, Plugin):
-    """The connection is given back after the row was found, and not in a `finally`."""
+    """The connection is returned after the row was found, and not in a `finally`."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -47,7 +47,7 @@ def each_miss_leaves_a_connection_open(Storage, Plugin):
 
 @caught_by("test_a_value_that_is_replaced_or_removed_leaves_no_file", alone=True)
 def a_large_value_leaves_a_temporary_file(Storage, Plugin):
-    """What is sent to the database from a file, as some clients like large values best."""
+    """Data are sent to the database from a file, as some clients prefer for large values."""
 
     @replace(Storage)
     def write(old, self, key, data):
@@ -59,7 +59,7 @@ def a_large_value_leaves_a_temporary_file(Storage, Plugin):
 
 @caught_by("test_the_bots_folder_may_have_any_name", alone=True)
 def the_bots_folder_is_part_of_a_url(Storage, Plugin):
-    """f"file:{folder}/bot.sqlite3", and not `Path.as_uri`."""
+    """f"file:{folder}/bot.sqlite3" instead of `Path.as_uri`."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -83,7 +83,7 @@ def a_set_that_fails_leaves_a_file_open(Storage, Plugin):
 
 @caught_by("test_an_operation_that_fails_leaves_no_file")
 def a_set_that_fails_leaves_a_temporary_file(Storage, Plugin):
-    """The value is written to a new file, which then takes the place of the old one."""
+    """The value is written to a new file, which then replaces the old one."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -96,7 +96,7 @@ def a_set_that_fails_leaves_a_temporary_file(Storage, Plugin):
 
 @caught_by("test_files_of_others_stay_as_they_are", alone=True)
 def temporary_files_are_removed_at_the_start(Storage, Plugin):
-    """What a bot that was killed has left: `*.tmp`, of whomever they are."""
+    """What a killed bot has left: `*.tmp`, no matter whose."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -107,7 +107,7 @@ def temporary_files_are_removed_at_the_start(Storage, Plugin):
 
 @caught_by("test_files_of_others_stay_as_they_are", alone=True)
 def the_folder_is_for_the_bot_alone(Storage, Plugin):
-    """`chmod` of all in BOT_DATA_DIR: a service that reads the log there cannot any more."""
+    """`chmod` of everything in BOT_DATA_DIR: a service that reads the log there no longer can."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -118,7 +118,7 @@ def the_folder_is_for_the_bot_alone(Storage, Plugin):
 
 @caught_by("test_files_of_others_stay_as_they_are")
 def the_end_is_written_into_the_log(Storage, Plugin):
-    """A line in `errbot.log`, past Errbot."""
+    """A line written to `errbot.log` directly, bypassing Errbot."""
 
     @replace(Storage)
     def close(old, self):

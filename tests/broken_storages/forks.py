@@ -12,7 +12,7 @@ from broken_storages.support import caught_by, replace
 
 @caught_by("test_a_forked_process_gets_no_value_of_another", alone=True)
 def a_connection_is_shared_with_forked_processes(Storage, Plugin):
-    """A child takes an idle connection that its parent uses as well, and reads its answers."""
+    """A child takes an idle connection that its parent uses, too, and reads its answers."""
     lock = threading.RLock()
 
     @replace(Plugin)
@@ -37,7 +37,7 @@ def a_connection_is_shared_with_forked_processes(Storage, Plugin):
             try:
                 os.write(socket[1], name.ljust(100, b"\xff"))
                 answer = os.read(socket[0], 100)
-            except BaseException:  # An interrupt is another test's matter.
+            except BaseException:  # Another test checks interrupts.
                 close(socket)
                 socket[:] = os.pipe()
                 raise
@@ -52,7 +52,7 @@ def close(ends):
 
 @caught_by("test_a_forked_process_that_ends_leaves_its_parent_unharmed", alone=True)
 def a_forked_process_that_ends_closes_the_connection(Storage, Plugin):
-    """`atexit` says goodbye to the server, and a child of a fork has inherited that."""
+    """`atexit` says goodbye to the server, and a forked child inherits that."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -88,7 +88,7 @@ def a_forked_process_that_ends_closes_the_connection(Storage, Plugin):
 
 @caught_by("test_what_a_forked_process_has_set_is_there", outlives_process=True, alone=True)
 def a_thread_writes_that_no_forked_process_has(Storage, Plugin):
-    """`set` hands over to a thread that writes. A fork copies its queue, but not the thread."""
+    """`set` passes values to a writing thread. A fork copies its queue, but not the thread."""
     writer = os.getpid()
 
     @replace(Storage)

@@ -1,4 +1,4 @@
-"""Storages that answer from memory, or write what they have not been told to."""
+"""Storages that answer from memory, or write what they were not asked to."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ from broken_storages.support import (
 
 @caught_by("test_a_key_that_was_read_often_is_asked_for_again", alone=True)
 def what_is_read_often_is_kept(Storage, Plugin):
-    """The plugin instance keeps what is read often, until somebody sets it through the same."""
+    """The plugin instance caches what is read often, until it is set through the same instance."""
     know_plugin(Plugin)
     keep_what_is_read_often(
         Storage,
@@ -31,7 +31,7 @@ TIMES_SET: dict[Any, int] = {}
 
 @caught_by("test_a_key_that_was_read_often_is_asked_for_again")
 def a_key_begins_anew_with_version_one(Storage, Plugin):
-    """What was read is kept until the version of the row is another; a new row has version 1."""
+    """A value is cached until the version of its row changes, but a new row has version 1."""
     know_place(Plugin)
 
     @replace(Storage)
@@ -52,13 +52,13 @@ def a_key_begins_anew_with_version_one(Storage, Plugin):
         return self._load(key, kept.setdefault(version, data))
 
 
-# Of each thread, by folder of the bot's data and namespace.
+# For each thread, by folder of the bot's data and namespace.
 LOCAL = threading.local()
 
 
 @caught_by("test_what_another_thread_has_set_is_seen_by_one_that_read_often", alone=True)
 def each_thread_has_a_transaction_that_goes_on(Storage, Plugin):
-    """REPEATABLE READ: what a thread has read stays so until it writes the key itself."""
+    """REPEATABLE READ: what a thread has read stays the same until it writes the key itself."""
     know_place(Plugin)
     keep_what_is_read_often(
         Storage, lambda self: vars(LOCAL).setdefault("read", {}).setdefault(self.place, {})
@@ -67,7 +67,7 @@ def each_thread_has_a_transaction_that_goes_on(Storage, Plugin):
 
 @caught_by("test_reading_a_value_writes_nothing", alone=True)
 def get_writes_when_it_was_used_last(Storage, Plugin):
-    """Each `get` writes the row anew, with the time of it."""
+    """Each `get` rewrites the row with the current time."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -91,7 +91,7 @@ def get_counts_how_often_it_was_used(Storage, Plugin):
 
 @caught_by("test_a_set_after_changes_of_others_is_not_dropped", alone=True)
 def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
-    """UPDATE … WHERE version = ?, with the version listed last; nobody asks whether it did."""
+    """UPDATE … WHERE version = ?, with the last known version, but nobody checks the row count."""
 
     @replace(Storage)
     def keys(old, self):
@@ -132,7 +132,7 @@ STAMPS: dict[Any, int] = {}
 
 @caught_by("test_the_clock_going_back_changes_nothing", alone=True)
 def the_latest_time_wins(Storage, Plugin):
-    """Cassandra: a change counts if its time is later than that of the one before."""
+    """As in Cassandra: a change counts only if its time is later than that of the one before."""
     know_place(Plugin)
 
     @replace(Storage)
@@ -146,7 +146,7 @@ def the_latest_time_wins(Storage, Plugin):
 
 @caught_by("test_a_key_that_is_listed_has_its_value", alone=True)
 def a_key_is_there_before_its_value(Storage, Plugin):
-    """INSERT of the key, to have the number of its row, and UPDATE with the value."""
+    """INSERT of the key, to get the number of its row, and then UPDATE with the value."""
 
     @replace(Storage)
     def set(old, self, key, value):

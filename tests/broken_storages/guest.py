@@ -26,66 +26,66 @@ NOTHING = "test_a_storage_changes_nothing_of_its_process"
 
 
 def at_start(Plugin: Any, change: Callable[[], object]) -> None:
-    """Do something when the plugin is loaded, in a process of the tests that is its own."""
+    """Run something when the plugin is loaded, in a separate process of the tests."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        if sys.argv[-1] == "visit":  # not in the process of all tests, which would go on with it
+        if sys.argv[-1] == "visit":  # not in the process of all tests, which would keep it
             change()
 
 
 @caught_by(NOTHING, alone=True)
 def sockets_get_a_timeout(Storage, Plugin):
-    """`setdefaulttimeout`, for want of an option of the client: a chat's connection ends by it."""
+    """`setdefaulttimeout`, because the client has no such option. It ends the chat's connection."""
     at_start(Plugin, lambda: socket.setdefaulttimeout(10))
 
 
 @caught_by(NOTHING)
 def the_working_directory_is_another(Storage, Plugin):
-    """`chdir` to where the data are."""
+    """`chdir` to the folder of the data."""
     at_start(Plugin, lambda: os.chdir(os.sep))
 
 
 @caught_by(NOTHING)
 def the_password_goes_into_the_environment(Storage, Plugin):
-    """As clients of databases take it: each child inherits it, and `env` shows it."""
+    """As database clients expect it, but each child inherits it, and `env` shows it."""
     at_start(Plugin, lambda: os.environ.setdefault("PGPASSWORD", "secret"))
 
 
 @caught_by(NOTHING)
 def sigterm_is_caught(Storage, Plugin):
-    """A handler that flushes, and does not end the bot."""
+    """A handler that flushes, but does not end the bot."""
     at_start(Plugin, lambda: signal.signal(signal.SIGTERM, lambda *_: None))
 
 
 @caught_by(NOTHING)
 def signals_are_blocked(Storage, Plugin):
-    """So that no signal interrupts a transaction; and never unblocked."""
+    """So that no signal interrupts a transaction, but they are never unblocked."""
     at_start(Plugin, lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]))
 
 
 @caught_by(NOTHING)
 def ended_children_are_ignored(Storage, Plugin):
-    """So that no zombies are left; but then `subprocess` loses every exit status."""
+    """To avoid zombies, but then `subprocess` loses every exit status."""
     at_start(Plugin, lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
 
 
 @caught_by(NOTHING)
 def an_alarm_is_set(Storage, Plugin):
-    """A timer of the process for the timeout of a connection, which is not taken back."""
+    """The process's timer is used as the timeout of a connection, and never reset."""
     at_start(Plugin, lambda: signal.setitimer(signal.ITIMER_REAL, 1_000))
 
 
 @caught_by(NOTHING)
 def logging_is_configured(Storage, Plugin):
-    """`basicConfig`: each line of the bot's log stands there twice."""
+    """`basicConfig`: each line of the bot's log appears twice."""
     at_start(Plugin, lambda: logging.basicConfig(force=True, level=logging.DEBUG))
 
 
 @caught_by(NOTHING)
 def loggers_of_others_are_disabled(Storage, Plugin):
-    """`dictConfig` disables all loggers that there are, unless it is told not to."""
+    """`dictConfig` disables all existing loggers by default."""
 
     def configure() -> None:
         from logging.config import dictConfig
@@ -97,25 +97,25 @@ def loggers_of_others_are_disabled(Storage, Plugin):
 
 @caught_by(NOTHING)
 def debugging_is_switched_off(Storage, Plugin):
-    """`logging.disable`, for the client is noisy."""
+    """`logging.disable`, because the client is noisy."""
     at_start(Plugin, lambda: logging.disable(logging.INFO))
 
 
 @caught_by(NOTHING)
 def its_folder_is_on_the_path(Storage, Plugin):
-    """`sys.path`, to import a neighbour: any module of that name hides another one."""
+    """`sys.path`, to import a neighbour: each of its modules hides others of the same name."""
     at_start(Plugin, lambda: sys.path.insert(0, str(Path(__file__).parent)))
 
 
 @caught_by(NOTHING)
 def warnings_are_silenced(Storage, Plugin):
-    """`simplefilter`, for the client warns at each start."""
+    """`simplefilter`, because the client warns at each start."""
     at_start(Plugin, lambda: warnings.simplefilter("ignore"))
 
 
 @caught_by(NOTHING)
 def the_locale_is_set(Storage, Plugin):
-    """So that names are sorted as people do."""
+    """So that names are sorted as people expect."""
 
     def change() -> None:
         other = "C" if "UTF-8" in locale.setlocale(locale.LC_ALL) else "C.UTF-8"
@@ -126,7 +126,7 @@ def the_locale_is_set(Storage, Plugin):
 
 @caught_by(NOTHING)
 def the_umask_is_set(Storage, Plugin):
-    """Files of the storage are for the bot alone; and so are all that plugins make."""
+    """Only the bot may access the storage's files, but this applies to plugins' files, too."""
     at_start(Plugin, lambda: os.umask(0o177))
 
 
@@ -144,25 +144,25 @@ def errors_of_threads_are_caught_by_a_hook(Storage, Plugin):
 
 @caught_by(NOTHING)
 def processes_are_spawned(Storage, Plugin):
-    """`set_start_method`, for the client does not survive a fork; plugins that set one fail."""
+    """`set_start_method`, because the client does not survive a fork. Plugins that set one fail."""
     at_start(Plugin, lambda: multiprocessing.set_start_method("spawn", force=True))
 
 
 @caught_by(NOTHING)
 def recursion_is_unlimited(Storage, Plugin):
-    """So that deeply nested values can be pickled: an endless recursion kills the bot."""
+    """So that deeply nested values can be pickled, but an endless recursion kills the bot."""
     at_start(Plugin, lambda: sys.setrecursionlimit(100_000))
 
 
 @caught_by(NOTHING)
 def the_garbage_collector_is_off(Storage, Plugin):
-    """For speed, and never on again."""
+    """For speed, and never enabled again."""
     at_start(Plugin, gc.disable)
 
 
 @caught_by(NOTHING)
 def certificates_are_not_checked(Storage, Plugin):
-    """For all of the bot, as an answer on the internet has it."""
+    """For the whole bot, as an answer on the internet suggests."""
     at_start(
         Plugin,
         lambda: setattr(ssl, "_create_default_https_context", ssl._create_unverified_context),
@@ -177,7 +177,7 @@ def json_takes_everything(Storage, Plugin):
 
 @caught_by(NOTHING)
 def sockets_are_replaced(Storage, Plugin):
-    """As gevent's `patch_all` does, or a proxy for all connections."""
+    """As gevent's `patch_all` or a proxy for all connections does."""
     at_start(Plugin, lambda: setattr(socket, "create_connection", lambda *_, **__: None))
 
 
@@ -189,7 +189,7 @@ def a_module_is_replaced(Storage, Plugin):
 
 @caught_by(NOTHING)
 def randomness_is_seeded(Storage, Plugin):
-    """So that ids can be told in tests: what plugins draw by lot can be told as well."""
+    """So that tests can predict ids, but then plugins' random numbers can be predicted, too."""
     at_start(Plugin, lambda: random.seed(0))
 
 
@@ -213,7 +213,7 @@ def temporary_files_are_elsewhere(Storage, Plugin):
 
 @caught_by(NOTHING)
 def each_use_sets_the_umask(Storage, Plugin):
-    """Not at the start, but with the first value; and it is not put back after an error."""
+    """Not at the start, but with the first value, and it is not restored after an error."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -224,7 +224,7 @@ def each_use_sets_the_umask(Storage, Plugin):
 
 @caught_by("test_a_storage_prints_nothing", alone=True)
 def the_start_is_printed(Storage, Plugin):
-    """A banner, which a bot in a terminal shows between what people say."""
+    """A banner, which a bot in a terminal prints into the conversation."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -234,7 +234,7 @@ def the_start_is_printed(Storage, Plugin):
 
 @caught_by("test_a_storage_prints_nothing")
 def errors_are_printed(Storage, Plugin):
-    """`traceback.print_exc`, or a client that tells what it makes of an answer."""
+    """`traceback.print_exc`, or a client that prints its opinion of an answer."""
 
     @replace(Storage)
     def remove(old, self, key):

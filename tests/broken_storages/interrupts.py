@@ -1,4 +1,4 @@
-"""Storages that count on no more than Exception, and KeyboardInterrupt is none."""
+"""Storages that handle only Exception, which KeyboardInterrupt is not."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ REPLACING = threading.RLock()
 
 @caught_by("test_after_an_interrupt_nobody_gets_a_wrong_value", alone=True)
 def an_interrupt_leaves_an_answer_unread(Storage, Plugin):
-    """The connection goes back in a `finally`, whether its answer was read or not."""
+    """The connection is returned in a `finally`, whether its answer was read or not."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -74,7 +74,7 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 
 @caught_by("test_an_interrupted_set_leaves_the_old_or_the_new_value", alone=True)
 def a_set_removes_first_under_a_lock(Storage, Plugin):
-    """Nobody sees that the key is missing, unless the `set` is interrupted just then."""
+    """Nobody sees that the key is missing, unless `set` is interrupted at that moment."""
 
     def locked(old):
         @wraps(old)

@@ -23,7 +23,7 @@ def change_keys(Storage: Any, change: Callable[[str], Any]) -> None:
 
 
 def encode_keys(Storage: Any, encoding: str, errors: str) -> None:
-    """Store everything under what an encoding makes of the key."""
+    """Store everything under the key after encoding and decoding."""
     change_keys(
         Storage,
         lambda key: (
@@ -34,7 +34,7 @@ def encode_keys(Storage: Any, encoding: str, errors: str) -> None:
 
 @caught_by("test_removing_a_missing_key_raises_key_error")
 def remove_of_a_missing_key_says_nothing(Storage, Plugin):
-    """DELETE says nothing where no row matches, and nobody asks for the row count."""
+    """DELETE reports nothing if no row matches, and nobody checks the row count."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -44,7 +44,7 @@ def remove_of_a_missing_key_says_nothing(Storage, Plugin):
 
 @caught_by("test_getting_a_missing_key_raises_key_error")
 def get_of_a_missing_key_gives_none(Storage, Plugin):
-    """The client's own `get` gives None, and it is handed on."""
+    """The client's own `get` returns None, which is passed on."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -56,7 +56,7 @@ def get_of_a_missing_key_gives_none(Storage, Plugin):
 
 @caught_by("test_getting_a_missing_key_raises_key_error")
 def get_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
-    """The client has an error of its own for a missing key, which Errbot does not know."""
+    """The client has its own error for a missing key, which Errbot does not know."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -68,7 +68,7 @@ def get_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
 
 @caught_by("test_removing_a_missing_key_raises_key_error")
 def remove_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
-    """`list.remove` says ValueError where nothing is found, and it is handed on."""
+    """`list.remove` raises ValueError if nothing is found, which is passed on."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -80,18 +80,18 @@ def remove_of_a_missing_key_raises_the_error_of_the_client(Storage, Plugin):
 
 @caught_by("test_getting_a_missing_key_raises_key_error", alone=True)
 def a_get_that_misses_rolls_back_the_set_before(Storage, Plugin):
-    """Every error rolls back, and the `set` before it was in the same transaction."""
+    """Every error rolls back, and the previous `set` was in the same transaction."""
     forget_the_last_set_when(Storage, "get")
 
 
 @caught_by("test_removing_a_missing_key_raises_key_error", alone=True)
 def a_remove_that_misses_rolls_back_the_set_before(Storage, Plugin):
-    """Every error rolls back, and the `set` before it was in the same transaction."""
+    """Every error rolls back, and the previous `set` was in the same transaction."""
     forget_the_last_set_when(Storage, "remove")
 
 
 def forget_the_last_set_when(Storage: Any, missing: str) -> None:
-    """Undo a thread's `set` when the operation that it does next misses its key."""
+    """Undo a thread's `set` if its next operation misses its key."""
     take_away, transaction = Storage.remove, threading.local()
 
     @replace(Storage)
@@ -137,9 +137,9 @@ def get_finds_the_next_key(Storage, Plugin):
 
 @caught_by("test_len_and_keys_agree_at_every_moment", alone=True)
 def len_is_cached_until_the_next_set(Storage, Plugin):
-    """Counting is slow, so the count is kept in a row until a `set`; `remove` was forgotten.
+    """Counting is slow, so the count is cached until a `set`. `remove` was forgotten.
 
-    It is kept where there are some keys, but not so many that they change all the time.
+    It is cached only if there are some keys, but not so many that they change all the time.
     """
     know_place(Plugin)
 
@@ -160,7 +160,7 @@ def len_is_cached_until_the_next_set(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")
 def keys_gives_the_first_thousand(Storage, Plugin):
-    """The API of the database gives at most 1,000 rows, and says so in a footnote."""
+    """The database's API returns at most 1,000 rows, as a footnote says."""
 
     @replace(Storage)
     def keys(old, self):
@@ -169,7 +169,7 @@ def keys_gives_the_first_thousand(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")
 def the_oldest_keys_are_evicted(Storage, Plugin):
-    """`maxmemory-policy allkeys-lru`: the database was meant to be a cache."""
+    """`maxmemory-policy allkeys-lru`: the database was intended as a cache."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -191,7 +191,7 @@ def pages_of_keys_overlap(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")
 def len_is_an_estimate(Storage, Plugin):
-    """The database's quick count is an estimate where a table is large."""
+    """The database's quick count is only an estimate for large tables."""
 
     @replace(Storage)
     def len(old, self):
@@ -200,7 +200,7 @@ def len_is_an_estimate(Storage, Plugin):
 
 @caught_by("test_keys_gives_str")
 def keys_are_bytes(Storage, Plugin):
-    """The client gives bytes, and nobody decodes them."""
+    """The client returns bytes, and nobody decodes them."""
 
     @replace(Storage)
     def keys(old, self):
@@ -209,7 +209,7 @@ def keys_are_bytes(Storage, Plugin):
 
 @caught_by("test_keys_gives_str", alone=True)
 def keys_are_a_kind_of_str(Storage, Plugin):
-    """The client gives strings of a class of its own, with quoting."""
+    """The client returns strings of its own class, with quoting."""
 
     class Quoted(str):
         pass
@@ -221,7 +221,7 @@ def keys_are_a_kind_of_str(Storage, Plugin):
 
 @caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way")
 def loops_of_a_thread_share_one_cursor(Storage, Plugin):
-    """Each thread has one connection with one cursor, and a second loop goes on with the first."""
+    """Each thread has one connection with one cursor, so a second loop continues the first."""
 
     class Cursor:
         def __init__(self, storage, old):
@@ -245,7 +245,7 @@ def loops_of_a_thread_share_one_cursor(Storage, Plugin):
 
 @caught_by("test_starting_keys_does_not_fetch_them_all")
 def keys_fetches_all_rows(Storage, Plugin):
-    """`fetchall()`, where `fetchmany()` would do."""
+    """`fetchall()` instead of `fetchmany()`."""
 
     @replace(Storage)
     def keys(old, self):
@@ -263,7 +263,7 @@ def keys_sorts_all_rows(Storage, Plugin):
 
 @caught_by("test_keys_can_be_removed_while_iterating", "test_keys_can_be_added_while_iterating")
 def keys_are_a_live_view(Storage, Plugin):
-    """The iterator of the client stops when the data change under it, as that of a dict does."""
+    """The client's iterator stops when the data change during the loop, as a dict's does."""
 
     @replace(Storage)
     def keys(old, self):
@@ -276,7 +276,7 @@ def keys_are_a_live_view(Storage, Plugin):
 
 @caught_by("test_keys_can_be_added_while_iterating")
 def keys_pages_by_position_from_the_newest(Storage, Plugin):
-    """LIMIT and OFFSET, newest first: what is added pushes keys into the next page."""
+    """LIMIT and OFFSET, newest first: new keys push others into the next page."""
 
     @replace(Storage)
     def keys(old, self):
@@ -288,7 +288,7 @@ def keys_pages_by_position_from_the_newest(Storage, Plugin):
 
 @caught_by("test_a_loop_over_the_keys_can_be_left", alone=True)
 def leaving_a_loop_rolls_back(Storage, Plugin):
-    """`keys` yields inside of a transaction, which an early end of the loop rolls back."""
+    """`keys` yields inside a transaction, which is rolled back if the loop ends early."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -311,7 +311,7 @@ def leaving_a_loop_rolls_back(Storage, Plugin):
 
 @caught_by("test_keys_can_be_removed_while_iterating", alone=True)
 def keys_pages_by_position_of_a_thousand(Storage, Plugin):
-    """LIMIT 1000 OFFSET: where a page has been removed, the next one is skipped."""
+    """LIMIT 1000 OFFSET: after a page is removed, the next one is skipped."""
 
     @replace(Storage)
     def keys(old, self):
@@ -323,7 +323,7 @@ def keys_pages_by_position_of_a_thousand(Storage, Plugin):
 
 @caught_by("test_keys_can_be_added_while_iterating", alone=True)
 def keys_counts_its_pages_of_a_thousand_at_the_start(Storage, Plugin):
-    """The number of pages is known before the first one is read."""
+    """The number of pages is computed before the first one is read."""
 
     @replace(Storage)
     def keys(old, self):
@@ -336,7 +336,7 @@ def keys_counts_its_pages_of_a_thousand_at_the_start(Storage, Plugin):
 
 @caught_by("test_keys_can_be_removed_while_iterating")
 def a_page_starts_at_a_key_that_is_looked_up(Storage, Plugin):
-    """The next page is what comes behind the last key, which has been removed meanwhile."""
+    """The next page starts after the last key, which has been removed meanwhile."""
 
     @replace(Storage)
     def keys(old, self):
@@ -350,7 +350,7 @@ def a_page_starts_at_a_key_that_is_looked_up(Storage, Plugin):
 
 @caught_by("test_values_can_be_replaced_while_iterating", alone=True)
 def pages_follow_the_time_of_the_last_change(Storage, Plugin):
-    """ORDER BY changed, in pages of a thousand: what is replaced in the loop comes again."""
+    """ORDER BY changed, in pages of a thousand: what the loop replaces comes again."""
     clock, times = itertools.count(1), {}
 
     @replace(Storage)
@@ -375,7 +375,7 @@ def pages_follow_the_time_of_the_last_change(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")
 def pages_follow_a_collation(Storage, Plugin):
-    """ORDER BY key and key > ?, in a collation that ignores case: only `=` compares bytes."""
+    """ORDER BY key and key > ?, in a collation that ignores case. Only `=` compares bytes."""
 
     @replace(Storage)
     def keys(old, self):
@@ -391,7 +391,7 @@ def pages_follow_a_collation(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each", alone=True)
 def keys_gives_the_first_ten_thousand(Storage, Plugin):
-    """Elasticsearch gives no more than index.max_result_window."""
+    """Elasticsearch returns no more than index.max_result_window."""
 
     @replace(Storage)
     def keys(old, self):
@@ -400,7 +400,7 @@ def keys_gives_the_first_ten_thousand(Storage, Plugin):
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")
 def keys_gives_the_first_megabyte(Storage, Plugin):
-    """A page of DynamoDB ends at 1 MB, and nobody looks at LastEvaluatedKey."""
+    """A page of DynamoDB ends at 1 MB, and nobody checks LastEvaluatedKey."""
 
     @replace(Storage)
     def keys(old, self):
@@ -414,7 +414,7 @@ def keys_gives_the_first_megabyte(Storage, Plugin):
 
 @caught_by("test_no_page_of_keys_shows_those_of_another_namespace", alone=True)
 def the_second_page_forgets_the_namespace(Storage, Plugin):
-    """WHERE namespace = ? is in the first query, and not in those of the next pages."""
+    """The first query has WHERE namespace = ?, but those of the next pages do not."""
     opened: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @replace(Plugin)
@@ -436,7 +436,7 @@ def the_second_page_forgets_the_namespace(Storage, Plugin):
 
 @caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way", alone=True)
 def loops_share_the_place_of_their_next_page(Storage, Plugin):
-    """The last key seen is a field of the storage."""
+    """The last key seen is an attribute of the storage."""
 
     @replace(Storage)
     def keys(old, self):
@@ -451,7 +451,7 @@ def loops_share_the_place_of_their_next_page(Storage, Plugin):
 
 @caught_by("test_loops_over_the_keys_do_not_get_into_each_others_way")
 def each_loop_holds_a_connection(Storage, Plugin):
-    """`with engine.connect()` around a `yield`; a pool has 5 connections, and 10 for a rush."""
+    """`with engine.connect()` around a `yield`, with a pool of 5 connections and 10 for peaks."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -472,7 +472,7 @@ def each_loop_holds_a_connection(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_ignore_case(Storage, Plugin):
-    """The default collation of MySQL, and the file names of macOS and Windows."""
+    """MySQL's default collation, or the file names of macOS and Windows."""
     change_keys(Storage, str.lower)
 
 
@@ -484,7 +484,7 @@ def keys_ignore_the_case_of_latin_letters(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_stripped(Storage, Plugin):
-    """Somebody wanted to be nice to users."""
+    """Someone wanted to be nice to users."""
     change_keys(Storage, str.strip)
 
 
@@ -496,13 +496,13 @@ def keys_lose_spaces_at_their_end(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_composed(Storage, Plugin):
-    """Unicode's NFC, as good manners have it, and as Apple's file system did."""
+    """Unicode's NFC, as is good practice, and as Apple's file system did."""
     change_keys(Storage, lambda key: unicodedata.normalize("NFC", key))
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_lose_their_accents(Storage, Plugin):
-    """A collation whose name ends in `_ai_ci`, seen from its `_ai`."""
+    """A collation whose name ends in `_ai_ci`; this is its `_ai`."""
 
     def bare(key):
         letters = unicodedata.normalize("NFD", key)
@@ -513,7 +513,7 @@ def keys_lose_their_accents(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_of_digits_become_numbers(Storage, Plugin):
-    """A key that looks like a number is made one, by YAML or by a column's affinity."""
+    """A key that looks like a number becomes one, through YAML or a column's affinity."""
     change_keys(Storage, lambda key: str(int(key)) if key.isdecimal() else key)
 
 
@@ -531,25 +531,25 @@ def keys_are_latin_1(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_drop_what_cannot_be_printed(Storage, Plugin):
-    """A clean-up against log injection."""
+    """A protection against log injection."""
     change_keys(Storage, lambda key: "".join(c for c in key if c.isprintable()))
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_have_their_line_breaks_translated(Storage, Plugin):
-    """A file that is opened as text turns CR LF into LF."""
+    """A file opened in text mode turns CR LF into LF."""
     change_keys(Storage, lambda key: key.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_paths(Storage, Plugin):
-    """Each key is a file, and the path is normalised."""
+    """Each key is a file, and the path is normalized."""
     change_keys(Storage, lambda key: os.path.normpath(key) if key else key)
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_unquoted(Storage, Plugin):
-    """A key goes into a URL unescaped, and the server unescapes it."""
+    """A key is put into a URL without escaping, and the server unescapes it."""
     from urllib.parse import unquote
 
     change_keys(Storage, unquote)
@@ -557,13 +557,13 @@ def keys_are_unquoted(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def the_empty_key_is_none(Storage, Plugin):
-    """Oracle takes the empty string for NULL, and the client says 'None'."""
+    """Oracle treats the empty string as NULL, and the client returns 'None'."""
     change_keys(Storage, lambda key: key or "None")
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart", alone=True)
 def remove_takes_its_key_for_a_pattern(Storage, Plugin):
-    """DELETE ... WHERE key LIKE ?, with a key that holds % or _."""
+    """DELETE ... WHERE key LIKE ?, and the key contains % or _."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -577,7 +577,7 @@ def remove_takes_its_key_for_a_pattern(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_come_in_a_csv_line(Storage, Plugin):
-    """An index row lists the keys with commas between them."""
+    """An index row lists the keys, separated by commas."""
 
     @replace(Storage)
     def keys(old, self):
@@ -586,7 +586,7 @@ def keys_come_in_a_csv_line(Storage, Plugin):
 
 @caught_by("test_a_key_is_held_to_the_letter_or_refused", alone=True)
 def keys_are_listed_by_their_first_255_characters(Storage, Plugin):
-    """Rows are found by a hash of the key; the key itself is in a VARCHAR(255) beside it."""
+    """Rows are found by a hash of the key. The key itself is in a VARCHAR(255) next to it."""
 
     @replace(Storage)
     def keys(old, self):
@@ -595,19 +595,19 @@ def keys_are_listed_by_their_first_255_characters(Storage, Plugin):
 
 @caught_by("test_a_key_is_held_to_the_letter_or_refused")
 def keys_are_cut_at_191_characters(Storage, Plugin):
-    """VARCHAR(191), as MySQL's old limit for utf8mb4 made everybody write, and no strict mode."""
+    """VARCHAR(191), because of MySQL's old limit for utf8mb4, without strict mode."""
     change_keys(Storage, lambda key: key[:191])
 
 
 @caught_by("test_a_key_is_held_to_the_letter_or_refused")
 def keys_are_cut_at_255_characters(Storage, Plugin):
-    """VARCHAR(255), and no strict mode."""
+    """VARCHAR(255), without strict mode."""
     change_keys(Storage, lambda key: key[:255])
 
 
 @caught_by("test_a_key_is_held_to_the_letter_or_refused")
 def keys_end_at_nul(Storage, Plugin):
-    """A library in C takes the key for a string that ends with NUL."""
+    """A C library treats the key as a string that ends with NUL."""
     change_keys(Storage, lambda key: key.partition("\0")[0])
 
 
@@ -619,7 +619,7 @@ def surrogates_become_question_marks(Storage, Plugin):
 
 @caught_by("test_a_key_is_held_to_the_letter_or_refused")
 def a_refused_key_is_stored_cut(Storage, Plugin):
-    """The error is raised from a warning of the database that comes after the insertion."""
+    """The error comes from a warning of the database after the insertion."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -647,7 +647,7 @@ def long_keys_are_told_apart_by_their_beginning(Storage, Plugin):
 
 @caught_by("test_a_key_is_refused_with_a_value_error", alone=True)
 def long_keys_are_refused_with_an_error_of_the_client(Storage, Plugin):
-    """The client's error for a key that is too long comes through, and nobody knows it."""
+    """The client's error for a key that is too long is passed on, and nobody knows it."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -672,13 +672,13 @@ def bytes_are_decoded(Storage, Plugin):
     "test_a_key_is_held_to_the_letter_or_refused", "test_hard_keys_are_told_apart_or_refused"
 )
 def keys_are_cut_at_65535_characters(Storage, Plugin):
-    """TEXT of MySQL, where it is not strict."""
+    """MySQL's TEXT, without strict mode."""
     change_keys(Storage, lambda key: key[:65_535])
 
 
 @caught_by("test_a_key_that_is_no_str_is_refused")
 def numbers_find_texts(Storage, Plugin):
-    """A column converts what it is compared with: 1 finds "1"."""
+    """A column converts the values that it is compared with: 1 finds "1"."""
     rename_keys(
         Storage, lambda _, key: str(key) if isinstance(key, (int, float)) else key, "get", "remove"
     )
@@ -686,7 +686,7 @@ def numbers_find_texts(Storage, Plugin):
 
 @caught_by("test_a_key_of_a_kind_of_str_is_its_text", alone=True)
 def keys_are_made_text_by_str(Storage, Plugin):
-    """`str(key)`: of a member of an enumeration it is "Name.LOW"."""
+    """`str(key)`: for a member of an enumeration, this is "Name.LOW"."""
     change_keys(Storage, lambda key: str(key) if isinstance(key, str) else key)
 
 
@@ -697,19 +697,19 @@ def only_plain_texts_are_keys(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         if type(key) is not str:
-            raise TypeError("a key of the storage is a str")
+            raise TypeError("a key must be a str")
         old(self, key, value)
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_found_by_their_crc32(Storage, Plugin):
-    """A column of 32 bits with the crc32 of the key, for a smaller index."""
+    """A 32-bit column with the crc32 of the key, for a smaller index."""
     find_by_digest(Storage, zlib.crc32)
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_found_by_their_adler32(Storage, Plugin):
-    """A name of a file that is the adler32 of the key."""
+    """A file name that is the adler32 of the key."""
     find_by_digest(Storage, zlib.adler32)
 
 
@@ -720,7 +720,7 @@ def keys_are_found_by_the_beginning_of_their_md5(Storage, Plugin):
 
 
 def find_by_digest(Storage: Any, digest: Callable[[bytes], Any]) -> None:
-    """Take a key for the first one of its namespace that has the same digest."""
+    """Treat a key as the first one of its namespace that has the same digest."""
     first: dict[Any, str] = {}
 
     def known(self, key):
@@ -740,19 +740,19 @@ def find_by_digest(Storage: Any, digest: Callable[[bytes], Any]) -> None:
 
 @caught_by("test_hard_keys_are_told_apart_or_refused")
 def keys_are_utf_16(Storage, Plugin):
-    """NVARCHAR: two surrogates are the letter that they make up."""
+    """NVARCHAR: two surrogates become the character that they encode."""
     encode_keys(Storage, "utf-16", "surrogatepass")
 
 
 @caught_by("test_hard_keys_are_told_apart_or_refused")
 def keys_are_names_of_files(Storage, Plugin):
-    """`os.fsencode`: surrogates stand for the bytes of a letter."""
+    """`os.fsencode`: surrogates become the bytes of a letter."""
     encode_keys(Storage, "utf-8", "surrogateescape")
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_with_two_underscores_are_its_own(Storage, Plugin):
-    """`__count__` and the like stand among the keys, and are left out of listings."""
+    """`__count__` and the like are stored among the keys, and left out of listings."""
 
     @replace(Storage)
     def keys(old, self):
@@ -761,13 +761,13 @@ def keys_with_two_underscores_are_its_own(Storage, Plugin):
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_that_end_in_tmp_are_its_own(Storage, Plugin):
-    """Values are written into a file beside the old one, which is renamed then."""
+    """Values are written to a file next to the old one, which is then renamed."""
 
     @replace(Storage)
     def keys(old, self):
         return (key for key in old(self) if not key.endswith((".tmp", ".lock", "~")))
 
 
-# By folder of the bot's data and namespace. In this module because Errbot executes storage.py anew
+# By folder of the bot's data and namespace. In this module because Errbot executes storage.py again
 # for every plugin instance, and this lives as long as the process.
 COUNTED: dict[tuple[str, str], int] = {}

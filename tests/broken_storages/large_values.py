@@ -1,4 +1,4 @@
-"""Storages that keep large values in parts, or have a limit."""
+"""Storages that store large values in parts, or have a limit."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ MEDIUM = 16 * MEGABYTE
 
 @caught_by("test_large_values_follow_each_other", alone=True)
 def parts_of_a_removed_value_stay(Storage, Plugin):
-    """`remove` removes the first part; parts are read until one is missing."""
+    """`remove` removes only the first part. Parts are read until one is missing."""
     left: dict[Any, bytes] = {}
 
     @replace(Storage)
@@ -30,7 +30,7 @@ def parts_of_a_removed_value_stay(Storage, Plugin):
 
 @caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader", alone=True)
 def parts_of_a_megabyte_are_replaced_one_by_one(Storage, Plugin):
-    """A row for each megabyte, under the number of the part: a reader meets old and new ones."""
+    """A row for each megabyte, with the number of the part: readers see old and new ones."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -47,7 +47,7 @@ def a_kill_comes_between_the_parts(Storage, Plugin):
 
 
 def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: float) -> None:
-    """Let a value begin as the new one and end as the old one for some time."""
+    """For some time, let a value begin like the new one and end like the old one."""
     if seconds and type(value) is bytes and len(value) > MEGABYTE:
         before = value_or_none(storage, key)
         if type(before) is bytes and len(before) > MEGABYTE:
@@ -58,7 +58,7 @@ def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: 
 
 @caught_by("test_a_value_of_tens_of_megabytes_comes_back_or_is_refused", alone=True)
 def values_are_cut_at_32_megabytes(Storage, Plugin):
-    """What a server takes at most, without a word of what it leaves out."""
+    """The server's maximum size, with no message about what it cuts off."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -111,7 +111,7 @@ def the_oldest_large_values_are_evicted(Storage, Plugin):
 
 @caught_by("test_large_values_of_each_kind_come_back", alone=True)
 def texts_have_a_column_of_their_own(Storage, Plugin):
-    """Bytes are in a LONGBLOB, and texts in a VARCHAR of a million characters."""
+    """Bytes are in a LONGBLOB, but texts in a VARCHAR of a million characters."""
 
     @replace(Storage)
     def _dump(old, self, key, value):

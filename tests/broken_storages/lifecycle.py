@@ -1,4 +1,4 @@
-"""Storages that forget when they are closed, opened again, or shared."""
+"""Storages that forget data when they are closed, reopened, or shared."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from broken_storages.support import caught_by, replace
 
 @caught_by("test_a_new_plugin_instance_finds_everything", alone=True)
 def odd_namespaces_are_numbered_as_they_are_opened(Storage, Plugin):
-    """A table for each namespace; which number an odd name has, only this process knows."""
+    """A table for each namespace. Only this process knows the number of an odd name."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -25,7 +25,7 @@ def odd_namespaces_are_numbered_as_they_are_opened(Storage, Plugin):
 
 @caught_by("test_closing_keeps_what_is_there", alone=True)
 def close_writes_back_what_was_set(Storage, Plugin):
-    """`close` syncs whatever was set and is small, also what has been removed since."""
+    """`close` writes all small values that were set, even those removed since."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -44,7 +44,7 @@ def close_writes_back_what_was_set(Storage, Plugin):
 
 @caught_by("test_a_second_opener_of_a_namespace_leaves_the_first_unharmed", alone=True)
 def close_writes_over_what_others_set(Storage, Plugin):
-    """`close` syncs whatever was set, also where another opener has set something newer."""
+    """`close` writes all values that were set, even if another opener has set newer ones."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -91,7 +91,7 @@ def the_last_opener_of_a_namespace_closes_the_connection(Storage, Plugin):
 
 @caught_by("test_a_second_opener_of_a_namespace_leaves_the_first_unharmed")
 def all_openers_share_one_storage(Storage, Plugin):
-    """`open` gives the same object to all who open a namespace, and the first `close` ends it."""
+    """`open` returns one object to all openers of a namespace, and the first `close` ends it."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -115,7 +115,7 @@ def all_openers_share_one_storage(Storage, Plugin):
 
 @caught_by("test_a_second_opener_of_a_namespace_leaves_the_first_unharmed")
 def a_second_opener_empties_the_namespace(Storage, Plugin):
-    """The lock of the first opener is taken for what a crash left, and cleaned up."""
+    """The first opener's lock is mistaken for what a crash left, and cleaned up."""
     opened: set[Any] = set()
 
     @replace(Plugin)
@@ -153,13 +153,13 @@ def connecting_drops_the_tables(Storage, Plugin):
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def all_is_written_when_the_storage_is_closed(Storage, Plugin):
-    """`sync()` of shelve, and its `writeback=True`."""
+    """shelve's `sync()` and `writeback=True`."""
     write_behind(Storage, only_replacing=False)
 
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def replaced_values_are_written_when_the_storage_is_closed(Storage, Plugin):
-    """Inserting commits, updating waits for the transaction to end."""
+    """INSERT commits, but UPDATE waits for the end of the transaction."""
     write_behind(Storage, only_replacing=True)
 
 
@@ -220,7 +220,7 @@ def write_behind(Storage: Any, only_replacing: bool) -> None:
 
 @caught_by("test_a_removal_is_done_when_it_returns")
 def removals_are_done_when_the_storage_is_closed(Storage, Plugin):
-    """DELETE waits for the transaction to end, of which the storage itself sees the inside."""
+    """DELETE waits for the end of the transaction, which only the storage itself can look into."""
     read, take = Storage.get, Storage.remove
 
     @replace(Storage)
@@ -257,7 +257,7 @@ def removals_are_done_when_the_storage_is_closed(Storage, Plugin):
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def reads_are_cached(Storage, Plugin):
-    """What was read once is answered from memory, whatever others have set since."""
+    """What was read once is answered from memory, no matter what others have set since."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -279,7 +279,7 @@ def reads_are_cached(Storage, Plugin):
 
 @caught_by("test_a_removal_is_done_when_it_returns", alone=True)
 def writes_are_cached(Storage, Plugin):
-    """A text that was set here is answered from memory, though another has removed it."""
+    """A text that was set here is answered from memory, even if someone else has removed it."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -306,13 +306,13 @@ def writes_are_cached(Storage, Plugin):
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def len_is_cached_until_the_next_own_change(Storage, Plugin):
-    """Counting takes time, so the count is kept until this storage changes something."""
+    """Counting takes time, so the count is cached until this storage changes something."""
     cache_until_own_change(Storage, "len", int)
 
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def keys_are_cached_until_the_next_own_change(Storage, Plugin):
-    """Listing takes time, so the list is kept until this storage changes something."""
+    """Listing takes time, so the list is cached until this storage changes something."""
     cache_until_own_change(Storage, "keys", list)
 
 
@@ -343,7 +343,7 @@ def cache_until_own_change(Storage: Any, name: str, keep: Callable[[Any], Any]) 
 
 @caught_by("test_a_set_is_done_when_it_returns")
 def large_values_are_cached(Storage, Plugin):
-    """Only what takes long to fetch is kept in memory."""
+    """Only values that take long to fetch are cached."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -369,7 +369,7 @@ def large_values_are_cached(Storage, Plugin):
 
 @caught_by("test_a_set_is_done_when_it_returns", alone=True)
 def what_was_missed_is_missing_until_it_is_set_here(Storage, Plugin):
-    """Misses of longer names are kept in memory, and forgotten by this storage's own `set`."""
+    """Misses of longer names are cached, and forgotten only by this storage's own `set`."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -391,7 +391,7 @@ def what_was_missed_is_missing_until_it_is_set_here(Storage, Plugin):
 
 @caught_by("test_a_value_is_stored_again_after_another_opener_replaced_it", alone=True)
 def what_was_written_last_is_not_written_again(Storage, Plugin):
-    """The text that this storage wrote last is kept: another one may have written since."""
+    """The text that this storage wrote last is cached, but others may have written since."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -408,7 +408,7 @@ def what_was_written_last_is_not_written_again(Storage, Plugin):
 
 @caught_by("test_a_bot_started_in_another_folder_finds_everything", alone=True)
 def the_file_is_where_the_bot_was_started(Storage, Plugin):
-    """`sqlite3.connect("errbot.db")`: a path that is relative to the working directory."""
+    """`sqlite3.connect("errbot.db")`: a path relative to the working directory."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):

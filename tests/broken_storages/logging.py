@@ -11,7 +11,7 @@ from broken_storages.support import caught_by, log, replace
 
 @caught_by("test_no_value_stands_in_the_log")
 def values_are_logged(Storage, Plugin):
-    """A line for debugging that stayed."""
+    """A forgotten debugging line."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -21,7 +21,7 @@ def values_are_logged(Storage, Plugin):
 
 @caught_by("test_no_value_stands_in_the_log")
 def what_cannot_be_unpickled_is_logged(Storage, Plugin):
-    """An error is logged with all that could help, and so with the value."""
+    """An error is logged with everything that could help, including the value."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -34,7 +34,7 @@ def what_cannot_be_unpickled_is_logged(Storage, Plugin):
 
 @caught_by("test_no_value_stands_in_the_log", alone=True)
 def values_are_printed(Storage, Plugin):
-    """`print`, for want of a debugger, into the log of the service: of dicts, as settings are."""
+    """`print` instead of a debugger, for dicts, such as settings. It goes to the service's log."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -45,7 +45,7 @@ def values_are_printed(Storage, Plugin):
 
 @caught_by("test_no_value_stands_in_the_log")
 def warnings_show_the_value(Storage, Plugin):
-    """A warning of large values, with the beginning of the value."""
+    """A warning about large values, with the beginning of the value."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -68,7 +68,7 @@ def errors_of_set_show_the_value(Storage, Plugin):
 
 @caught_by("test_no_value_stands_in_an_error", alone=True)
 def errors_of_get_show_the_data(Storage, Plugin):
-    """What cannot be unpickled is shown, so that somebody can look what it is."""
+    """Values that cannot be unpickled are shown, so that someone can look at them."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -82,6 +82,6 @@ def errors_of_get_show_the_data(Storage, Plugin):
 
 @caught_by("test_no_frame_of_an_error_of_get_shows_a_value", alone=True)
 def a_frame_of_get_holds_the_data(Storage, Plugin):
-    """A local of the function that raises, which Errbot sends to Sentry."""
+    """A local variable of the function that raises, which Errbot sends to Sentry."""
     load = Storage._load
     Storage._load = lambda self, key, data: load(self, key, data)

@@ -1,4 +1,4 @@
-"""Storages that get slower, or larger, with all that was ever done in them."""
+"""Storages that get slower or larger with everything that was ever done in them."""
 
 import itertools
 import os
@@ -8,7 +8,7 @@ from broken_storages.support import caught_by, know_place, replace
 
 @caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)
 def each_page_is_a_generator_inside_of_the_one_before(Storage, Plugin):
-    """A page is given, and then, by recursion, those that follow it."""
+    """A page is yielded, and then, by recursion, those that follow it."""
 
     def page(rows, start):
         yield from rows[start : start + 200]
@@ -22,7 +22,7 @@ def each_page_is_a_generator_inside_of_the_one_before(Storage, Plugin):
 
 @caught_by("test_the_first_key_is_cheap_whatever_was_removed_before", alone=True)
 def removed_keys_are_gone_through(Storage, Plugin):
-    """A removed row is marked, and each listing goes by all that are marked."""
+    """A removed row is only marked, and each listing steps over all marked rows."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -38,7 +38,7 @@ def removed_keys_are_gone_through(Storage, Plugin):
 
 @caught_by("test_seventy_thousand_keys_are_all_there", thorough=True, alone=True)
 def keys_gives_the_first_fifty_thousand(Storage, Plugin):
-    """A limit of rows, which nobody is thought to reach."""
+    """A limit of rows that supposedly nobody reaches."""
 
     @replace(Storage)
     def keys(old, self):
@@ -47,7 +47,7 @@ def keys_gives_the_first_fifty_thousand(Storage, Plugin):
 
 @caught_by("test_a_key_can_be_set_any_number_of_times", alone=True)
 def get_goes_through_all_that_was_set(Storage, Plugin):
-    """A log of changes, from which `get` works out what is there now."""
+    """A log of changes, from which `get` computes the current state."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -63,7 +63,7 @@ def get_goes_through_all_that_was_set(Storage, Plugin):
 
 @caught_by("test_a_key_can_be_set_any_number_of_times", thorough=True)
 def versions_have_sixteen_bits(Storage, Plugin):
-    """Each value has a version, in a column for small numbers."""
+    """Each value has a version, in a column for small integers."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -76,7 +76,7 @@ def versions_have_sixteen_bits(Storage, Plugin):
 
 @caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory", alone=True)
 def all_that_was_set_is_kept_in_memory(Storage, Plugin):
-    """A history, so that something can be undone."""
+    """A history for undo."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -86,7 +86,7 @@ def all_that_was_set_is_kept_in_memory(Storage, Plugin):
 
 @caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
 def all_that_was_missed_is_kept_in_memory(Storage, Plugin):
-    """Each key that somebody asked for is remembered, to see what is asked for in vain."""
+    """Each key that someone asked for is remembered, to see which ones are requested in vain."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -99,7 +99,7 @@ def all_that_was_missed_is_kept_in_memory(Storage, Plugin):
 
 @caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk", alone=True)
 def a_journal_is_never_cut(Storage, Plugin):
-    """Each change is appended to a file, which nothing makes shorter."""
+    """Each change is appended to a file that is never shortened."""
     know_place(Plugin)
 
     @replace(Storage)

@@ -1,4 +1,4 @@
-"""Storages that do not serve as the mapping that plugins use."""
+"""Storages that do not work as the mapping that plugins use."""
 
 import threading
 from functools import wraps
@@ -8,7 +8,7 @@ from broken_storages.support import caught_by, replace
 
 @caught_by("test_a_storage_serves_as_a_mapping", alone=True)
 def the_last_miss_is_remembered(Storage, Plugin):
-    """`in` is a whole `get`, and another one follows: the last miss is kept until then."""
+    """`in` is a complete `get`, followed by another one, so the last miss is cached until then."""
     last = "_key_of_the_last_miss"
 
     @replace(Storage)
@@ -36,7 +36,7 @@ def the_last_miss_is_remembered(Storage, Plugin):
 
 @caught_by("test_clear_empties_the_namespace", alone=True)
 def a_loop_that_is_left_keeps_its_cursor(Storage, Plugin):
-    """A cursor is closed at the end of its rows only, and the server allows 900 of them."""
+    """A cursor is closed only at the end of its rows, and the server allows 900 of them."""
 
     @replace(Storage)
     def keys(old, self):
@@ -53,7 +53,7 @@ def a_loop_that_is_left_keeps_its_cursor(Storage, Plugin):
 
 @caught_by("test_mutable_saves_what_was_changed", alone=True)
 def an_object_that_was_got_is_not_written_again(Storage, Plugin):
-    """`set` saves the work where it is given the very object that `get` gave last."""
+    """`set` skips the work if it gets the same object that `get` returned last."""
 
     @replace(Storage)
     def get(old, self, key):

@@ -1,4 +1,4 @@
-"""Storages that mix up namespaces, or that need something of their own for each."""
+"""Storages that mix up namespaces, or use up a resource for each."""
 
 import fnmatch
 import itertools
@@ -14,7 +14,7 @@ from broken_storages.support import caught_by, rename_keys, replace
 
 
 def rename_namespaces(Plugin: Any, rename: Callable[[str], str]) -> None:
-    """Open another namespace instead of each."""
+    """Open a different namespace instead of each one."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -24,7 +24,7 @@ def rename_namespaces(Plugin: Any, rename: Callable[[str], str]) -> None:
 def keep_all_in_one_namespace(
     Storage: Any, Plugin: Any, separator: str, belongs: Callable[[str, str], bool]
 ) -> None:
-    """Glue the namespace to the key, and tell by the glued key what belongs to a namespace."""
+    """Join namespace and key, and use the joined key to decide what belongs to a namespace."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -43,7 +43,7 @@ def keep_all_in_one_namespace(
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together")
 def namespace_and_key_are_glued_with_a_colon(Storage, Plugin):
-    """`f"{namespace}:{key}"`, as the manuals of Redis show it."""
+    """`f"{namespace}:{key}"`, as Redis manuals show it."""
     keep_all_in_one_namespace(Storage, Plugin, ":", str.startswith)
 
 
@@ -55,13 +55,13 @@ def namespace_and_key_are_glued_with_an_underscore(Storage, Plugin):
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together")
 def namespace_and_key_are_glued_with_an_odd_character(Storage, Plugin):
-    """ASCII has a character for it, the unit separator, which nobody ever types."""
+    """ASCII's unit separator, which nobody ever types."""
     keep_all_in_one_namespace(Storage, Plugin, "\x1f", str.startswith)
 
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def keys_asks_for_a_pattern_with_an_unescaped_namespace(Storage, Plugin):
-    """`KEYS namespace:*` of Redis, where [, ? and * of the namespace are part of the pattern."""
+    """`KEYS namespace:*` of Redis: [, ? and * in the namespace are part of the pattern."""
     keep_all_in_one_namespace(
         Storage, Plugin, ":", lambda key, prefix: fnmatch.fnmatchcase(key, prefix + "*")
     )
@@ -69,7 +69,7 @@ def keys_asks_for_a_pattern_with_an_unescaped_namespace(Storage, Plugin):
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def keys_asks_for_like_with_an_unescaped_namespace(Storage, Plugin):
-    """`LIKE 'namespace/%'`, where _ and % of the namespace are part of the pattern."""
+    """`LIKE 'namespace/%'`: _ and % in the namespace are part of the pattern."""
 
     def like(key, prefix):
         pattern = re.escape(prefix).replace("%", ".*").replace("_", ".") + ".*"
@@ -80,31 +80,31 @@ def keys_asks_for_like_with_an_unescaped_namespace(Storage, Plugin):
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart", alone=True)
 def namespaces_ignore_case(Storage, Plugin):
-    """Names of tables are folded to lower case."""
+    """Table names are folded to lower case."""
     rename_namespaces(Plugin, str.lower)
 
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def namespaces_are_made_identifiers(Storage, Plugin):
-    """Whatever cannot stand in the name of a table becomes an underscore."""
+    """Characters not allowed in a table name become underscores."""
     rename_namespaces(Plugin, lambda namespace: re.sub(r"\W", "_", namespace))
 
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def namespaces_are_ascii(Storage, Plugin):
-    """Only names beyond ASCII are changed: the others were tested."""
+    """Only non-ASCII names are changed: the others were tested."""
     rename_namespaces(Plugin, lambda name: name.encode("ascii", "ignore").decode() or name)
 
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def namespaces_are_cut_at_63_characters(Storage, Plugin):
-    """PostgreSQL cuts the names of tables, with a notice that nobody reads."""
+    """PostgreSQL cuts table names, with a notice that nobody reads."""
     rename_namespaces(Plugin, lambda namespace: namespace[:63])
 
 
 @caught_by("test_namespaces_that_look_alike_are_told_apart")
 def all_namespaces_are_one(Storage, Plugin):
-    """The namespace was to be added later."""
+    """Someone meant to add the namespace later."""
     rename_namespaces(Plugin, lambda _: "everything")
 
 
@@ -143,7 +143,7 @@ def a_key_that_is_missing_here_is_removed_elsewhere(Storage, Plugin):
 
 @caught_by("test_any_name_can_be_a_namespace", alone=True)
 def namespaces_are_quoted_only_where_they_look_odd(Storage, Plugin):
-    """A name of letters needs no quotes in SQL, except where it is a word of SQL."""
+    """A name of letters needs no quotes in SQL, unless it is a keyword."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -154,7 +154,7 @@ def namespaces_are_quoted_only_where_they_look_odd(Storage, Plugin):
 
 @caught_by("test_any_name_can_be_a_namespace")
 def the_namespace_is_a_row_among_its_keys(Storage, Plugin):
-    """A row with the name of the namespace says that there is one, and is left out of listings."""
+    """A row with the name of the namespace marks its existence, and is left out of listings."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -184,7 +184,7 @@ def long_names_are_refused_with_an_error_of_the_file_system(Storage, Plugin):
 
 @caught_by("test_hundreds_of_namespaces_leak_nothing", alone=True)
 def each_namespace_leaks_a_connection(Storage, Plugin):
-    """`open` connects, and `close` leaves the connection to the plugin."""
+    """`open` connects, but `close` leaves the connection to the plugin."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -194,7 +194,7 @@ def each_namespace_leaks_a_connection(Storage, Plugin):
 
 @caught_by("test_hundreds_of_namespaces_can_be_open_at_once", alone=True)
 def only_some_namespaces_can_be_open(Storage, Plugin):
-    """Each open namespace holds a connection of a pool of 100."""
+    """Each open namespace holds one of a pool's 100 connections."""
     count = itertools.count()
 
     @replace(Plugin)
@@ -214,7 +214,7 @@ def only_some_namespaces_can_be_open(Storage, Plugin):
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together", alone=True)
 def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
-    """ "namespace=key", as in a query string; beside it a list of the keys of each namespace."""
+    """ "namespace=key", as in a query string, and a list of the keys of each namespace."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -242,25 +242,25 @@ def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together")
 def namespace_and_key_are_glued_with_nul(Storage, Plugin):
-    """A character that no key holds, it is thought."""
+    """A character that supposedly no key contains."""
     keep_all_in_one_namespace(Storage, Plugin, "\0", str.startswith)
 
 
 @caught_by("test_hard_names_of_namespaces_are_told_apart_or_refused")
 def namespaces_are_cut_at_255_characters(Storage, Plugin):
-    """VARCHAR(255), where the server cuts without a word."""
+    """VARCHAR(255), silently cut by the server."""
     rename_namespaces(Plugin, lambda namespace: namespace[:255])
 
 
 @caught_by("test_hard_names_of_namespaces_are_told_apart_or_refused", alone=True)
 def namespaces_lose_what_is_no_text(Storage, Plugin):
-    """`namespace.encode("utf-8", "replace")`, and no NUL in a name."""
+    """`namespace.encode("utf-8", "replace")`, and NUL is removed from names."""
     rename_namespaces(Plugin, lambda name: re.sub("[\0\ud800-\udfff]", "?", name))
 
 
 @caught_by("test_hundreds_of_namespaces_leak_nothing")
 def each_namespace_leaks_a_thread(Storage, Plugin):
-    """A heartbeat for each open namespace, which `close` forgets."""
+    """A heartbeat for each open namespace, which `close` does not stop."""
     end = threading.Event()
 
     @replace(Plugin)

@@ -1,4 +1,4 @@
-"""Storages in which one plugin gets into another's way."""
+"""Storages in which plugins disturb each other."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ from broken_storages.support import caught_by, know_place, know_plugin, replace
 
 @caught_by("test_what_another_plugin_does_changes_nothing_here", alone=True)
 def a_set_that_fails_rolls_back_another_plugin(Storage, Plugin):
-    """One transaction for all namespaces, which the next `set` of whichever commits."""
+    """One transaction for all namespaces, which the next `set` of any plugin commits."""
     know_plugin(Plugin)
     take_away = Storage.remove
 
@@ -30,7 +30,7 @@ def a_set_that_fails_rolls_back_another_plugin(Storage, Plugin):
 
 @caught_by("test_plugins_that_work_at_once_do_not_see_each_other", alone=True)
 def get_selects_its_namespace_before(Storage, Plugin):
-    """SELECT of Redis, or USE of MySQL, and then the query: another thread may come between."""
+    """Redis's SELECT or MySQL's USE, then the query. Another thread may come between them."""
     know_plugin(Plugin)
 
     @replace(Storage)
@@ -43,7 +43,7 @@ def get_selects_its_namespace_before(Storage, Plugin):
 
 @caught_by("test_plugins_that_work_at_once_do_not_see_each_other", alone=True)
 def two_threads_create_one_table(Storage, Plugin):
-    """The first `open` looks whether there is a table for all namespaces, and then creates it."""
+    """The first `open` checks whether the table for all namespaces exists, then creates it."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -57,7 +57,7 @@ def two_threads_create_one_table(Storage, Plugin):
 
 @caught_by("test_looking_into_an_unknown_namespace_changes_nothing", alone=True)
 def a_new_bot_sets_up_the_database(Storage, Plugin):
-    """The first namespace that a bot opens is empty: so the database is new, and is set up."""
+    """The first namespace that a bot opens is empty, so the database seems new and is set up."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -78,7 +78,7 @@ DROPPED: dict[Any, int] = {}
 
 @caught_by("test_an_emptied_namespace_goes_on_for_all_who_have_it_open", alone=True)
 def close_drops_a_table_that_it_has_emptied(Storage, Plugin):
-    """DROP TABLE, so that no empty one is left; others have statements prepared for it."""
+    """DROP TABLE, so that no empty one is left, but others have prepared statements for it."""
     know_place(Plugin)
 
     @replace(Plugin)
@@ -107,7 +107,7 @@ def close_drops_a_table_that_it_has_emptied(Storage, Plugin):
 
 @caught_by("test_a_name_that_is_refused_harms_no_other", alone=True)
 def a_key_that_is_refused_keeps_the_transaction_open(Storage, Plugin):
-    """The database refuses the key, and the transaction of all waits for a rollback."""
+    """The database refuses the key, and the shared transaction waits for a rollback."""
     know_plugin(Plugin)
 
     @replace(Storage)
@@ -123,7 +123,7 @@ def a_key_that_is_refused_keeps_the_transaction_open(Storage, Plugin):
 
 @caught_by("test_names_that_a_database_uses_itself_are_namespaces_like_any_other", alone=True)
 def the_list_of_namespaces_is_a_namespace(Storage, Plugin):
-    """Which namespaces there are is kept in one of them."""
+    """The list of namespaces is kept in one of them."""
 
     @replace(Plugin)
     def open(old, self, namespace):

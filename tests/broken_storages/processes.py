@@ -1,4 +1,4 @@
-"""Storages that other processes do not see. They need data that outlive the process."""
+"""Storages whose data other processes do not see. They need data that outlive the process."""
 
 import atexit
 import itertools
@@ -16,18 +16,18 @@ from broken_storages.support import caught_by, keep_what_is_read_often, know_pla
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
 def all_is_written_when_a_storage_is_closed(Storage, Plugin):
-    """Writes are gathered for the whole process, and nobody closes where a bot is killed."""
+    """Writes are buffered for the whole process, but nobody closes the storage of a killed bot."""
     gather_writes(Storage, Plugin)
 
 
 @caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True, alone=True)
 def what_a_process_makes_is_temporary(Storage, Plugin):
-    """The database is a temporary file, removed when the process that made it ends."""
+    """The database is a temporary file, removed when the process that created it ends."""
 
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        # Only in the process of this test: others look at what is left as well.
+        # Only in the process of this test, because others look at what is left, too.
         if not storage.len() and sys.argv[-1] == "write":
             atexit.register(remove_all, storage)
         return storage
@@ -39,7 +39,7 @@ def what_a_process_makes_is_temporary(Storage, Plugin):
     alone=True,
 )
 def namespaces_that_nobody_opened_are_removed_at_the_end(Storage, Plugin):
-    """Of plugins that were uninstalled, as it seems: and of those that Errbot has not loaded."""
+    """They seem to belong to uninstalled plugins, but Errbot may just not have loaded those yet."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -65,26 +65,26 @@ def remove_all(storage: Any) -> None:
 
 @caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
 def all_is_written_when_python_ends_in_peace(Storage, Plugin):
-    """`atexit` writes what was gathered; until then no other process sees it."""
+    """`atexit` writes what was buffered. Until then, no other process sees it."""
     gather_writes(Storage, Plugin, at_exit=True)
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True, alone=True)
 def writes_are_done_a_moment_later(Storage, Plugin):
-    """What is set is written at most five sets later: these are what a kill loses."""
+    """A value is written at most five sets later, so a kill loses the last ones."""
     lag_behind(Storage, "set", "write-many", 5)
 
 
 @caught_by("test_a_killed_process_has_undone_no_removal", outlives_process=True, alone=True)
 def removals_are_done_a_moment_later(Storage, Plugin):
-    """What is removed is removed at most three removals later: these are what a kill undoes."""
+    """A removal is done at most three removals later, so a kill undoes the last ones."""
     lag_behind(Storage, "remove", "remove-many", 3)
 
 
 def lag_behind(Storage: Any, name: str, task: str, most: int) -> None:
-    """Put off the last operations of a process that does nothing else until it is killed.
+    """Delay the last operations of a process that does nothing else until it is killed.
 
-    Only in the process of one test: what any other one does next would have to wait for them.
+    Only in the process of one test, because any other would have to wait for them.
     """
 
     old = getattr(Storage, name)
@@ -101,11 +101,11 @@ def lag_behind(Storage: Any, name: str, task: str, most: int) -> None:
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
 def writes_are_done_in_batches(Storage, Plugin):
-    """Fifty writes are gathered to be faster, and a kill loses them."""
+    """Fifty writes are buffered for speed, and a kill loses them."""
     gather_writes(Storage, Plugin, when_full=50)
 
 
-# By folder of the bot's data and namespace. In this module because Errbot executes storage.py anew
+# By folder of the bot's data and namespace. In this module because Errbot executes storage.py again
 # for every plugin instance, and these live as long as the process.
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 
@@ -119,7 +119,7 @@ READING = threading.Lock()
 
 
 def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
-    """Keep writes in memory that all storages of this process share, until one lists or closes."""
+    """Buffer writes in memory shared by all storages of this process, until one lists or closes."""
     write, dump = Storage.set, Storage._dump
     know_place(Plugin)
 
@@ -131,7 +131,7 @@ def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: i
                 write(self, key, mine.pop(key))
 
     def flush_late(self):
-        with suppress(Exception):  # of a database that is gone since
+        with suppress(Exception):  # of a database that no longer exists
             flush(self)
 
     def flush_first(old):
@@ -210,13 +210,13 @@ def a_process_reads_from_its_memory(Storage, Plugin):
 
 @caught_by("test_processes_start_and_write_at_once", outlives_process=True, alone=True)
 def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
-    """A write takes the lock of the database, or fails at once."""
+    """A write takes the database's lock, or fails at once."""
     know_place(Plugin)
 
     @replace(Storage)
     def set(old, self, key, value):
         path = os.path.join(self.place[0], f"{os.getppid()}.lock")
-        if "write-at-once" not in sys.argv:  # Interrupts and forks are other tests' matter.
+        if "write-at-once" not in sys.argv:  # Other tests check interrupts and forks.
             return old(self, key, value)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL))
@@ -233,11 +233,11 @@ def a_lock_of_another_process_is_not_waited_for(Storage, Plugin):
     "test_a_killed_process_has_lost_no_value_that_it_replaced", outlives_process=True, alone=True
 )
 def replaced_values_wait_for_the_next_sets(Storage, Plugin):
-    """New keys are written at once; a value that replaces another one waits for company."""
+    """New keys are written at once, but replaced values are buffered."""
 
     @replace(Storage)
     def set(old, self, key, value):
-        if sys.argv[-1] != "replace-many":  # Others look at what is set as well.
+        if sys.argv[-1] != "replace-many":  # Others look at what is set, too.
             old(self, key, value)
             return
         waiting = self.__dict__.setdefault("waiting", {})
@@ -266,7 +266,7 @@ def a_value_is_removed_before_it_is_replaced(Storage, Plugin):
 
 @caught_by("test_every_value_comes_back_from_another_process", outlives_process=True, alone=True)
 def tuples_are_tuples_in_the_process_that_set_them(Storage, Plugin):
-    """JSON in the database, and beside it, for the whole process, the objects that were given."""
+    """JSON in the database, and for the whole process the original objects in memory."""
     know_place(Plugin)
 
     @replace(Storage)
@@ -287,7 +287,7 @@ def tuples_are_tuples_in_the_process_that_set_them(Storage, Plugin):
 
 @caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True, alone=True)
 def a_process_keeps_what_it_reads_often(Storage, Plugin):
-    """What this process reads often it answers from memory, until it is set in this process."""
+    """This process answers from memory what it reads often, until it sets the key itself."""
     know_place(Plugin)
     keep_what_is_read_often(Storage, lambda self: OFTEN.setdefault(self.place, {}))
 

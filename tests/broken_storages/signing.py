@@ -1,4 +1,4 @@
-"""Storages that take values which somebody planted, and those that refuse their own."""
+"""Storages that accept planted values, or refuse their own."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from broken_storages.support import caught_by, config_class, log, replace
 
 @caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
 def unsigned_values_are_taken(Storage, Plugin):
-    """So that signing can be switched on without moving the data: an attacker signs nothing."""
+    """So that signing can be enabled without moving the data, but attackers do not sign either."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -31,7 +31,7 @@ def unsigned_values_are_taken(Storage, Plugin):
     "test_a_value_signed_with_another_key_is_refused",
 )
 def values_are_unpickled_before_the_signature_is_checked(Storage, Plugin):
-    """The signature was put inside of what is pickled."""
+    """The signature is inside the pickle."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -41,7 +41,7 @@ def values_are_unpickled_before_the_signature_is_checked(Storage, Plugin):
 
 
 def sign_for(Storage: Any, place: Callable[[str, str], str]) -> None:
-    """Sign values for another place than namespace and key, told apart."""
+    """Sign values for another place than namespace and key."""
 
     @replace(Storage)
     def signer(old, self, key):
@@ -52,7 +52,7 @@ def sign_for(Storage: Any, place: Callable[[str, str], str]) -> None:
 
 @caught_by("test_a_value_moved_to_another_place_is_refused")
 def signatures_hold_for_every_key(Storage, Plugin):
-    """The value is signed, and nothing says where it belongs."""
+    """The value is signed, but without saying where it belongs."""
     sign_for(Storage, lambda namespace, key: "storage")
 
 
@@ -86,7 +86,7 @@ def only_the_last_signing_key_counts(Storage, Plugin):
 
 @caught_by("test_what_is_no_signing_key_is_refused")
 def short_signing_keys_are_filled_up(Storage, Plugin):
-    """So that nobody has to think of a long one: `key.ljust(16)`."""
+    """So that nobody needs to think of a long one: `key.ljust(16)`."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -98,7 +98,7 @@ def short_signing_keys_are_filled_up(Storage, Plugin):
 
 @caught_by("test_a_signing_key_of_sixteen_characters_is_taken")
 def signing_keys_have_more_than_sixteen_characters(Storage, Plugin):
-    """`len(key) <= 16`, where `<` was meant."""
+    """`len(key) <= 16` instead of `<`."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -121,7 +121,7 @@ def an_empty_signing_key_switches_signing_off(Storage, Plugin):
 
 @caught_by("test_a_signed_value_comes_back")
 def a_shorter_value_leaves_the_end_of_the_longer(Storage, Plugin):
-    """The new bytes are written over the old ones, and nothing cuts off the rest."""
+    """The new bytes overwrite the old ones, and nothing cuts off the rest."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -132,7 +132,7 @@ def a_shorter_value_leaves_the_end_of_the_longer(Storage, Plugin):
 
 @caught_by("test_a_signed_falsy_value_comes_back")
 def falsy_values_are_not_signed(Storage, Plugin):
-    """`if value:`, where nothing to sign was meant."""
+    """`if value:`, to check whether there is anything to sign."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -141,7 +141,7 @@ def falsy_values_are_not_signed(Storage, Plugin):
 
 @caught_by("test_a_changed_value_is_refused")
 def only_the_beginning_is_signed(Storage, Plugin):
-    """Signing a large value takes time, and so the end of it is left out."""
+    """Signing a large value takes time, so its end is left out."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -170,7 +170,7 @@ def only_the_beginning_is_signed(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_unpickled_is_a_clear_error")
 def errors_of_pickle_come_through(Storage, Plugin):
-    """The error says neither which key it was, nor in which namespace."""
+    """The error names neither the key nor the namespace."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -179,7 +179,7 @@ def errors_of_pickle_come_through(Storage, Plugin):
 
 @caught_by("test_an_error_names_what_is_gone")
 def an_error_says_that_something_is_wrong(Storage, Plugin):
-    """Which class could not be found stands in the error behind it, which nobody sees."""
+    """The missing class is named only in the original error, which nobody sees."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -195,7 +195,7 @@ def an_error_says_that_something_is_wrong(Storage, Plugin):
     "test_a_pickle_followed_by_other_bytes_is_refused",
 )
 def what_follows_a_pickle_is_ignored(Storage, Plugin):
-    """`pickle.loads` reads to the end of the pickle, and a signature stands behind it."""
+    """`pickle.loads` reads only to the end of the pickle, and the signature comes after it."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -224,13 +224,13 @@ def a_signing_key_is_taken_for_a_list_of_letters(Storage, Plugin):
 
 @caught_by("test_every_key_of_the_list_counts_and_the_last_one_signs")
 def only_the_last_two_signing_keys_count(Storage, Plugin):
-    """An old one and a new one, it is thought."""
+    """An old one and a new one should be enough."""
     change_signing_keys(Plugin, lambda keys: keys[-2:])
 
 
 @caught_by("test_every_key_of_the_list_counts_and_the_last_one_signs")
 def signing_keys_are_sorted(Storage, Plugin):
-    """Without duplicates, and without the order that says which one signs."""
+    """Without duplicates, but also without the order that says which one signs."""
     change_signing_keys(Plugin, lambda keys: sorted(set(keys), reverse=True))
 
 
@@ -242,12 +242,12 @@ def signing_keys_are_cut(Storage, Plugin):
 
 @caught_by("test_signing_keys_are_told_apart_to_the_letter")
 def signing_keys_are_stripped(Storage, Plugin):
-    """A file that the key was read from ends with a line break."""
+    """A file from which the key was read ends with a line break."""
     change_signing_keys(Plugin, lambda keys: [key.strip() for key in keys])
 
 
 def change_signing_keys(Plugin: Any, change: Callable[[list[str]], list[str]]) -> None:
-    """Sign with other keys than STORAGE_CONFIG says."""
+    """Sign with other keys than those in STORAGE_CONFIG."""
     Config = config_class(Plugin)
     old = Config.signing_keys
 
@@ -274,7 +274,7 @@ def large_values_are_not_signed(Storage, Plugin):
 
 @caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
 def harmless_values_need_no_signature(Storage, Plugin):
-    """Texts and numbers run no code, so that they may be read before they are signed."""
+    """Texts and numbers run no code, so they are accepted without a signature."""
 
     class Plain(pickle.Unpickler):
         def find_class(self, module, name):
@@ -293,7 +293,7 @@ def harmless_values_need_no_signature(Storage, Plugin):
 
 @caught_by("test_a_value_moved_to_another_place_is_refused")
 def what_was_checked_once_is_trusted(Storage, Plugin):
-    """Checking takes time, so that what was found good is good, wherever it stands."""
+    """Checking takes time, so a value that was valid once is valid everywhere."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -305,7 +305,7 @@ def what_was_checked_once_is_trusted(Storage, Plugin):
         return value
 
 
-# In this module because Errbot executes storage.py anew for every plugin instance.
+# In this module because Errbot executes storage.py again for every plugin instance.
 CHECKED: set[tuple[tuple[SecretStr, ...], bytes]] = set()
 
 
@@ -327,13 +327,13 @@ def signatures_are_for_ascii(Storage, Plugin):
 
 @caught_by("test_a_value_moved_to_another_place_is_refused")
 def signatures_glue_namespace_and_key_with_a_slash(Storage, Plugin):
-    """f"{namespace}/{key}" is that of another place, too."""
+    """f"{namespace}/{key}" is ambiguous."""
     sign_for(Storage, lambda namespace, key: f"{namespace}/{key}")
 
 
 @caught_by("test_signing_keys_are_told_apart_to_the_letter")
 def what_is_refused_is_removed(Storage, Plugin):
-    """What was planted is deleted: who gives a wrong signing_key loses everything."""
+    """Planted values are deleted, so a wrong signing_key loses everything."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -348,7 +348,7 @@ def what_is_refused_is_removed(Storage, Plugin):
 
 @caught_by("test_an_unsigned_value_is_refused_and_not_unpickled")
 def refused_values_are_logged(Storage, Plugin):
-    """So that somebody can look what it was."""
+    """So that someone can look at them."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -362,7 +362,7 @@ def refused_values_are_logged(Storage, Plugin):
 
 @caught_by("test_a_signature_is_checked_at_each_get")
 def a_signature_is_checked_once(Storage, Plugin):
-    """A key whose value was right is not checked again: that takes time."""
+    """A key whose value was valid is not checked again, because that takes time."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -376,7 +376,7 @@ def a_signature_is_checked_once(Storage, Plugin):
 
 @caught_by("test_a_signature_is_checked_at_each_get")
 def what_errbot_stores_is_trusted(Storage, Plugin):
-    """The namespaces of Errbot itself, which are read so often."""
+    """Errbot's own namespaces, because they are read so often."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -387,14 +387,14 @@ def what_errbot_stores_is_trusted(Storage, Plugin):
 
 @caught_by("test_a_signature_is_checked_at_each_get")
 def a_refused_value_is_shown_to_sentry(Storage, Plugin):
-    """A local of the frame that refuses it."""
+    """A local variable of the frame that refuses it."""
     load = Storage._load
     Storage._load = lambda self, key, data: load(self, key, data)
 
 
 @caught_by("test_what_is_refused_is_refused_under_python_o")
 def signatures_are_checked_by_an_assertion(Storage, Plugin):
-    """Which `python -O` leaves out."""
+    """`python -O` leaves it out."""
 
     @replace(Storage)
     def _load(old, self, key, data):

@@ -1,4 +1,4 @@
-"""How a storage is broken: what the files beside this one share."""
+"""How storages are broken: what the files next to this one share."""
 
 import inspect
 import logging
@@ -16,13 +16,13 @@ class Broken(NamedTuple):
     break_it: Callable[[Any, Any], None]
     caught_by: frozenset[str]
     alone: bool
-    """Whether no other test of the contract may catch it: so that this one is needed."""
+    """Whether only this test of the contract may catch it, which shows that the test is needed."""
     outlives_process: bool
-    """Whether it can only be seen where the data outlive the process."""
+    """Whether it is visible only if the data outlive the process."""
     thorough: bool
-    """Whether it can only be seen with `-m thorough`."""
+    """Whether it is visible only with `-m thorough`."""
     connects: bool
-    """Whether it can only be seen where the plugin connects to a server: it is one for Redis."""
+    """Whether it is visible only if the plugin connects to a server. It is for Redis then."""
 
 
 BROKEN: dict[str, Broken] = {}
@@ -47,7 +47,7 @@ def caught_by(
 
 
 def replace(owner: Any) -> Any:
-    """Replace the method of a class by the function of its name, which gets the old one first.
+    """Replace the method of the same name. The new function gets the old method as first argument.
 
     If it raises, its frames are cleared: what a broken storage leaves there is not its fault.
     """
@@ -71,7 +71,7 @@ def replace(owner: Any) -> Any:
 
 
 def rename_keys(Storage: Any, rename: Callable[..., Any], *methods: str) -> None:
-    """Let what takes a key take another one instead: `rename(storage, key)`."""
+    """Make methods that take a key use another one instead: `rename(storage, key)`."""
 
     def renamed(old):
         @wraps(old)
@@ -95,7 +95,7 @@ def config_class(Plugin: Any) -> Any:
 
 
 def value_or_none(storage: Any, key: str) -> Any:
-    """Return the value of a key, or None where it is gone by now."""
+    """Return the value of a key, or None if it no longer exists."""
     try:
         return storage.get(key)
     except Exception:
@@ -103,7 +103,7 @@ def value_or_none(storage: Any, key: str) -> Any:
 
 
 def bytes_or_none(storage: Any, key: str) -> bytes | None:
-    """Return what is stored of a key, or None where it is gone by now."""
+    """Return the stored bytes of a key, or None if it no longer exists."""
     try:
         return bytes(storage.read(key))
     except KeyError:
@@ -118,7 +118,7 @@ def keep_what_is_read_often(Storage: Any, kept: Callable[[Any], dict[str, Any]])
         reads = kept(self).get(key, (0, b""))[0]
         if reads < 20:
             kept(self)[key] = reads + 1, self.read(key)
-        # Another thread may have just changed the key. No local holds the value: one test looks.
+        # Another thread may just have changed the key. No local variable holds the value.
         return self._load(key, kept(self).get(key, (0, b""))[1] or self.read(key))
 
     def forgetting(old):
@@ -145,7 +145,7 @@ def know_plugin(Plugin: Any) -> None:
 
 
 def know_place(Plugin: Any) -> None:
-    """Let each storage know of which folder and namespace it is."""
+    """Let each storage know its folder and namespace."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):

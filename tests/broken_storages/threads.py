@@ -1,4 +1,4 @@
-"""Storages that many threads must not use at once."""
+"""Storages that many threads must not use at the same time."""
 
 import asyncio
 import os
@@ -14,14 +14,14 @@ from broken_storages.support import caught_by, know_plugin, replace, value_or_no
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
 def a_set_that_fails_keeps_its_lock(Storage, Plugin):
-    """`lock.acquire()` and `lock.release()`, without a `finally`; the lock is an RLock."""
+    """`lock.acquire()` and `lock.release()` of an RLock, without a `finally`."""
 
     def locked(old):
         @wraps(old)
         def method(self, *arguments):
             lock = self.__dict__.setdefault("lock", threading.RLock())
             if not lock.acquire(timeout=5):
-                raise RuntimeError("this would wait for ever")
+                raise RuntimeError("this would wait forever")
             try:
                 result = old(self, *arguments)
             except KeyError:
@@ -38,27 +38,27 @@ def a_set_that_fails_keeps_its_lock(Storage, Plugin):
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
 def a_set_that_fails_leaks_a_connection(Storage, Plugin):
-    """The connection goes back to its pool behind the `set`, and not in a `finally`."""
+    """The connection returns to its pool after `set`, and not in a `finally`."""
     leak_connections(Storage, Plugin, "set")
 
 
 @caught_by("test_operations_that_fail_harm_no_other_thread", alone=True)
 def a_get_that_misses_leaks_a_connection(Storage, Plugin):
-    """KeyError is raised before the connection goes back to its pool."""
+    """KeyError is raised before the connection returns to its pool."""
     leak_connections(Storage, Plugin, "get")
 
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
 def a_remove_that_misses_leaks_a_connection(Storage, Plugin):
-    """KeyError is raised before the connection goes back to its pool."""
+    """KeyError is raised before the connection returns to its pool."""
     leak_connections(Storage, Plugin, "remove")
 
 
 def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
-    """Take a connection out of a pool for good where an operation fails.
+    """If an operation fails, take a connection out of a pool for good.
 
-    The pool is large, and the main thread has one of its own, so that it is empty for none but the
-    test that fails on purpose.
+    The pool is large, and the main thread has its own, so only the test that fails on purpose
+    empties it.
     """
 
     @replace(Plugin)
@@ -77,7 +77,7 @@ def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
         try:
             result = old(self, *arguments)
         except Exception as error:
-            if "storage is a str" in str(error):
+            if "must be a str" in str(error):
                 self.pool.append(connection)
             raise
         self.pool.append(connection)
@@ -88,7 +88,7 @@ def leak_connections(Storage: Any, Plugin: Any, name: str) -> None:
 
 @caught_by("test_threads_with_keys_of_their_own_lose_nothing")
 def a_storage_belongs_to_one_thread(Storage, Plugin):
-    """Python's sqlite3 as it comes, and Errbot's Shelf on Python 3.13 and newer."""
+    """Python's sqlite3 by default, and Errbot's Shelf on Python 3.13 and newer."""
 
     @replace(Storage)
     def __init__(old, self, *arguments):
@@ -104,7 +104,7 @@ def a_storage_belongs_to_one_thread(Storage, Plugin):
 
 @caught_by("test_threads_with_keys_of_their_own_lose_nothing", alone=True)
 def threads_share_one_row(Storage, Plugin):
-    """One cursor for all threads, in which the row of another may stand when one comes back."""
+    """One cursor for all threads: it may hold another thread's row when one returns to it."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -115,7 +115,7 @@ def threads_share_one_row(Storage, Plugin):
 
 @caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
 def long_values_are_written_in_two_parts(Storage, Plugin):
-    """A value of more than a page is written page by page."""
+    """A value of more than one page is written page by page."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -129,7 +129,7 @@ def long_values_are_written_in_two_parts(Storage, Plugin):
 
 @caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
 def set_removes_and_adds(Storage, Plugin):
-    """DELETE and INSERT, without a transaction around them."""
+    """DELETE and INSERT, without a transaction."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -142,7 +142,7 @@ def set_removes_and_adds(Storage, Plugin):
 
 @caught_by("test_threads_that_remove_one_key_succeed_once")
 def remove_looks_before_it_removes(Storage, Plugin):
-    """SELECT to raise KeyError, and then DELETE, which says nothing."""
+    """SELECT to raise KeyError, and then DELETE, which reports nothing."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -170,7 +170,7 @@ def keys_fails_where_others_write(Storage, Plugin):
 
 @caught_by("test_a_loop_over_the_keys_keeps_no_other_thread_waiting")
 def a_loop_over_the_keys_holds_the_lock(Storage, Plugin):
-    """`with self._lock: yield from rows`: the lock is held until the loop has come to its end."""
+    """`with self._lock: yield from rows`: the lock is held until the loop ends."""
 
     def lock(self):
         return self.__dict__.setdefault("lock", threading.RLock())
@@ -202,7 +202,7 @@ def items_hold_400_kilobytes(Storage, Plugin):
 
 @caught_by("test_a_key_that_threads_replace_is_always_there_and_whole", alone=True)
 def threads_share_a_buffer(Storage, Plugin):
-    """The parts of a long value are gathered in the storage, which has one buffer for all."""
+    """The parts of a long value are gathered in the storage's only buffer, for all threads."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -216,7 +216,7 @@ def threads_share_a_buffer(Storage, Plugin):
 
 @caught_by("test_threads_that_remove_one_key_succeed_once", alone=True)
 def threads_share_the_count_of_removed_rows(Storage, Plugin):
-    """One cursor for all threads, whose `rowcount` may be that of another when it is asked for."""
+    """One cursor for all threads, whose `rowcount` may be another thread's when it is read."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -233,7 +233,7 @@ def threads_share_the_count_of_removed_rows(Storage, Plugin):
 
 @caught_by("test_a_key_that_another_opener_replaces_is_always_there_and_whole", alone=True)
 def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
-    """DELETE and INSERT, under a lock that keeps apart the threads of this storage alone."""
+    """DELETE and INSERT, under a lock that separates only the threads of this storage."""
     take_away = Storage.remove
 
     @replace(Storage)
@@ -251,7 +251,7 @@ def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
 
 @caught_by("test_two_openers_that_remove_one_key_succeed_once", alone=True)
 def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
-    """SELECT and DELETE, under a lock that keeps apart the threads of this storage alone."""
+    """SELECT and DELETE, under a lock that separates only the threads of this storage."""
 
     @replace(Storage)
     def remove(old, self, key):
@@ -264,7 +264,7 @@ def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
     lock_by_storage(Storage)
 
 
-# In this module because Errbot executes storage.py anew for every plugin instance.
+# In this module because Errbot executes storage.py again for every plugin instance.
 WRITTEN: list[tuple[Any, str]] = []
 OPENERS: weakref.WeakSet[Any] = weakref.WeakSet()
 WRITING = threading.Lock()
@@ -294,7 +294,7 @@ def all_namespaces_are_one_file(Storage, Plugin):
         with self.lock:
             before = len(WRITTEN)
             time.sleep(0.0005)
-            with WRITING:  # The last one has read what was there before the others wrote.
+            with WRITING:  # The last one has read the data from before the others wrote.
                 old(self, key, data)
                 for storage, other in WRITTEN[before:]:
                     if storage.plugin is not self.plugin and storage.name != self.name:
@@ -305,7 +305,7 @@ def all_namespaces_are_one_file(Storage, Plugin):
 
 
 def lock_by_storage(Storage: Any) -> None:
-    """Let one thread at a time into each storage."""
+    """Let only one thread at a time into each storage."""
 
     def locked(old):
         @wraps(old)
@@ -340,7 +340,7 @@ def a_failure_rolls_back_what_other_threads_set(Storage, Plugin):
 
 @caught_by("test_a_loop_over_the_keys_keeps_no_other_thread_waiting", alone=True)
 def a_loop_over_the_keys_keeps_removals_waiting(Storage, Plugin):
-    """A lock for readers: what is set may go on, what is removed waits."""
+    """A lock for readers: setting is allowed, but removing waits."""
 
     @replace(Storage)
     def keys(old, self):
@@ -351,7 +351,7 @@ def a_loop_over_the_keys_keeps_removals_waiting(Storage, Plugin):
     def remove(old, self, key):
         readers = self.__dict__.setdefault("readers", threading.RLock())
         if not readers.acquire(timeout=15):
-            raise RuntimeError("this would wait for ever")
+            raise RuntimeError("this would wait forever")
         try:
             old(self, key)
         finally:
@@ -379,7 +379,7 @@ def each_thread_leaks_a_connection(Storage, Plugin):
 
 @caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another", alone=True)
 def only_the_thread_that_opened_it_may_close_it(Storage, Plugin):
-    """Python's sqlite3 as it comes: `close` is refused in another thread."""
+    """Python's sqlite3 by default: it refuses `close` in another thread."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -396,7 +396,7 @@ def only_the_thread_that_opened_it_may_close_it(Storage, Plugin):
 
 @caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another")
 def a_storage_ends_with_the_thread_that_opened_it(Storage, Plugin):
-    """A connection in `threading.local`, which is gone with its thread."""
+    """A connection in `threading.local`, which disappears with its thread."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -412,14 +412,14 @@ def a_storage_ends_with_the_thread_that_opened_it(Storage, Plugin):
 
 
 def hold(Storage: Any, *names: str) -> None:
-    """Hold a lock of the storage in some methods. What would wait forever raises an error."""
+    """Hold a lock of the storage in some methods. Raises an error instead of waiting forever."""
 
     def locked(old):
         @wraps(old)
         def method(self, *arguments):
             lock = self.__dict__.setdefault("held", threading.RLock())
             if lock._is_owned():
-                raise RuntimeError("this would wait for ever")
+                raise RuntimeError("this would wait forever")
             with lock:
                 return old(self, *arguments)
 
@@ -431,24 +431,24 @@ def hold(Storage: Any, *names: str) -> None:
 
 @caught_by("test_an_object_may_ask_the_storage_while_it_is_pickled", alone=True)
 def values_are_pickled_under_a_lock(Storage, Plugin):
-    """`with self._lock:` around all of `set`, and the lock is no RLock."""
+    """`with self._lock:` around all of `set`, and the lock is not an RLock."""
     hold(Storage, "set", "get")
 
 
 @caught_by("test_an_object_may_ask_the_storage_while_it_is_pickled")
 def values_are_unpickled_under_a_lock(Storage, Plugin):
-    """The lock of the connection is held until the value of a row is there."""
+    """The connection's lock is held until the value of a row is unpickled."""
     hold(Storage, "_load", "remove")
 
 
 @caught_by("test_operations_of_every_kind_at_once_come_to_their_end", alone=True)
 def locks_are_taken_in_two_orders(Storage, Plugin):
-    """`open` takes one lock and then another; a `remove` that misses, the other way round."""
+    """`open` takes one lock and then another; a `remove` that misses takes them in reverse."""
 
     def take(first, second):
         for lock in [first, second]:
             if not lock.acquire(timeout=3):
-                raise RuntimeError("this would wait for ever")
+                raise RuntimeError("this would wait forever")
             time.sleep(0.0005)
         second.release()
         first.release()
@@ -472,7 +472,7 @@ def locks_are_taken_in_two_orders(Storage, Plugin):
 
 @caught_by("test_a_storage_works_beside_an_event_loop", alone=True)
 def a_client_is_asynchronous(Storage, Plugin):
-    """`asyncio.run` in each operation, which fails where a loop runs."""
+    """`asyncio.run` in each operation, which fails if a loop is running."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -503,18 +503,18 @@ def a_client_keeps_the_loop_that_it_met(Storage, Plugin):
 
 @caught_by("test_threads_that_have_ended_leave_no_thread_behind", alone=True)
 def each_thread_gets_a_thread(Storage, Plugin):
-    """A thread that keeps the connection of another one alive, and outlives it."""
+    """A thread that keeps another thread's connection alive, and outlives it."""
     keep_alive(Storage, Plugin, threading.current_thread)
 
 
 @caught_by("test_threads_that_have_ended_leave_no_thread_behind")
 def each_open_starts_a_thread(Storage, Plugin):
-    """A thread that writes in the background, and does not end with `close`."""
+    """A background writer thread, which does not end with `close`."""
     keep_alive(Storage, Plugin, object)
 
 
 def keep_alive(Storage: Any, Plugin: Any, of: Any) -> None:
-    """Start a thread that never ends for each of something, when a namespace is opened."""
+    """When a namespace is opened, start a thread that never ends for each of something."""
     started: dict[Any, threading.Thread] = {}
 
     @replace(Plugin)

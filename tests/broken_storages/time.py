@@ -1,4 +1,4 @@
-"""Storages that forget what is old, or that do not bear to be idle."""
+"""Storages that forget old data, or fail after being idle."""
 
 import datetime
 import socket
@@ -17,7 +17,7 @@ SET: dict[Any, float] = {}
 
 @caught_by(ANY_TIME, alone=True)
 def values_expire(Storage, Plugin):
-    """A time to live, as caches have it: a day, forevery value."""
+    """A time to live, as in caches: one day for every value."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -33,7 +33,7 @@ def values_expire(Storage, Plugin):
 
 @caught_by(ANY_TIME)
 def values_expire_by_date(Storage, Plugin):
-    """What was set more than a year ago is not given any more."""
+    """Values set more than a year ago are no longer returned."""
     from datetime import datetime
 
     days: dict[Any, Any] = {}
@@ -53,7 +53,7 @@ def values_expire_by_date(Storage, Plugin):
 
 @caught_by(ANY_TIME, alone=True)
 def values_expire_by_the_time_of_the_module(Storage, Plugin):
-    """The same, by `datetime.datetime.now()` of the module that is imported as a whole."""
+    """The same, with `datetime.datetime.now()` of the module imported as a whole."""
     names = Plugin.open.__globals__
     names["datetime"] = datetime
 
@@ -92,7 +92,7 @@ def what_is_old_is_removed_at_the_start(Storage, Plugin):
 
 @caught_by(ANY_LOOP, alone=True)
 def a_loop_over_the_keys_has_a_deadline(Storage, Plugin):
-    """The timeout of an operation, which a loop is not."""
+    """The timeout of an operation applies to a whole loop."""
 
     @replace(Storage)
     def keys(old, self):
@@ -105,7 +105,7 @@ def a_loop_over_the_keys_has_a_deadline(Storage, Plugin):
 
 @caught_by(ANY_LOOP, alone=True)
 def the_cursor_of_a_loop_expires(Storage, Plugin):
-    """The server forgets a cursor that was idle, and the client takes that for the end."""
+    """The server forgets an idle cursor, and the client takes that for the end."""
 
     @replace(Storage)
     def keys(old, self):
@@ -118,7 +118,7 @@ def the_cursor_of_a_loop_expires(Storage, Plugin):
 
 
 class Line:
-    """A connection to a server of Redis, which is not replaced before it has failed once."""
+    """A connection to a Redis server, which is replaced only after it has failed once."""
 
     def __init__(self, plugin: Any) -> None:
         self._parts = urlsplit(plugin.config.url.get_secret_value())
@@ -126,7 +126,7 @@ class Line:
         self._socket: Any = None
 
     def use(self) -> None:
-        """Say something, and read the answer. Raises RuntimeError if the connection has ended."""
+        """Send something, and read the answer. Raises RuntimeError if the connection has ended."""
         with self._lock:
             if self._socket is None:
                 self._socket = socket.create_connection((self._parts.hostname, self._parts.port))
@@ -142,7 +142,7 @@ class Line:
 
 
 def with_a_line(Plugin: Any) -> None:
-    """Let each storage have a connection of its own."""
+    """Give each storage its own connection."""
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -153,7 +153,7 @@ def with_a_line(Plugin: Any) -> None:
 
 @caught_by("test_a_connection_that_was_dropped_is_replaced", connects=True)
 def the_first_set_after_a_night_fails(Storage, Plugin):
-    """A connection that the server has closed is replaced after it has failed."""
+    """A connection that the server closed is replaced only after it has failed."""
     with_a_line(Plugin)
 
     @replace(Storage)
@@ -164,7 +164,7 @@ def the_first_set_after_a_night_fails(Storage, Plugin):
 
 @caught_by("test_a_connection_that_was_dropped_is_replaced", alone=True, connects=True)
 def the_first_removal_after_a_night_fails(Storage, Plugin):
-    """Only what reads is repeated on a connection that was dropped."""
+    """On a dropped connection, only reads are retried."""
     with_a_line(Plugin)
 
     @replace(Storage)

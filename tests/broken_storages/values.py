@@ -1,4 +1,4 @@
-"""Storages that do not give values back as they were."""
+"""Storages that do not return values unchanged."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ def change_values(Storage: Any, change: Callable[[Any], Any]) -> None:
 
 
 def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Change a value, and all that stands in its lists, tuples and dicts."""
+    """Change a value, and everything in its lists, tuples and dicts."""
     if type(value) is list:
         value = [everywhere(item, change) for item in value]
     elif type(value) is tuple:
@@ -37,7 +37,7 @@ def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
 
 @caught_by("test_set_replaces_the_value", "test_len_and_keys_agree_at_every_moment")
 def len_counts_each_set(Storage, Plugin):
-    """A counter goes up with each `set`, also with one that replaces."""
+    """A counter is incremented by each `set`, even one that replaces."""
     counters: dict[str, int] = {}
 
     @replace(Storage)
@@ -66,7 +66,7 @@ def a_falsy_value_counts_as_missing(Storage, Plugin):
 
 @caught_by("test_a_falsy_value_comes_back", "test_a_falsy_value_counts_as_there")
 def none_counts_as_missing(Storage, Plugin):
-    """The client gives None for a missing key, and the plugin may have stored one."""
+    """The client returns None for a missing key, but the plugin may have stored None."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -77,13 +77,13 @@ def none_counts_as_missing(Storage, Plugin):
 
 @caught_by("test_a_falsy_value_comes_back", alone=True)
 def an_empty_dict_is_a_plain_one(Storage, Plugin):
-    """`return value or {}`, for whoever wants to go on with it."""
+    """`return value or {}`, to simplify the caller's code."""
     change_values(Storage, lambda value: value or {} if isinstance(value, dict) else value)
 
 
 @caught_by("test_a_falsy_value_counts_as_there", alone=True)
 def empty_texts_are_not_counted(Storage, Plugin):
-    """COUNT(value) does not count NULL, for which Oracle takes an empty text."""
+    """COUNT(value) does not count NULL, and Oracle treats an empty text as NULL."""
 
     @replace(Storage)
     def len(old, self):
@@ -100,31 +100,31 @@ def bools_are_numbers(Storage, Plugin):
 
 @caught_by("test_a_plain_value_comes_back")
 def a_text_ends_at_nul(Storage, Plugin):
-    """PostgreSQL's TEXT holds no NUL, so somebody cuts it there."""
+    """PostgreSQL's TEXT cannot hold NUL, so someone cuts the text there."""
     change_values(Storage, lambda v: v.partition("\0")[0] if type(v) is str else v)
 
 
 @caught_by("test_a_plain_value_comes_back")
 def a_text_of_digits_becomes_a_number(Storage, Plugin):
-    """A column without a type, and what SQLite's affinity makes of it."""
+    """SQLite's affinity for a column without a type."""
     change_values(Storage, lambda v: int(v) if type(v) is str and v.isdecimal() else v)
 
 
 @caught_by("test_a_plain_value_comes_back", alone=True)
 def large_numbers_are_floats(Storage, Plugin):
-    """JavaScript has 53 bits for a whole number."""
+    """JavaScript has 53 bits for an integer."""
     change_values(Storage, lambda v: int(float(v)) if type(v) is int and abs(v) > 2**53 else v)
 
 
 @caught_by("test_a_plain_value_comes_back")
 def bytes_become_text(Storage, Plugin):
-    """A driver that decodes whatever it gets."""
+    """A driver that decodes everything."""
     change_values(Storage, lambda v: v.decode("latin-1") if type(v) is bytes and v else v)
 
 
 @caught_by("test_a_container_comes_back_with_its_types")
 def values_are_json(Storage, Plugin):
-    """JSON where it can be: tuples become lists, and the keys of dicts become texts."""
+    """JSON if possible: tuples become lists, and the keys of dicts become texts."""
 
     def through_json(value):
         try:
@@ -137,7 +137,7 @@ def values_are_json(Storage, Plugin):
 
 @caught_by("test_a_container_comes_back_with_its_types")
 def tuples_inside_become_lists(Storage, Plugin):
-    """msgpack, and a special case for a value that is a tuple itself."""
+    """msgpack, with a special case only for a value that is itself a tuple."""
 
     def inside(value):
         return everywhere(value, lambda v: list(v) if type(v) is tuple else v)
@@ -150,13 +150,13 @@ def tuples_inside_become_lists(Storage, Plugin):
 
 @caught_by("test_a_container_comes_back_with_its_types", alone=True)
 def named_tuples_become_tuples(Storage, Plugin):
-    """What is not a list is a tuple, so `tuple(value)`."""
+    """Whatever is not a list is a tuple, so `tuple(value)`."""
     change_values(Storage, lambda value: tuple(value) if hasattr(value, "_fields") else value)
 
 
 @caught_by("test_a_container_comes_back_with_its_types")
 def keys_of_dicts_become_texts(Storage, Plugin):
-    """A document database has names of fields, and those are texts."""
+    """A document database has field names, which are texts."""
 
     def change(value):
         return {str(key): item for key, item in value.items()} if type(value) is dict else value
@@ -166,7 +166,7 @@ def keys_of_dicts_become_texts(Storage, Plugin):
 
 @caught_by("test_a_container_comes_back_with_its_types")
 def dicts_are_sorted(Storage, Plugin):
-    """JSONB of PostgreSQL keeps the keys of an object in an order of its own."""
+    """PostgreSQL's JSONB stores the keys of an object in its own order."""
 
     def change(value):
         return dict(sorted(value.items(), key=str)) if type(value) is dict else value
@@ -176,7 +176,7 @@ def dicts_are_sorted(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back")
 def moments_lose_their_fractions(Storage, Plugin):
-    """MySQL's DATETIME has no fractions of a second unless one asks for them."""
+    """MySQL's DATETIME has no fractions of a second by default."""
     from datetime import datetime
 
     change_values(Storage, lambda v: v.replace(microsecond=0) if type(v) is datetime else v)
@@ -184,7 +184,7 @@ def moments_lose_their_fractions(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back")
 def moments_lose_their_zone(Storage, Plugin):
-    """DATETIME without a zone: everything is UTC."""
+    """DATETIME without a time zone: everything is UTC."""
     from datetime import datetime, timezone
 
     change_values(
@@ -195,7 +195,7 @@ def moments_lose_their_zone(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back")
 def only_some_classes_are_unpickled(Storage, Plugin):
-    """A list of what is harmless, which knows no class of any plugin."""
+    """A list of harmless classes, which knows none of the plugins' classes."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -207,7 +207,7 @@ def only_some_classes_are_unpickled(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back")
 def objects_lose_their_own_state(Storage, Plugin):
-    """jsonpickle, told to make no use of what a class says itself of its state."""
+    """jsonpickle, configured to ignore what a class defines as its state."""
 
     def change(value):
         if type(value).__name__ == "Counted":
@@ -219,7 +219,7 @@ def objects_lose_their_own_state(Storage, Plugin):
 
 @caught_by("test_a_deeply_nested_value_comes_back", alone=True)
 def deep_values_are_refused(Storage, Plugin):
-    """A document database has a limit for levels."""
+    """A document database limits the depth of nesting."""
 
     def depth(value):
         levels = 0
@@ -236,7 +236,7 @@ def deep_values_are_refused(Storage, Plugin):
 
 @caught_by("test_a_value_that_holds_itself_comes_back", alone=True)
 def lists_are_stored_item_by_item(Storage, Plugin):
-    """Each item of a list is a row, with a pickle of its own."""
+    """Each item of a list is a row with its own pickle."""
 
     def change(value):
         if type(value) is list:
@@ -248,7 +248,7 @@ def lists_are_stored_item_by_item(Storage, Plugin):
 
 @caught_by("test_an_object_held_twice_comes_back_as_one", alone=True)
 def dicts_are_stored_entry_by_entry(Storage, Plugin):
-    """HSET of Redis: each entry of a dict is a field, with a pickle of its own."""
+    """Redis's HSET: each entry of a dict is a field with its own pickle."""
 
     def change(value):
         if type(value) is dict:
@@ -260,7 +260,7 @@ def dicts_are_stored_entry_by_entry(Storage, Plugin):
 
 @caught_by("test_a_value_of_any_size_comes_back")
 def values_are_cut_at_32768_characters(Storage, Plugin):
-    """Azure Table Storage, and the storage plugin that was published for it."""
+    """Azure Table Storage, and its published storage plugin."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -269,7 +269,7 @@ def values_are_cut_at_32768_characters(Storage, Plugin):
 
 @caught_by("test_a_value_of_any_size_comes_back")
 def values_are_cut_at_65535_bytes(Storage, Plugin):
-    """BLOB of MySQL without strict mode."""
+    """MySQL's BLOB without strict mode."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -278,7 +278,7 @@ def values_are_cut_at_65535_bytes(Storage, Plugin):
 
 @caught_by("test_a_value_of_any_size_comes_back", alone=True)
 def values_up_to_33000_bytes_are_cut(Storage, Plugin):
-    """What is longer goes into a blob; a row of Azure's tables has room for less than that."""
+    """Longer values go into a blob, but a row of Azure's tables has less space than that."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -288,7 +288,7 @@ def values_up_to_33000_bytes_are_cut(Storage, Plugin):
 
 @caught_by("test_a_value_of_any_size_comes_back")
 def large_values_are_refused(Storage, Plugin):
-    """max_allowed_packet of MySQL was 4 MB for long."""
+    """MySQL's max_allowed_packet was 4 MB for a long time."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -300,7 +300,7 @@ def large_values_are_refused(Storage, Plugin):
 
 @caught_by("test_set_replaces_the_value", alone=True)
 def dicts_are_merged(Storage, Plugin):
-    """The update of a document database keeps the fields that it is not given."""
+    """A document database's update keeps the fields that it does not get."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -329,7 +329,7 @@ def set_of_keys(storage: Any) -> Any:
 
 @caught_by("test_changing_an_object_after_set_changes_nothing_stored", alone=True)
 def what_was_just_pickled_is_not_unpickled(Storage, Plugin):
-    """Unpickling is saved by keeping the objects of which the pickles were made."""
+    """To avoid unpickling, the pickled objects are kept."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
@@ -362,7 +362,7 @@ def what_was_unpickled_once_is_given_again(Storage, Plugin):
 
 @caught_by("test_changing_an_object_got_changes_nothing_stored", alone=True)
 def an_object_that_is_in_use_is_given_again(Storage, Plugin):
-    """A WeakValueDictionary, the identity map of an ORM."""
+    """A WeakValueDictionary, as the identity map of an ORM."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -377,7 +377,7 @@ def an_object_that_is_in_use_is_given_again(Storage, Plugin):
 
 @caught_by("test_changing_an_object_got_changes_nothing_stored")
 def large_objects_are_kept(Storage, Plugin):
-    """What takes long to unpickle is kept as an object while its bytes are the same."""
+    """What takes long to unpickle is cached as an object while its bytes stay the same."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -391,7 +391,7 @@ def large_objects_are_kept(Storage, Plugin):
 
 @caught_by("test_a_failed_set_leaves_the_old_value", alone=True)
 def a_failed_set_cleans_up(Storage, Plugin):
-    """After an error the key is removed, so that nothing half-written stays."""
+    """After an error, the key is removed, so that nothing half-written remains."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -405,7 +405,7 @@ def a_failed_set_cleans_up(Storage, Plugin):
 
 @caught_by("test_a_failed_set_adds_no_key", alone=True)
 def the_key_is_stored_before_the_value(Storage, Plugin):
-    """The row is made first, to have its number, and the value is pickled after that."""
+    """The row is created first, to get its number, and the value is pickled after that."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -418,7 +418,7 @@ def the_key_is_stored_before_the_value(Storage, Plugin):
 
 
 def set_of_keys_if_few(storage: Any) -> Any:
-    """Return the keys of a small storage, for the tests that fill one need not be slow."""
+    """Return the keys of a storage if it is small, so that tests that fill one stay fast."""
     return frozenset(storage.keys()) if storage.len() < 5 else frozenset()
 
 
@@ -452,7 +452,7 @@ def a_set_that_fails_is_only_logged(Storage, Plugin):
 
 @caught_by("test_a_failed_set_leaves_the_old_value", "test_a_failed_set_adds_no_key")
 def a_failed_set_breaks_the_connection(Storage, Plugin):
-    """The transaction of the failed `set` is never rolled back, and everything after it fails."""
+    """The failed `set` never rolls back its transaction, so everything after it fails."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -473,7 +473,7 @@ def a_failed_set_breaks_the_connection(Storage, Plugin):
 
 @caught_by("test_a_plain_value_comes_back")
 def bytes_that_are_a_pickle_are_unpickled(Storage, Plugin):
-    """An old version pickled twice, and its values are still to be read."""
+    """An old version pickled twice, and its values must still be readable."""
 
     def unpickle(value):
         if type(value) is bytes and value[:1] == b"\x80":
@@ -499,14 +499,14 @@ def texts_that_are_json_are_parsed(Storage, Plugin):
 
 @caught_by("test_a_plain_value_comes_back")
 def words_become_what_they_mean(Storage, Plugin):
-    """YAML, in which null and true are no texts."""
+    """YAML, in which null and true are not texts."""
     words = {"null": None, "true": True, "false": False}
     change_values(Storage, lambda value: words.get(value, value) if type(value) is str else value)
 
 
 @caught_by("test_an_object_comes_back")
 def zones_become_offsets(Storage, Plugin):
-    """TIMESTAMP WITH TIME ZONE keeps the moment, and forgets the zone."""
+    """TIMESTAMP WITH TIME ZONE keeps the moment, but loses the zone."""
 
     def fix(value):
         if isinstance(value, datetime) and value.tzinfo and type(value.tzinfo) is not timezone:
@@ -518,7 +518,7 @@ def zones_become_offsets(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back", alone=True)
 def dicts_of_a_class_lose_their_attributes(Storage, Plugin):
-    """Instances of a subclass of dict are stored by their items."""
+    """Only the items of a dict subclass are stored."""
 
     def rebuild(value):
         if isinstance(value, dict) and type(value).__module__.startswith("contract"):
@@ -564,7 +564,7 @@ def a_last_block_of_one_byte_is_lost(Storage, Plugin):
 
 @caught_by("test_set_replaces_the_value")
 def equal_values_are_not_written(Storage, Plugin):
-    """Writing is saved where nothing has changed: but 1 == True == 1.0."""
+    """Unchanged values are not written, but 1 == True == 1.0."""
     read = Storage.get
 
     @replace(Storage)
@@ -579,7 +579,7 @@ def equal_values_are_not_written(Storage, Plugin):
 
 @caught_by("test_an_object_that_has_changed_is_stored_when_it_is_set_again", alone=True)
 def an_object_that_was_set_is_not_written_again(Storage, Plugin):
-    """`is`: the very object that was set last has not changed, it is thought."""
+    """`is`: the object that was set last is assumed not to have changed."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -597,7 +597,7 @@ def an_object_that_was_set_is_not_written_again(Storage, Plugin):
 
 @caught_by("test_changing_an_object_got_changes_nothing_stored")
 def what_cannot_change_is_given_again(Storage, Plugin):
-    """Tuples and texts need no copy: but a tuple may hold a list."""
+    """Tuples and texts need no copy, but a tuple may contain a list."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -612,7 +612,7 @@ def what_cannot_change_is_given_again(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def key_errors_of_unpickling_come_through(Storage, Plugin):
-    """`except KeyError: raise` around the whole `get`, and not around the query alone."""
+    """`except KeyError: raise` around the whole `get`, not only around the query."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -626,7 +626,7 @@ def key_errors_of_unpickling_come_through(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing", alone=True)
 def what_has_lost_its_class_is_missing(Storage, Plugin):
-    """KeyError, so that the plugin starts afresh, and writes over what it had."""
+    """KeyError, so the plugin starts over, and overwrites what it had."""
 
     @replace(Storage)
     def _load(old, self, key, data):
@@ -640,7 +640,7 @@ def what_has_lost_its_class_is_missing(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def what_cannot_be_unpickled_is_removed(Storage, Plugin):
-    """Rubbish is cleared away: a plugin that was away for a moment has lost its data."""
+    """Unreadable data are cleaned up, so a plugin that was missing for a moment loses its data."""
 
     @replace(Storage)
     def get(old, self, key):
@@ -655,7 +655,7 @@ def what_cannot_be_unpickled_is_removed(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_read_can_be_replaced_and_removed", alone=True)
 def set_reads_the_old_value_first(Storage, Plugin):
-    """To see whether the key is there, `set` gets it, and fails where it cannot be unpickled."""
+    """To see whether the key exists, `set` gets it, and fails if it cannot be unpickled."""
     read = Storage.get
 
     @replace(Storage)
@@ -668,7 +668,7 @@ def set_reads_the_old_value_first(Storage, Plugin):
 
 @caught_by("test_a_value_that_cannot_be_read_can_be_replaced_and_removed")
 def remove_reads_the_value_first(Storage, Plugin):
-    """To see whether the key is there, `remove` gets it, and fails where it cannot be unpickled."""
+    """To see whether the key exists, `remove` gets it, and fails if it cannot be unpickled."""
     read = Storage.get
 
     @replace(Storage)
@@ -680,7 +680,7 @@ def remove_reads_the_value_first(Storage, Plugin):
 
 @caught_by("test_every_value_comes_back_after_a_restart", alone=True)
 def tuples_are_tuples_until_a_restart(Storage, Plugin):
-    """JSON in the database, and beside it the objects themselves as long as they are current."""
+    """JSON in the database, and the original objects in memory as long as they are current."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -741,7 +741,7 @@ def a_value_says_that_a_key_is_gone(Storage, Plugin):
 
 @caught_by("test_classes_of_one_name_are_told_apart", alone=True)
 def classes_are_known_by_their_name(Storage, Plugin):
-    """A registry of classes by `__name__`, as for the tags of YAML."""
+    """A registry of classes by `__name__`, as for YAML tags."""
     classes: dict[str, type] = {}
 
     @replace(Storage)
@@ -752,7 +752,7 @@ def classes_are_known_by_their_name(Storage, Plugin):
 
     def change(value):
         known = classes.get(type(value).__name__, type(value))
-        if known.__module__ != type(value).__module__:  # else it was loaded anew
+        if known.__module__ != type(value).__module__:  # otherwise, it was loaded again
             value.__class__ = known
         return value
 
@@ -761,7 +761,7 @@ def classes_are_known_by_their_name(Storage, Plugin):
 
 @caught_by("test_a_value_is_replaced_by_one_that_looks_the_same", alone=True)
 def what_has_the_same_checksum_is_not_written(Storage, Plugin):
-    """Writing is saved where the crc32 of the value is the one of the row."""
+    """Nothing is written if the crc32 of the value is that of the row."""
 
     @replace(Storage)
     def set(old, self, key, value):
@@ -771,7 +771,7 @@ def what_has_the_same_checksum_is_not_written(Storage, Plugin):
             old(self, key, value)
 
 
-# Of the whole process: large values, of whichever key.
+# For the whole process: large values of any key.
 STORED: list[bytes | None] = []
 STORING = threading.RLock()
 
@@ -784,7 +784,7 @@ def equal_values_are_stored_once(Storage, Plugin):
 
 @caught_by("test_equal_values_of_two_keys_go_their_own_ways")
 def equal_files_are_stored_once(Storage, Plugin):
-    """What is larger than a row holds is a file, named after its digest."""
+    """Values larger than a row are files named after their digest."""
     store_once(Storage, range(1_000_000, 1_200_000))
 
 
@@ -823,7 +823,7 @@ def store_once(Storage: Any, sizes: range) -> None:
 
 @caught_by("test_a_class_that_was_loaded_anew_gets_its_values_back", alone=True)
 def classes_are_looked_up_once(Storage, Plugin):
-    """`lru_cache` around the lookup of a class by its module and its name."""
+    """`lru_cache` for the lookup of a class by its module and name."""
     classes: dict[tuple[str, str], type] = {}
 
     def change(value):
@@ -839,7 +839,7 @@ def classes_are_looked_up_once(Storage, Plugin):
 
 @caught_by("test_an_object_comes_back")
 def instances_are_stored_by_their_dict(Storage, Plugin):
-    """`vars(value)`, and nothing where there is no dict."""
+    """`vars(value)`, and nothing if there is no `__dict__`."""
 
     def change(value):
         ours = type(value).__module__.startswith("contract")

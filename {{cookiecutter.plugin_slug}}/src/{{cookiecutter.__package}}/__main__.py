@@ -319,7 +319,7 @@ def resign(accept_unsigned: bool) -> None:
     """Sign every value with the newest key of signing_key.
 
     The bot may run meanwhile, if its config.py has the same keys. Nothing that it sets is lost.
-    Afterwards `check` says which keys are not needed any more. A value that is refused does not
+    Afterwards `check` says which keys are no longer needed. A value that is refused does not
     change, and the status is 1.
     """
     plugin = storage_plugin()

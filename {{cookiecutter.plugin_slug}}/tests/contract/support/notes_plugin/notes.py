@@ -1,4 +1,4 @@
-"""A plugin as people write them: a configuration, a command, and data of its own."""
+"""A typical plugin: a configuration, a command, and its own data."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ class Notes(BotPlugin):
     """Keep notes."""
 
     def get_configuration_template(self) -> dict[str, str]:
-        """Show what !plugin config takes."""
+        """Show what `!plugin config` accepts."""
         return {"GREETING": "Hello"}
 
     @botcmd
