@@ -83,7 +83,7 @@ def fault(
 
 
 def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database: Database) -> None:
-    """If the database cannot be reached, every operation fails, at the latest."""
+    """If the database cannot be reached, the start fails, or every operation does."""
     database.config.STORAGE_CONFIG |= faults.unreachable()
     storages: list[StorageBase] = []
     with fault(database, "the start"):
@@ -102,7 +102,7 @@ def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database:
 def test_a_database_that_goes_away_is_an_error(
     faults: Faults, database: Database, name: str
 ) -> None:
-    """While the database is away, each operation succeeds or fails, and does no harm."""
+    """While the database is away, each operation is right or raises an error, and does no harm."""
     storage = database.open("namespace", database.plugin())
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
     use(storage)
@@ -124,7 +124,7 @@ def test_a_database_that_goes_away_is_an_error(
 def check_after(
     database: Database, storage: StorageBase, name: str, expected: dict[str, object], returned: bool
 ) -> None:
-    """Check that the storage works after a fault, and that it lost and changed nothing."""
+    """Check that the storage works after a fault, kept what returned, and did no harm."""
     restarted = database.open("namespace", database.plugin())
     after = dict(expected)
     if name == "`remove`":
@@ -140,7 +140,7 @@ def check_after(
                 f"The fault is over, but the storage still fails: {error!r}. Reconnect after each"
                 " error."
             )
-        # The failed operation may have been done.
+        # A failed operation may still have taken effect.
         assert got in ([after] if returned else [expected, after]), (
             f"{name} returned despite the fault, but did nothing: {sorted(got)}. Or it failed, but"
             " changed other data. Raise an error, and change nothing."

@@ -37,7 +37,7 @@ def test_getting_a_missing_key_raises_key_error(storage: StorageBase) -> None:
     for missing in ["missing", *ODD]:
         with expect(
             KeyError,
-            ("Errbot treats KeyError as a missing key: `in`, `get` and `mutable` rely on it."),
+            "Errbot treats KeyError as a missing key: `in`, `get` and `mutable` rely on it.",
         ):
             storage.get(missing)
     assert (storage.len(), storage.get("key")) == (1, MARK), (

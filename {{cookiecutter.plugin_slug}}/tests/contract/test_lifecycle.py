@@ -19,7 +19,7 @@ def test_closing_keeps_what_is_there(database: Database) -> None:
     database.close(storage)
     again = database.open()
     assert contents(again) == {"a": [MARK, "a"], "c": [MARK, "c"]}, (
-        "After `close` and `open`, a plugin that was reloaded has lost data, or has removed data"
+        "After `close` and `open`, a plugin that was reloaded has lost data, or removed data are"
         " back. Write each change immediately, and nothing in `close`."
     )
 
@@ -64,7 +64,7 @@ def test_a_bot_started_in_another_folder_finds_everything(
     storage = database.open("namespace", database.plugin())
     assert contents(storage) == {"key": MARK}, (
         "A bot that is first started by hand and later as a service has lost everything: its data"
-        " are in the directory where it was started. Make paths relative to BOT_DATA_DIR."
+        " are in the directory where it was started. Resolve relative paths against BOT_DATA_DIR."
     )
 
 

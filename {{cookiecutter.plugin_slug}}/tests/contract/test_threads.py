@@ -368,7 +368,7 @@ def use(storage: StorageBase, key: str) -> None:
 def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
     database: Database,
 ) -> None:
-    """A storage that one thread has opened can be used and closed by others after its end."""
+    """A storage that one thread has opened can be used and closed by others later."""
     why = (
         "Errbot opens a storage in one thread, uses it in another and closes it in a third. Keep"
         " nothing that belongs to one thread (with sqlite3: check_same_thread=False)."

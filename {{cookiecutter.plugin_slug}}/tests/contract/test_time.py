@@ -132,7 +132,7 @@ def test_a_connection_that_was_dropped_is_replaced(
     except Exception as error:
         pytest.fail(
             f"A bot that was idle for a night gets {error!r} from `{operation}`. Before you use a"
-            " connection, check whether the server has closed it (there is something to read), and"
-            " reconnect; retry operations that only read."
+            " connection, check whether the server has closed it (there is something to read, or"
+            " its end), and reconnect; retry operations that only read."
         )
     assert right, f"After its connection was dropped, `{operation}` gives another result."
