@@ -1,7 +1,8 @@
 # make demo: bake a project, and talk to a bot that uses it
 # make test: check the template, and the project that it bakes for each database
-# make test-slow: run the whole contract on every server; together with `make test`, CI runs this
-# make test-nightly: test on every Python, and the whole contract against each broken storage
+# make test-slow: run the whole contract on each kind of server; CI runs this after `make test`
+# make test-nightly: test on every Python and every kind of Redis, and run the whole contract against
+#   each broken storage
 # make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld uses MySQL instead of MariaDB,
 #   and REDIS_SERVER=valkey-server uses Valkey instead of Redis
 # make test-newer: test on the Pythons and servers of a newer Debian, which it unpacks into .newer
@@ -28,7 +29,7 @@ test-nightly: $(READY)
 	$(PYTEST) -m nightly
 
 test-servers: $(READY)
-	$(PYTEST) -m "not nightly" tests/test_sql.py tests/test_redis.py tests/test_planted_rows.py
+	$(PYTEST) -m "" tests/test_sql.py tests/test_redis.py tests/test_planted_rows.py
 
 NEWER = $(CURDIR)/.newer/usr
 test-newer: export PATH := $(NEWER)/lib/postgresql/18/bin:$(NEWER)/sbin:$(NEWER)/bin:$(PATH)

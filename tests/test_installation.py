@@ -91,7 +91,8 @@ def marks(database: str, python: str, errbot: str) -> list[pytest.MarkDecorator]
     """Return how often a bake is tested with these versions."""
     if (database, python, errbot) in QUICK:
         return []
-    return [pytest.mark.slow if (python, errbot) in (OLD, NEW) else pytest.mark.nightly]
+    server = database in ["sql", "redis"] and (python, errbot) == NEW
+    return [pytest.mark.slow if server else pytest.mark.nightly]
 
 
 ENVIRONMENTS = [

@@ -56,7 +56,7 @@ def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Pat
     "tests",
     [
         ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract/test_keys.py"],
-        pytest.param([QUICK], marks=pytest.mark.slow),
+        pytest.param([QUICK], marks=pytest.mark.nightly),
         pytest.param([WHOLE], marks=pytest.mark.slow),
     ],
     ids=["some tests", "a quick run", "all tests"],

@@ -142,8 +142,14 @@ def within(seconds: float) -> Iterator[None]:
 # The contract
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("storage_config", ["server", "sentinel", "cluster"], indirect=True)
+@pytest.mark.parametrize(
+    "storage_config",
+    [
+        pytest.param("server", marks=pytest.mark.slow),
+        *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ["sentinel", "cluster"]),
+    ],
+    indirect=True,
+)
 def test_the_contract_holds(
     project: Path,
     storage_config: dict[str, Any],

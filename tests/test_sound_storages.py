@@ -83,11 +83,12 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
     return project
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("configured", "extent"),
-    [(False, WHOLE), (True, QUICK)],
-    ids=["in the bake", "by --errbot-config"],
+    [
+        pytest.param(False, WHOLE, marks=pytest.mark.slow, id="in the bake"),
+        pytest.param(True, QUICK, marks=pytest.mark.nightly, id="by --errbot-config"),
+    ],
 )
 def test_a_sound_storage_is_green(
     project: Path, tmp_path: Path, configured: bool, extent: str
