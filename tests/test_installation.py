@@ -85,18 +85,8 @@ def test_the_wheel_has_the_plug_file_and_no_stray_files(
 FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
 QUICK = [("dict", *OLD), ("sqlite", *NEW)]
-
-
-def marks(database: str, python: str, errbot: str) -> list[pytest.MarkDecorator]:
-    """Return how often a bake is tested with these versions."""
-    if (database, python, errbot) in QUICK:
-        return []
-    server = database in ["sql", "redis"] and (python, errbot) == NEW
-    return [pytest.mark.slow if server else pytest.mark.nightly]
-
-
 ENVIRONMENTS = [
-    pytest.param(*case, marks=marks(*case))
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.nightly)
     for case in product(DATABASES, PYTHONS, ERRBOTS)
     if case[2] == ERRBOTS[-1] or case[1:] == OLD
 ]

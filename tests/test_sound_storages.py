@@ -86,7 +86,8 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
 @pytest.mark.parametrize(
     ("configured", "extent"),
     [
-        pytest.param(False, WHOLE, marks=pytest.mark.slow, id="in the bake"),
+        pytest.param(False, QUICK, marks=pytest.mark.slow, id="quick"),
+        pytest.param(False, WHOLE, marks=pytest.mark.nightly, id="whole"),
         pytest.param(True, QUICK, marks=pytest.mark.nightly, id="by --errbot-config"),
     ],
 )
