@@ -1,7 +1,7 @@
 # make demo: bake a project, and talk to a bot that uses it
 # make test: check the template, and the project that it bakes for each database
-# make test-slow: run the whole contract on each kind of server; CI runs this after `make test`
-# make test-nightly: test on every Python and every kind of Redis, and run the whole contract against
+# make test-slow: run the whole contract on PostgreSQL and Redis; CI runs this after `make test`
+# make test-nightly: test on every Python and the other servers, and run the whole contract against
 #   each broken storage
 # make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld uses MySQL instead of MariaDB,
 #   and REDIS_SERVER=valkey-server uses Valkey instead of Redis

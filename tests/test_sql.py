@@ -132,8 +132,13 @@ def table() -> str:
 # The whole test suite of the bake
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(SERVERS[0], marks=pytest.mark.slow),
+        pytest.param(SERVERS[1], marks=pytest.mark.nightly),
+    ],
+)
 def test_the_baked_tests_pass(
     project: Path,
     tmp_path: Path,
