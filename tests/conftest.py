@@ -21,8 +21,6 @@ UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
-QUICK, WHOLE = "--quick", "--time-limit=120"
-"""pytest's option for a quick run of the contract, and one for a whole run: the default."""
 KILLS = [15, pytest.param(50, marks=pytest.mark.slow)]
 """How often tests kill a process that writes."""
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DATABASES, Bake, clean_environment, environment, pythons, run
@@ -84,9 +85,14 @@ def test_the_wheel_has_the_plug_file_and_no_stray_files(
 
 FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
-QUICK = [("dict", *OLD), ("sqlite", *NEW)]
+LEVELS: dict[tuple[str, ...], Any] = {
+    ("dict", *OLD): [],
+    ("sqlite", *NEW): [],
+    ("redis", *NEW): pytest.mark.slow,
+}
+"""What is not left to `make test-nightly`."""
 ENVIRONMENTS = [
-    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.nightly)
+    pytest.param(*case, marks=LEVELS.get(case, pytest.mark.nightly))
     for case in product(DATABASES, PYTHONS, ERRBOTS)
     if case[2] == ERRBOTS[-1] or case[1:] == OLD
 ]

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, TEMPLATE, WHOLE, Bake, run, skipped
+from conftest import TEMPLATE, Bake, run, skipped
 
 
 def steps() -> list[str]:
@@ -52,14 +52,15 @@ def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Pat
         assert f"\nclass {name}(" in source
 
 
+SOME = ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract/test_keys.py"]
+
+
 @pytest.mark.parametrize(
     "tests",
     [
-        ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract/test_keys.py"],
-        pytest.param([QUICK], marks=pytest.mark.nightly),
-        pytest.param([WHOLE], marks=pytest.mark.slow),
+        pytest.param(["--quick", *SOME], id="some tests"),
+        pytest.param([], marks=pytest.mark.slow, id="all tests"),
     ],
-    ids=["some tests", "a quick run", "all tests"],
 )
 def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str]) -> None:
     project = bake()

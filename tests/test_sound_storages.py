@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, WHOLE, run
+from conftest import run
 from pytest_cookies.plugin import Cookies
 
 SOUND = {
@@ -84,18 +84,16 @@ def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("configured", "extent"),
+    "configured",
     [
-        pytest.param(False, QUICK, marks=pytest.mark.slow, id="quick"),
-        pytest.param(False, WHOLE, marks=pytest.mark.nightly, id="whole"),
-        pytest.param(True, QUICK, marks=pytest.mark.nightly, id="by --errbot-config"),
+        pytest.param(False, marks=pytest.mark.slow, id="in the bake"),
+        pytest.param(True, marks=pytest.mark.nightly, id="by --errbot-config"),
     ],
 )
-def test_a_sound_storage_is_green(
-    project: Path, tmp_path: Path, configured: bool, extent: str
-) -> None:
+def test_a_sound_storage_is_green(project: Path, tmp_path: Path, configured: bool) -> None:
     command: list[object] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["tests/contract", extent]
+    # The added code imports helpers of the tests.
+    command += ["--deselect=tests/test_installation.py::test_what_storage_py_imports_is_declared"]
     if configured:
         config = tmp_path / "config.py"
         config.write_text(
