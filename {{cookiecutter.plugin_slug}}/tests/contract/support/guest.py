@@ -92,10 +92,9 @@ def signals_of_the_kernel() -> list[str]:
 
 
 def belongings() -> dict[str, Any]:
-    """Return what others have loaded: loggers, modules and their definitions.
+    """Return what others have loaded: loggers, modules, their definitions and pickling functions.
 
-    Also warning filters and pickling functions. A database's client may add to these, but what
-    existed before must stay unchanged.
+    A database's client may add to these, but what existed before must stay unchanged.
     """
     state: dict[str, Any] = {}
     for name, logger in list(logging.root.manager.loggerDict.items()):
