@@ -385,7 +385,8 @@ def test_a_run_that_is_interrupted_leaves_nothing(place: Place, signals: list[st
             process.send_signal(getattr(signal, name))
             time.sleep(0.5)
         output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2, output
+    # A second Ctrl-C, while pytest reports the first, ends pytest itself.
+    assert process.returncode in (2, -signal.SIGINT), output
     assert place.rows.read() == before, output
     assert not place.left(), output
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -9,17 +10,22 @@ import pytest
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import deadline
-from contract.support.expectations import contents, same
+from contract.support.expectations import contents, outcome, same
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
 
+AFTER = 0.5
+"""Seconds after a fault within which nothing may change by itself."""
 SOON = 30
 """Seconds within which an operation must give up."""
-MANY = 120
-"""Keys of a loop: more than one short page."""
+LOOPED = many(2_100, 120)
+"""Keys of a loop: more than two pages of a thousand."""
+FAILURES, FAILING = 40, 10
+"""Maximum failing operations, and maximum seconds of them."""
 LARGE = 20_000_000
 """More bytes than servers accept at once by default."""
 
@@ -31,17 +37,18 @@ def mapping_of(storage: StorageBase) -> StoreMixin:
     return mapping
 
 
+NEW = f"new {MARK}"
 OPERATIONS: dict[str, Callable[[StorageBase], object]] = {
     "`get`": lambda storage: storage.get("0"),
     "`in`": lambda storage: "0" in mapping_of(storage),
-    "`set`": lambda storage: storage.set("0", "new"),
-    "`set` of a new key": lambda storage: storage.set("new", "new"),
+    "`set`": lambda storage: storage.set("0", NEW),
+    "`set` of a new key": lambda storage: storage.set("new", NEW),
     "`remove`": lambda storage: storage.remove("0"),
     "`len`": lambda storage: storage.len(),
     "`keys`": lambda storage: sorted(storage.keys()),
 }
 CHANGES = [name for name in OPERATIONS if "set" in name or "remove" in name]
-LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(MANY)]
+LONG_KEYS = [f"key {number} ".ljust(200, "-") for number in range(120)]
 """Too many for a database to read all of them when it is opened."""
 READS: dict[str, Callable[[StorageBase], object]] = {
     "`get`": lambda storage: [storage.get(key) for key in LONG_KEYS],
@@ -80,6 +87,10 @@ def fault(
         shown = f"{error!r} {error}"
         told = [secret for secret in secrets_of(database.config.STORAGE_CONFIG) if secret in shown]
         assert not told, f"{what}, and the error of {name} shows a secret."
+        assert MARK not in shown, (
+            f"{what}, and the error of {name} shows the value, which then is in the log and in the"
+            " bot's answers. Do not show a statement's parameters."
+        )
 
 
 def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database: Database) -> None:
@@ -104,10 +115,15 @@ def test_a_database_that_goes_away_is_an_error(
 ) -> None:
     """While the database is away, each operation is right or raises an error, and does no harm."""
     storage = database.open("namespace", database.plugin())
+    other = database.open("namespace", database.plugin())
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
     use(storage)
+    for key in ["0", "removed"]:
+        storage.set(key, [MARK, "old"])
+        storage.get(key)
+    other.remove("removed")
     for key, value in expected.items():
-        storage.set(key, value)
+        other.set(key, value)
     right = {"`get`": MARK, "`in`": True, "`len`": 2, "`keys`": ["0", "1"]}
     faults.stop()
     try:
@@ -116,7 +132,8 @@ def test_a_database_that_goes_away_is_an_error(
     finally:
         faults.start()
     assert answers in ([], [right.get(name)]), (
-        f"The database is away, and a plugin gets a wrong answer from {name}. Raise an error."
+        f"The database is away, and a plugin gets a wrong or outdated answer from {name}. Raise an"
+        " error."
     )
     check_after(database, storage, name, expected, bool(answers))
 
@@ -130,8 +147,8 @@ def check_after(
     if name == "`remove`":
         del after["0"]
     elif name.startswith("`set`"):
-        after["new" if "new" in name else "0"] = "new"
-    for each in [storage, restarted]:
+        after["new" if "new" in name else "0"] = NEW
+    for each in [restarted, storage]:  # what is only in the memory of the first one is not stored
         try:
             got = contents(each)
             length = each.len()
@@ -150,12 +167,61 @@ def check_after(
     assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
 
 
+def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database: Database) -> None:
+    """After an outage with many failing operations, everything works at once."""
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    faults.stop()
+    try:
+        until = monotonic() + FAILING
+        for number in range(FAILURES):
+            name = list(OPERATIONS)[number % len(OPERATIONS)]
+            with fault(database, name):
+                OPERATIONS[name](storage)
+            if monotonic() > until:
+                break
+    finally:
+        faults.start()
+    for number in range(2 * FAILURES):
+        try:
+            storage.set("0", [MARK, number])
+            got = storage.get("0")
+        except Exception as error:
+            pytest.fail(
+                f"The database is back, but after many errors the storage still fails: {error!r}."
+                " Return what each operation takes from a pool, also after an error, and try the"
+                " database again each time."
+            )
+        assert got == [MARK, number]
+
+
+def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: Database) -> None:
+    """A `set` that failed because the database was away never replaces a newer value."""
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    faults.stop()
+    try:
+        for name in ["`set`", "`remove`"]:
+            with fault(database, name):
+                OPERATIONS[name](storage)
+    finally:
+        faults.start()
+    storage.set("0", [MARK, "newer"])
+    until = monotonic() + AFTER
+    while monotonic() < until:
+        assert outcome(storage.get, "0") == [MARK, "newer"], (
+            "A `set` or `remove` that had failed took effect later, and a newer value is lost. When"
+            " an operation has raised an error, do not retry it in the background."
+        )
+        sleep(0.01)
+
+
 def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     faults: Faults, database: Database
 ) -> None:
     """If the database goes away, a loop over the keys continues or raises an error."""
     storage = database.open("namespace", database.plugin())
-    for number in range(MANY):
+    for number in range(LOOPED):
         storage.set(str(number), MARK)
     keys = iter(storage.keys())
     seen = [next(keys)]
@@ -166,11 +232,11 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
             answers.append(len(seen))
     finally:
         faults.start()
-    assert answers in ([], [MANY]), (
+    assert answers in ([], [LOOPED]), (
         f"The database went away, and a loop over the keys simply ended: it returned {len(seen)} of"
-        f" {MANY} keys, so the plugin's result is wrong. Do not catch the error."
+        f" {LOOPED} keys, so the plugin's result is wrong. Do not catch the error."
     )
-    assert len(list(storage.keys())) == MANY, "The database is back, but `keys` returns too few."
+    assert len(list(storage.keys())) == LOOPED, "The database is back, but `keys` returns too few."
 
 
 @contextmanager

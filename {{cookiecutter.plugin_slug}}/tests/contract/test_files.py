@@ -10,8 +10,9 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, open_files
+from contract.support.expectations import contents, same
 from contract.support.guest import fail, use
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, large_value
 
 FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
 """Names of folders with characters that are special in a URL, a pattern or a statement."""
@@ -109,6 +110,59 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
         f"Replacing and removing values 20 times left {len(made)} files behind, such as"
         f" {min(made)}: the disk fills up. Remove files that are no longer needed."
     )
+
+
+def test_a_start_leaves_no_file(database: Database, temporary: Path) -> None:
+    """A bot that starts again leaves no more files than before."""
+    database.open("namespace", database.plugin()).set("key", MARK)
+
+    def start() -> None:
+        storage = database.open("namespace", database.plugin())
+        storage.set("key", [MARK, storage.get("key")])
+        database.close(storage)
+
+    made = files_left(database, temporary, start)
+    assert len(made) < 10, (
+        f"20 starts left {len(made)} files behind, such as {min(made)}. `errbot --storage-get` is a"
+        " start, too, so the disk fills up."
+    )
+
+
+def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> None:
+    """`BOT_DATA_DIR` can be moved, or restored from a backup at another place."""
+    if database.notes:
+        pytest.skip("the folder of a bot that is in use is not changed")
+    expected = {"small": MARK, "large": large_value(1), "new": [MARK]}
+    before = tmp_path / "before"
+    before.mkdir()
+    paths = {key: str(before / Path(value).name) for key, value in own_paths(database).items()}
+    database.config.STORAGE_CONFIG |= paths
+    database.config.BOT_DATA_DIR = str(before)
+    database.open_twice("probe")
+    storage = database.open("namespace", database.plugin())
+    for key in ["small", "large"]:
+        storage.set(key, expected[key])
+    database.close_all()
+    before.rename(after := tmp_path / "after")
+    before.write_text("something else")
+    paths = {key: str(after / Path(value).name) for key, value in paths.items()}
+    database.config.STORAGE_CONFIG |= paths
+    database.config.BOT_DATA_DIR = str(after)
+    storage = database.open("namespace", database.plugin())
+    storage.set("new", [MARK])
+    assert same(contents(storage), expected), (
+        "After BOT_DATA_DIR was moved, data are lost. Store no absolute path in the database."
+    )
+
+
+def own_paths(database: Database) -> dict[str, str]:
+    """Return what in STORAGE_CONFIG is a path in BOT_DATA_DIR."""
+    folder = database.config.BOT_DATA_DIR
+    return {
+        key: value
+        for key, value in database.config.STORAGE_CONFIG.items()
+        if isinstance(value, str) and value.startswith(folder)
+    }
 
 
 def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -> None:

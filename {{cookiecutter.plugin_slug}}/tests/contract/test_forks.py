@@ -6,7 +6,8 @@ import os
 import pytest
 
 from contract.support.database import Database, run_process
-from contract.support.sample_values import MARK
+from contract.support.expectations import same
+from contract.support.forks import forked_value
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 
@@ -18,6 +19,16 @@ def test_a_forked_process_gets_no_value_of_another(database: Database) -> None:
         f"A parent and its forked children mix up their values: {wrong}. They share a connection."
         " Compare os.getpid() with the process that connected. If it differs, reconnect, or raise"
         " an error that names the fork."
+    )
+
+
+def test_a_fork_in_the_middle_of_other_threads_work_hangs_nobody(database: Database) -> None:
+    """A process that is forked while other threads use the storage does not hang."""
+    wrong = run_process(database, "forks", "fork-while-threads-work")
+    assert not wrong, (
+        f"After a fork, while other threads worked, the child fails: {wrong}. A lock that another"
+        " thread held is never released in the child. Compare os.getpid() before you take a lock,"
+        " or create the locks again with os.register_at_fork."
     )
 
 
@@ -46,4 +57,7 @@ def test_what_a_forked_process_has_set_is_there(database: Database) -> None:
         )
         for key in done:
             name, turn = key.split()
-            assert storage.get(key) == [MARK, name, int(turn)], "A fork mixed up two values."
+            assert same(storage.get(key), forked_value(name, int(turn))), (
+                "After a fork, a parent and its children replaced each other's values. A forked"
+                " process continues its parent's random numbers. Use uuid4 or os.urandom."
+            )

@@ -18,6 +18,8 @@ from contract.support.sample_values import MARK
 OFTEN = 30
 """How many reads of a key count as often."""
 HOUR = 3_600
+LOOPED = 250
+"""Keys of a loop: more than one short page."""
 
 
 def get_or(storage: StorageBase, key: str) -> Any:
@@ -169,6 +171,22 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
             get_or(one, "key")
 
     at_once(write, read, read, read)
+
+
+def test_a_value_got_in_a_loop_over_the_keys_is_fresh(database: Database) -> None:
+    """A loop over the keys gets the values as they are now, not as they were when it began."""
+    one, other = database.open_twice()
+    for number in range(LOOPED):
+        one.set(str(number), [MARK, 0])
+    last = str(LOOPED - 1)
+    for turn, key in enumerate(one.keys(), 1):
+        for storage in [other, one]:
+            for changed in [key, last, "0"]:
+                storage.set(changed, [MARK, turn, storage is one])
+                assert one.get(changed) == [MARK, turn, storage is one], (
+                    "In a loop over the keys, a plugin gets a value that has been replaced since"
+                    " the loop began, and may store it again. Read each value when it is asked for."
+                )
 
 
 def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
+from contract.support.database import Database
 from contract.support.expectations import same
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, large_value
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer"),
@@ -26,6 +28,7 @@ THREADS = 3
 INTERRUPTS = 300
 SECONDS = 5
 """Maximum seconds of interrupts in a test."""
+LARGE_SETS = many(12, 4)
 WAIT = 10
 """Seconds after which an operation counts as hanging."""
 
@@ -36,6 +39,8 @@ class Interrupts:
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
         self.raised = 0
+        self.swallowed = 0
+        """Interrupts after which the operation went on."""
         self.until = monotonic() + SECONDS
         self.longest = 0.001
         """Maximum seconds until the timer fires, during about half of all operations."""
@@ -49,14 +54,15 @@ class Interrupts:
             self.raised += 1
             raise self.error
 
-    def are_enough(self) -> bool:
+    def are_enough(self, number: int = INTERRUPTS) -> bool:
         """Return whether there were as many interrupts as a test needs, or no time is left."""
-        return self.raised >= INTERRUPTS or monotonic() > self.until
+        return self.raised >= number or monotonic() > self.until
 
     def run(self, operation: Callable[..., Any], *arguments: object) -> tuple[bool, Any]:
         """Run an operation. Returns whether it was completed, and its result."""
         # It fires again, because the first one may come too early, and the operation may hang.
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, self.longest), 0.2)
+        before = self.raised
         try:
             self._at_work = True
             result = operation(*arguments)
@@ -67,6 +73,7 @@ class Interrupts:
         finally:
             self._at_work = False
         self.longest = max(self.longest / 1.1, 1e-5)
+        self.swallowed += self.raised - before
         return True, result
 
     @contextmanager
@@ -231,3 +238,62 @@ def test_an_interrupted_set_leaves_the_old_or_the_new_value(
             f"An interrupted `set` has left an incomplete value: {got}"
         )
     assert list(storage.keys()) == ["key"]
+
+
+def test_an_interrupted_set_of_a_large_value_keeps_nobody_waiting(
+    database: Database, interrupts: Interrupts
+) -> None:
+    """After Ctrl-C in a `set` of a large value, what is set next is stored."""
+    one, other = database.open_twice()
+    one.set("large", large_value(0))
+    for turn in range(1, LARGE_SETS):
+        for storage in [one, other]:
+            try:
+                whole, _ = interrupts.run(one.set, "large", large_value(turn))
+                with interrupts.no_more():
+                    storage.set("small", [MARK, turn])
+                    got = [each.get("small") for each in [one, other]]
+                    large = other.get("large")
+            except Exception as error:
+                pytest.fail(
+                    f"After an interrupted `set` of a large value, the storage fails: {error!r}"
+                )
+            assert got == [[MARK, turn]] * 2, (
+                "After an interrupted `set` of a large value, what was set next is lost. The"
+                " connection was reused within a transaction. Roll back after any BaseException."
+            )
+            if whole:
+                assert same(large, large_value(turn)), "A `set` that was not interrupted is lost."
+            assert same(large, large_value(large[0])), (
+                "An interrupted `set` has left an incomplete large value."
+            )
+
+
+def test_an_interrupt_ends_the_operation(storage: StorageBase, interrupts: Interrupts) -> None:
+    """Ctrl-C ends the operation that it interrupts, which is not retried."""
+    interrupt_often(storage, interrupts)
+    # Python itself drops those that come in a finalizer of the client.
+    assert interrupts.swallowed <= interrupts.raised / 5, (
+        f"Of {interrupts.raised} interrupts, {interrupts.swallowed} were swallowed: a bot does not"
+        " stop. Catch Exception, or your database's errors, and never BaseException, without"
+        " raising it again."
+    )
+
+
+def test_after_an_interrupted_remove_keys_can_be_removed(
+    storage: StorageBase, interrupts: Interrupts
+) -> None:
+    """After Ctrl-C in a `remove`, keys can be removed."""
+    while not interrupts.are_enough(50):
+        with interrupts.no_more():
+            storage.set("key", MARK)
+        try:
+            removed, _ = interrupts.run(storage.remove, "key")
+        except Exception as error:
+            pytest.fail(f"After an interrupted `remove`, another one fails: {error!r}")
+        with interrupts.no_more():
+            there = list(storage.keys())
+            assert not (removed and there), "After an interrupted `remove`, the next does nothing."
+            for key in there:
+                storage.remove(key)
+    assert storage.len() == 0

@@ -85,11 +85,12 @@ def test_keys_gives_str(storage: StorageBase) -> None:
     )
 
 
-def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
-    """`keys` returns each of thousands of keys once."""
-    # A page may end between two of three keys that differ only in case.
-    spellings = ["key", "Key", "KEY"]
-    expected = [f"{spellings[n % 3]} {n // 3} {'k' * 90}" for n in range(MANY)]
+def test_keys_gives_thousands_of_keys_once_each(database: Database) -> None:
+    """`keys` returns each of thousands of keys once, and `len` counts them."""
+    storage, other = database.open(), database.open()
+    # A page may end between two of three keys that differ only in case, and after any character.
+    spellings = ["gr\u00f6\u00dfe", "Gr\u00f6\u00dfe", "GR\u00d6SSE"]
+    expected = [f"{spellings[n % 3]} \u2603 {n // 3} {'k' * 75}" for n in range(MANY)]
     for key in expected:
         storage.set(key, None)
     got = list(islice(storage.keys(), 2 * MANY))
@@ -98,6 +99,14 @@ def test_keys_gives_thousands_of_keys_once_each(storage: StorageBase) -> None:
         " limit, and the transition from one page to the next."
     )
     assert storage.len() == MANY, f"`len` returns {storage.len()} for {MANY} keys."
+    other.set("new", MARK)
+    more = storage.len()
+    other.remove("new")
+    other.remove(expected[0])
+    assert (more, storage.len()) == (MANY + 1, MANY - 1), (
+        "`len` does not count what another opener adds to many keys, or removes from them. Count"
+        " each time."
+    )
 
 
 def test_no_page_of_keys_shows_those_of_another_namespace(database: Database) -> None:
@@ -106,11 +115,11 @@ def test_no_page_of_keys_shows_those_of_another_namespace(database: Database) ->
     expected = [f"key {number}" for number in range(PAGES)]
     for key in expected:
         storage.set(key, None)
-    for key in ["", "a", "key 15", "key 15x", "key 25x", "z"]:
+    for key in ["", "a", "key 25x", "z", *(f"key 15 {number}" for number in range(LISTED))]:
         other.set(key, None)
     assert same(sorted(storage.keys()), sorted(expected)), (
-        "Among many keys, `keys` returns some of another namespace. Name the namespace in the query"
-        " of each page."
+        "Among many keys, `keys` returns some of another namespace, or ends at a page that has only"
+        " those. Name the namespace in the query of each page."
     )
 
 
@@ -175,6 +184,22 @@ def test_keys_can_be_removed_while_iterating(storage: StorageBase) -> None:
     assert storage.len() == 0, "`for key in self: del self[key]` left keys."
 
 
+def test_keys_can_be_removed_and_set_again_while_iterating(storage: StorageBase) -> None:
+    """A loop over the keys can remove each one and set it again."""
+    for number in range(PAGES):
+        storage.set(str(number), number)
+    seen = []
+    for key in islice(storage.keys(), 2 * PAGES):
+        value = storage.get(key)
+        storage.remove(key)
+        storage.set(key, value)
+        seen.append(key)
+    assert same(sorted(seen), sorted(map(str, range(PAGES)))), (
+        "`for key in self: self[key] = self.pop(key)` missed some keys, or met some twice, and so"
+        " may never end. Order the pages by key, not by the rows' numbers."
+    )
+
+
 def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
     """A loop over the keys can add keys."""
     expected = {str(number) for number in range(PAGES)}
@@ -212,17 +237,19 @@ def test_values_can_be_replaced_while_iterating(storage: StorageBase) -> None:
 
 def test_a_loop_over_the_keys_can_be_left(storage: StorageBase) -> None:
     """A loop over the keys can be left early."""
-    for number in range(500):
+    for number in range(LISTED):
         storage.set(str(number), None)
-    for number in range(50):
-        for _key in storage.keys():
-            storage.set(f"inside {number}", MARK)
-            break
+    for number in range(60):
+        for place, _key in enumerate(storage.keys()):
+            if place == LISTED // 2 or number % 2:
+                storage.set(f"inside {number}", MARK)
+                break
     storage.set("after", MARK)
-    assert (storage.get("after"), storage.len()) == (MARK, 551), (
+    assert (storage.get("after"), storage.len()) == (MARK, LISTED + 61), (
         "Leaving a loop over the keys early undoes what was set in it, or blocks later operations."
-        " Keep no transaction open between two keys."
+        " Keep no transaction and no cursor open between two keys."
     )
+    assert len(list(storage.keys())) == LISTED + 61, "After loops that were left, keys are missing."
 
 
 @pytest.mark.parametrize("keys", ALIKE.values(), ids=ALIKE)

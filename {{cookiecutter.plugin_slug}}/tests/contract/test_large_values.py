@@ -2,7 +2,9 @@
 
 import random
 import secrets
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from time import sleep
 from typing import Any
 
@@ -56,10 +58,11 @@ def test_large_values_follow_each_other(storage: StorageBase) -> None:
 
 
 def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Database) -> None:
-    """While a large value is replaced, every reader gets a complete value."""
+    """While a large value is replaced, every reader gets a complete value, and nothing is lost."""
     storages = database.open_twice()
     skip_if_bound_to_its_thread(storages[0]).set("key", large_value(0))
     writing = [1, 2]
+    small: dict[str, int] = {}
 
     def write(number: int) -> None:
         try:
@@ -76,13 +79,25 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Data
                 " beside the old ones, and switch to them in one step."
             )
 
-    works = [partial(write, n) for n in [1, 2]] + [partial(read, n) for n in range(READERS)]
+    def change(storage: StorageBase) -> None:
+        for turn in count():
+            key = f"small {turn % 50}"
+            storage.set(key, turn)
+            small[key] = turn
+            if not writing:
+                return
+
+    works: list[Callable[[], object]] = [partial(write, n) for n in [1, 2]]
+    works += [partial(read, n) for n in range(READERS)] + [partial(change, storages[0])]
     try:
         at_once(*works)
     except KeyError:
         pytest.fail("A large value was missing while it was replaced. Replace it in one step.")
     except TimeoutError as error:
         pytest.fail(f"Those who read and replace a large value hang: {error}.")
+    assert {key: storages[1].get(key) for key in small} == small, (
+        "Small values that were set while others replaced large ones are lost."
+    )
 
 
 @pytest.mark.usefixtures("other_processes")
@@ -152,19 +167,20 @@ def test_a_value_of_tens_of_megabytes_comes_back_or_is_refused(
     assert storage.get("key") == [MARK], f"After a `set` of {megabytes} MB, the next one failed."
 
 
-def test_a_namespace_holds_tens_of_megabytes(database: Database) -> None:
+@pytest.mark.parametrize("megabytes", [36, pytest.param(150, marks=pytest.mark.thorough)])
+def test_a_namespace_holds_many_megabytes(database: Database, megabytes: int) -> None:
     """A namespace stores tens of MB in total."""
     storage, other = database.open("namespace"), database.open("other")
     other.set("key", MARK)
-    count = 36 * MEGABYTE // LARGE
-    for number in range(count):
+    values = megabytes * MEGABYTE // LARGE
+    for number in range(values):
         storage.set(f"large {number}", large_value(number))
         storage.set(f"small {number}", [MARK, number])
-    for number in range(count):
+    for number in range(values):
         assert same(storage.get(f"large {number}"), large_value(number)), (
-            f"Of {count} values of 5 MB, one is lost or changed. Find the database's limit on the"
-            " total size, raise it, and disable eviction."
+            f"Of {megabytes} MB in values of 5 MB, one is lost or changed. Find the database's"
+            " limit on the total size, raise it, and disable eviction."
         )
         assert storage.get(f"small {number}") == [MARK, number]
-    assert (storage.len(), len(set(storage.keys()))) == (2 * count, 2 * count)
+    assert (storage.len(), len(set(storage.keys()))) == (2 * values,) * 2
     assert other.get("key") == MARK, "Large values have displaced those of another namespace."

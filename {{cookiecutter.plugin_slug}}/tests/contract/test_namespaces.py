@@ -76,11 +76,13 @@ def test_namespaces_that_look_alike_are_told_apart(database: Database, names: li
     "name", ["core", "repomgr", "text_backend", "select", "table", "group", "x" * 250]
 )
 def test_any_name_can_be_a_namespace(database: Database, name: str) -> None:
-    """Any name can be a namespace."""
-    with taken(name):
-        storage = database.open(name)
-        storage.set(name, MARK)
-    assert (contents(storage), storage.len()) == ({name: MARK}, 1), (
+    """Any name can be a namespace, with any key in it."""
+    storage = database.open(name)
+    keys = [name, "\U0001f600" * 250]
+    for key in keys:
+        with taken(key):
+            storage.set(key, MARK)
+    assert (contents(storage), storage.len()) == (dict.fromkeys(keys, MARK), len(keys)), (
         f"{name!r} cannot be the name of a namespace, or of a key in it."
     )
 

@@ -1,6 +1,7 @@
 """Other processes open a running bot's database, and a bot may be killed."""
 
 import ast
+import os
 import random
 import subprocess
 from contextlib import ExitStack
@@ -14,17 +15,27 @@ from contract.support.database import (
     Database,
     process_command,
     reason,
+    run_command,
     run_process,
     running,
 )
-from contract.support.deadlines import deadline
-from contract.support.expectations import contents, same
-from contract.support.sample_values import MARK, REPLACED, replacement
+from contract.support.deadlines import at_once, deadline
+from contract.support.expectations import contents, same, skip_if_bound_to_its_thread
+from contract.support.sample_values import MARK, REPLACED, large_value, replacement
+
+ELSEWHERE = {
+    **{"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    **{"PYTHONIOENCODING": "ascii", "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
+    **{"USER": "somebody", "LOGNAME": "somebody", "HOSTNAME": "elsewhere", "COLUMNS": "7"},
+}
+"""The environment of a bot elsewhere."""
+PLACES = {"as a service": "here", "on another machine": "elsewhere"}
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 
 NAME = "Gr\u00f6\u00dfe 1"  # not a word that a shell, a file or a statement could use unchanged
 TURNS = many(150, 30)
+STARTS = many(12, 6)
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
 
 
@@ -79,6 +90,83 @@ def test_every_value_comes_back_from_another_process(database: Database) -> None
         f"After a restart, a plugin gets other values than it stored: {changed}. `get` must return"
         " what is in the database, not the object that was passed to `set`."
     )
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, where: str) -> None:
+    """Data do not depend on the machine, the account, the locale and the terminal of a bot."""
+    storage = database.open(NAME)
+    for key in [NAME, *(f"key {number}" for number in range(20))]:
+        storage.set(key, [MARK, key])
+    storage.set("large", large_value(1))
+    command = process_command(database, NAME, f"read-{PLACES[where]}")
+    done = run_command(command, environment=os.environ | ELSEWHERE)
+    printed = done.stdout.strip()
+    assert printed == f"{len(contents(storage))} values", (
+        f"For a bot that starts {where}, data are lost or changed:"
+        f" {printed or reason(done.stderr)}. Names and values must not depend on where it starts."
+    )
+
+
+def test_data_are_there_with_another_timeout(database: Database) -> None:
+    """Data do not depend on settings of STORAGE_CONFIG that are not about their place."""
+    storage = database.open("namespace", database.plugin())
+    storage.set("key", MARK)
+    database.close(storage)
+    database.config.STORAGE_CONFIG["timeout"] = 7.5
+    try:
+        plugin = database.plugin()
+    except Exception:
+        pytest.skip("STORAGE_CONFIG has no timeout")
+    assert contents(database.open("namespace", plugin)) == {"key": MARK}, (
+        "After STORAGE_CONFIG was changed, all data are gone. Do not derive names from it."
+    )
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_what_is_set_when_python_ends_is_stored(database: Database, order: str) -> None:
+    """What is set in a function of `atexit` is stored, or is an error."""
+    printed = run_process(database, NAME, f"write-at-exit-{order}").splitlines()
+    storage = database.open(NAME)
+    got = {key: storage.get(key) for key in storage.keys()}
+    refused = {line.partition(":")[0] for line in printed}
+    assert order == "last" or not refused, (
+        f"When Python ends, a plugin cannot save its data: {printed}. Python stops executors before"
+        " it calls the functions of `atexit`."
+    )
+    expected = {"small": [MARK], "large": large_value(1)}
+    assert same(got, {key: expected[key] for key in expected.keys() - refused}), (
+        "What was set when Python ended is lost, although `set` raised no error."
+    )
+
+
+def test_a_process_that_starts_harms_nothing_that_is_being_set(database: Database) -> None:
+    """A plugin that starts while another one sets large values removes nothing of these."""
+    storage = skip_if_bound_to_its_thread(database.open("namespace", database.plugin()))
+    database.open_twice("probe")
+    writing = [True]
+
+    def write() -> None:
+        try:
+            for turn in range(STARTS):
+                storage.set(f"key {turn % 3}", large_value(turn))
+                assert same(storage.get(f"key {turn % 3}"), large_value(turn)), LOST
+        except Exception as error:
+            raise AssertionError(f"{LOST} {error!r}") from error
+        finally:
+            writing.clear()
+
+    def start() -> None:
+        while writing:
+            database.open("namespace", database.plugin()).len()
+
+    at_once(write, start)
+
+
+LOST = (
+    "A large value was lost while another plugin started, as `errbot --storage-get` does every"
+    " time. What is being written must not look like what a killed bot has left."
+)
 
 
 def await_line(process: "subprocess.Popen[str]") -> None:

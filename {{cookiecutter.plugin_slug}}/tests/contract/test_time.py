@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from itertools import islice
+from time import sleep
 
 import pytest
 from errbot.storage.base import StoragePluginBase
 
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
-from contract.support.expectations import contents
+from contract.support.expectations import contents, same
 from contract.support.faults import Faults
 from contract.support.guest import use
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, large_value
 
+CLEANING = 0.6
+"""Seconds within which a thread that cleans up looks at the clock."""
 MANY = 120
 """Keys of a loop: more than one short page."""
 
@@ -34,20 +37,24 @@ def test_a_value_is_there_after_any_time(
     storage = database.open("namespace", plugin)
     storage.set("read", MARK)
     storage.set("never read", [MARK])
+    for number in [1, 2, 1]:
+        storage.set("large", large_value(number))
     assert storage.get("read") == MARK
     clock.ahead = YEARS
     faults_if_any.age()
+    sleep(CLEANING)
     if restarted:
         database.close(storage)
         storage = database.open("namespace", clock.load(database))
-    expected = {"read": MARK, "never read": [MARK]}
+    expected = {"read": MARK, "never read": [MARK], "large": large_value(1)}
     try:
         got = contents(storage)
         kept = {key: storage.get(key) for key in expected}
     except KeyError as error:
         pytest.fail(f"The key {error} is gone after ten years. {FOR_EVER}")
-    assert got == kept == expected, f"After ten years, the values have changed. {FOR_EVER}"
-    assert storage.len() == 2, f"After ten years, `len` has changed. {FOR_EVER}"
+    unchanged = same(got, kept) and same(kept, expected)
+    assert unchanged, f"After ten years, the values have changed. {FOR_EVER}"
+    assert storage.len() == 3, f"After ten years, `len` has changed. {FOR_EVER}"
     storage.set("new", MARK)
     assert storage.get("new") == MARK, "After ten years, nothing can be stored."
 

@@ -23,6 +23,7 @@ from contract.support.sample_values import (
     SAMPLES,
     TWINS,
     Person,
+    Samples,
     Unreadable,
     Unstorable,
 )
@@ -380,6 +381,44 @@ def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error:
         assert isinstance(got, Unreadable), (
             f"A value that cannot be read came back as a {type(got).__name__}, which a plugin"
             " treats as its own. Raise an error, such as StoreException."
+        )
+
+
+def test_a_value_whose_class_is_not_loaded_waits_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value whose class is not loaded, as in `errbot --storage-get`, is kept for its plugin."""
+    database.open_twice("probe")
+    module = ModuleType("a_plugin")
+    kind = type("Thing", (Person,), {"__module__": "a_plugin"})
+    vars(module)["Thing"] = kind
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "a_plugin", module)
+        database.open("namespace", database.plugin()).set("key", kind(MARK))
+    storage = database.open("namespace", database.plugin())
+    assert refusal(storage.get, "key"), "A value came back, although its class is not loaded."
+    assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
+        "A value whose class is not loaded is not listed."
+    )
+    monkeypatch.setitem(sys.modules, "a_plugin", module)
+    restarted = database.open("namespace", database.plugin())
+    assert outcome(restarted.get, "key") == kind(MARK), (
+        "A value whose class was not loaded is lost. `errbot --storage-get` loads no plugins, and"
+        " must not change what they have stored."
+    )
+
+
+def test_a_buffer_can_be_changed_when_it_comes_back(storage: StorageBase) -> None:
+    """An object with a writable buffer, such as an array of NumPy, can be changed afterwards."""
+    storage.set("key", Samples(bytearray(MARK.encode())))
+    got = storage.get("key")
+    assert bytes(got.data) == MARK.encode(), "A buffer came back changed."
+    try:
+        got.data[0] = 0
+    except TypeError:
+        pytest.fail(
+            "A writable buffer came back read-only, so plugins cannot change their arrays. Do not"
+            " give buffers to pickle out of band, or give it bytearrays back."
         )
 
 

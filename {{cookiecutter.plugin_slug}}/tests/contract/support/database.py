@@ -131,12 +131,21 @@ def process_command(database: Database, name: str, task: str) -> list[str]:
 
 
 def run_command(
-    command: list[str], given: str = "", folder: Path | None = None
+    command: list[str],
+    given: str = "",
+    folder: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command. If it does not end in time, fail with an explanation."""
     with suppress(subprocess.TimeoutExpired):
         return subprocess.run(
-            command, input=given, capture_output=True, encoding="utf-8", timeout=PROCESS, cwd=folder
+            command,
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PROCESS,
+            cwd=folder,
+            env=environment,
         )
     pytest.fail(
         f"Another process on the same database has not ended after {PROCESS} seconds:"

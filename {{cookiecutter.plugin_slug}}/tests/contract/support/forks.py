@@ -12,12 +12,13 @@ from time import monotonic, sleep
 
 from errbot.storage.base import StorageBase
 
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, large_value
 
 BEFORE = [f"before {number}" for number in range(5)]
 ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
 WAIT = 20
 """Seconds after which a child counts as hanging."""
+FORKS = 20
 TURNS, SECONDS = 20, 0.25
 """Minimum work of parent and children at the same time: both limits apply."""
 
@@ -60,16 +61,17 @@ def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) ->
     return pid
 
 
-def await_end(pid: int) -> None:
-    """Wait until a child has ended. If it hangs, kill it and print that."""
+def await_end(pid: int) -> bool:
+    """Wait until a child has ended. If it hangs, kill it, print that, and return False."""
     deadline = monotonic() + WAIT
     while not os.waitpid(pid, os.WNOHANG)[0]:
         if monotonic() > deadline:
             print("a forked process hangs")
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return
+            return False
         sleep(0.005)
+    return True
 
 
 def get_and_set(storage: StorageBase, name: str) -> None:
@@ -103,6 +105,36 @@ def work_at_once(storage: StorageBase) -> None:
     get_and_set(storage, "the parent")
 
 
+def fork_while_threads_work(storage: StorageBase) -> None:
+    """Fork in the middle of what other threads do with the storage, and use it in the child."""
+    prepare(storage)
+    working = [True]
+
+    def work(key: str) -> None:
+        with suppress(Exception):  # Another test checks whether threads can use it.
+            while working:
+                storage.set(key, [MARK, key])
+                storage.get(key)
+
+    def use() -> None:
+        try:
+            if (got := storage.get(BEFORE[0])) != [MARK, BEFORE[0]]:
+                print(f"a forked process asked for {BEFORE[0]!r} and got {got}")
+        except Exception as error:
+            if problem := refusal(error):
+                print(problem)
+
+    threads = [Thread(target=work, args=[key], daemon=True) for key in BEFORE[1:3]]
+    for thread in threads:
+        thread.start()
+    for _ in range(FORKS):
+        if not await_end(fork(use)):
+            break
+    working.clear()
+    for thread in threads:
+        thread.join(WAIT)
+
+
 def outlive_children(storage: StorageBase) -> None:
     """Continue after children that have ended in each way."""
 
@@ -128,6 +160,11 @@ def outlive_children(storage: StorageBase) -> None:
                 print(f"after a child that ended with {end}, the parent gets {found}")
 
 
+def forked_value(name: str, turn: int) -> list[object]:
+    """Return what this process sets in this turn: large values first, small ones later."""
+    return [MARK, name, turn, large_value(len(name))[: 2_000_000 if turn < 2 else 10]]
+
+
 def set_in_children(storage: StorageBase) -> None:
     """Set keys in a parent and two children at the same time, and print those that are set."""
     prepare(storage)
@@ -136,7 +173,7 @@ def set_in_children(storage: StorageBase) -> None:
         done = []
         for turn in range(50):
             try:
-                storage.set(f"{name} {turn}", [MARK, name, turn])
+                storage.set(f"{name} {turn}", forked_value(name, turn))
                 done.append(f"{name} {turn}")
             except Exception as error:
                 if name == "parent" or refusal(error):

@@ -2,6 +2,7 @@
 
 import asyncio
 import copyreg
+import csv
 import decimal
 import faulthandler
 import gc
@@ -13,10 +14,12 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +30,8 @@ from typing import Any
 from errbot.storage.base import StorageBase
 
 from contract.support.sample_values import MARK, Unreadable, Unstorable
+
+HOUR = 3_600
 
 
 def settings() -> dict[str, Any]:
@@ -69,13 +74,25 @@ def settings() -> dict[str, Any]:
         "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
         "what logging does with errors": (logging.raiseExceptions, logging.lastResort),
         "the root logger": (root.level, root.disabled, *root.handlers, *root.filters),
-        "the timers": tuple(map(signal.getitimer, timers())),
+        "the timers": tuple(signal.getitimer(timer)[0] > 0 for timer in timers()),
+        "urllib's opener": urllib.request._opener,  # type: ignore[attr-defined]
+        "how sqlite3 converts values": (*sqlite3.adapters.items(), *sqlite3.converters.items()),
+        "the limit of csv": csv.field_size_limit(),
+        "the event loop": event_loop(),
         "the signals": tuple(signals_of_the_kernel()),
     }
     state |= {f"the environment variable {name}": value for name, value in os.environ.items()}
     for number in signal.valid_signals():
         state[f"the handler of the signal {number!r}"] = signal.getsignal(number)
     return state
+
+
+def event_loop() -> object:
+    """Return the event loop of the main thread, unless it is closed or was taken away."""
+    with suppress(RuntimeError, DeprecationWarning):
+        loop = asyncio.get_event_loop()
+        return None if loop.is_closed() else loop
+    return None
 
 
 def timers() -> list[int]:
@@ -174,7 +191,10 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
     (first := threading.Thread()).start()  # The C library catches signals from the first one on.
     first.join()
-    asyncio.new_event_loop().close()  # so that a policy exists
+    asyncio.set_event_loop(loop := asyncio.new_event_loop())
+    for timer in timers():
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(timer, HOUR)
     before, filters = settings(), list(warnings.filters)
     owned, randoms = belongings(), []
     for number in range(2):
@@ -197,4 +217,5 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     new = [each for each in warnings.filters if each not in filters]
     if any(f"the module {category.__module__}" in owned for _, _, category, _, _ in new):
         found.append("the filters of warnings")  # not only the client's own
+    loop.close()
     print(json.dumps(sorted(set(found))))

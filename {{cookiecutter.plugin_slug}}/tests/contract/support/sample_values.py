@@ -12,7 +12,8 @@ from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from pickle import PickleBuffer
+from typing import Any, ClassVar, SupportsIndex
 from uuid import UUID
 
 MARK = "stored-value-b1f4"
@@ -211,6 +212,17 @@ class Unstorable:
 
     def __repr__(self) -> str:
         return "Unstorable()"
+
+
+class Samples:
+    """An object that pickles its buffer without a copy, as arrays of NumPy do."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = memoryview(data)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        buffer = PickleBuffer(self.data) if int(protocol) >= 5 else bytearray(self.data)
+        return type(self), (buffer,)
 
 
 class Asking:

@@ -1,7 +1,12 @@
 """A second process on the same database: python second_process.py CONFIG.PY NOTES NAMESPACE TASK"""
 
+import atexit
+import getpass
 import os
+import platform
+import socket
 import sys
+import uuid
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -31,6 +36,53 @@ def read(open_storage: Open) -> None:
     """Print the contents of the namespace."""
     storage = open_storage()
     print({key: storage.get(key) for key in sorted(storage.keys())})
+
+
+def check(open_storage: Open) -> None:
+    """Print how many values there are, or which one is not as the test has set it."""
+    storage = open_storage()
+    keys = list(storage.keys())
+    for key in keys:
+        expected = large_value(1) if key == "large" else [MARK, key]
+        try:
+            if storage.get(key) == expected:
+                continue
+            print(f"the value of {ascii(key)} has changed")
+        except Exception as error:
+            print(f"the key {ascii(key)}: {ascii(error)}")
+        return
+    print(len(keys), "values")
+
+
+def check_elsewhere(open_storage: Open) -> None:
+    """Do the same on what looks like another machine."""
+    socket.gethostname = lambda: "elsewhere"
+    socket.getfqdn = lambda name="": "elsewhere.example.com"
+    platform.node = lambda: "elsewhere"
+    uuid.getnode = lambda: 1
+    getpass.getuser = lambda: "somebody"
+    os.cpu_count = lambda: 61
+    check(open_storage)
+
+
+def write_at_exit(open_storage: Open, order: str) -> None:
+    """Set a small and a large value in a function of `atexit`, and print errors."""
+    opened: list[StorageBase] = []
+
+    def save() -> None:
+        for key, value in {"small": [MARK], "large": large_value(1)}.items():
+            try:
+                opened[0].set(key, value)
+            except Exception as error:
+                print(f"{key}: {ascii(error)}", flush=True)
+
+    if order == "last":  # Functions of `atexit` run in reverse order.
+        atexit.register(save)
+    opened.append(open_storage())
+    opened[0].set("small", None)
+    opened[0].remove("small")
+    if order == "first":
+        atexit.register(save)
 
 
 def write(open_storage: Open) -> None:
@@ -122,13 +174,18 @@ def write_values(open_storage: Open) -> None:
 
 
 if __name__ == "__main__":
-    file, path, namespace, task = sys.argv[1:]
+    # In a locale without UTF-8, sys.argv has surrogates instead of other characters.
+    file, path, namespace, task = (os.fsencode(word).decode() for word in sys.argv[1:])
     config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
     tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
+        "read-here": check,
+        "read-elsewhere": check_elsewhere,
         "write": write,
         "write-and-close": write_and_close,
         "write-at-once": write_at_once,
+        "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
+        "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
         "replace-many": replace_many,
         "replace-large": replace_large,
@@ -136,6 +193,9 @@ if __name__ == "__main__":
         "write-values": write_values,
         "visit": guest.visit,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
+        "fork-while-threads-work": lambda open_storage: forks.fork_while_threads_work(
+            open_storage()
+        ),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
     }
