@@ -1,7 +1,11 @@
 """Storages that give an answer although there is no database to ask."""
 
+import itertools
 import pickle
+import threading
+import time
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +287,146 @@ def a_value_that_is_too_large_is_written_in_part(Storage, Plugin):
         if len(data) > 18_000_000:
             old(self, key, pickle.dumps(None))
             raise StoreException("the value is larger than the server takes")
+
+
+@caught_by("test_many_errors_in_a_row_have_no_effect_afterwards", alone=True, outlives_process=True)
+def a_circuit_breaker_stays_open(Storage, Plugin):
+    """After five errors in a row, everything is refused for a minute."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        failures = self.__dict__.setdefault("failures", [])
+        if len(failures) >= 5 and time.monotonic() < failures[-1] + 60:
+            raise StoreException("The circuit breaker is open.")
+        try:
+            old(self, key, value)
+        except StoreException:
+            failures.append(time.monotonic())
+            raise
+        failures.clear()
+
+
+@caught_by("test_many_errors_in_a_row_have_no_effect_afterwards", outlives_process=True)
+def each_error_costs_a_place_in_the_pool(Storage, Plugin):
+    """A broken connection is closed, and nothing takes its place in the pool of five."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        lost = self.__dict__.setdefault("lost", [])
+        if len(lost) >= 5:
+            raise StoreException("There is no free connection.")
+        try:
+            old(self, key, value)
+        except StoreException:
+            lost.append(key)
+            raise
+
+
+@caught_by("test_a_set_that_failed_does_not_take_effect_later", alone=True, outlives_process=True)
+def what_failed_is_retried_in_the_background(Storage, Plugin):
+    """`set` raises an error, and a thread goes on trying."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        def retry():
+            for _ in range(50):
+                time.sleep(0.1)
+                with suppress(StoreException):
+                    old(self, key, value)
+                    return
+
+        try:
+            old(self, key, value)
+        except StoreException as error:
+            if "locked" in str(error) or "refused" in str(error):
+                threading.Thread(target=retry, daemon=True).start()
+            raise
+
+
+@caught_by(AWAY, outlives_process=True)
+def what_cannot_be_set_is_kept_in_memory(Storage, Plugin):
+    """Values are kept until the database is back and somebody uses this storage again."""
+
+    def flush(self):
+        for key, value in list(self.__dict__.setdefault("waiting", {}).items()):
+            with suppress(StoreException):
+                setting(self, key, value)
+                del self.waiting[key]
+
+    setting = Storage.set
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        flush(self)
+        try:
+            old(self, key, value)
+        except StoreException as error:
+            if "locked" not in str(error):
+                raise
+            self.waiting[key] = value
+
+    @replace(Storage)
+    def get(old, self, key):
+        flush(self)
+        return self.waiting[key] if key in self.waiting else old(self, key)
+
+    for name in ["len", "keys"]:
+        setattr(Storage, name, flushing(getattr(Storage, name), flush))
+
+
+def flushing(old: Any, flush: Any) -> Any:
+    """Return a method that first writes what is waiting."""
+
+    @wraps(old)
+    def method(self):
+        flush(self)
+        return old(self)
+
+    return method
+
+
+@caught_by(AWAY, connects=True)
+def the_last_answer_is_given_again(Storage, Plugin):
+    """While the database is away, `get` returns what it returned before."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        last = self.__dict__.setdefault("last", {})
+        try:
+            data = old(self, key)
+        except StoreException:
+            if key in last:
+                return last[key]
+            raise
+        if len(data) < 1_000:
+            last[key] = data
+        return data
+
+
+@caught_by(AWAY, outlives_process=True)
+def errors_quote_the_values(Storage, Plugin):
+    """An error of the database shows the statement with its parameters."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            shown = f"{error} [parameters: ({key!r}, {data[:1_000]!r})]"
+        else:
+            return
+        raise StoreException(shown)
+
+
+@caught_by(
+    "test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away", outlives_process=True
+)
+def an_error_on_a_later_page_ends_the_loop(Storage, Plugin):
+    """An error while a page is fetched counts as the end."""
+
+    @replace(Storage)
+    def keys(old, self):
+        rows = old(self)
+        yield from itertools.islice(rows, 300)
+        with suppress(StoreException):
+            yield from rows

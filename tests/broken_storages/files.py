@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -133,3 +134,28 @@ def the_end_is_written_into_the_log(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         folder.append(bot_config.BOT_DATA_DIR)
+
+
+@caught_by("test_a_start_leaves_no_file", alone=True)
+def each_start_makes_a_copy(Storage, Plugin):
+    """A backup, with the time in its name, and nobody removes it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        name = f"{time.time_ns()}.bak"
+        os.close(os.open(Path(bot_config.BOT_DATA_DIR, name), os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+@caught_by("test_the_bots_folder_can_be_moved", alone=True)
+def a_namespace_is_named_after_the_folder(Storage, Plugin):
+    """So that two bots can share a database: each one has its own BOT_DATA_DIR."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.folder = bot_config.BOT_DATA_DIR
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.folder} {namespace}")

@@ -3,6 +3,8 @@
 import threading
 import time
 import zlib
+from functools import wraps
+from itertools import islice
 from typing import Any
 
 from broken_storages.support import (
@@ -156,3 +158,32 @@ def a_key_is_there_before_its_value(Storage, Plugin):
             old(self, key, None)
             time.sleep(0.001)
         old(self, key, value)
+
+
+@caught_by("test_a_value_got_in_a_loop_over_the_keys_is_fresh", alone=True)
+def a_loop_over_the_keys_fetches_the_values_too(Storage, Plugin):
+    """One query returns a page of keys with their values, and `get` takes them from there."""
+
+    @replace(Storage)
+    def keys(old, self):
+        rows, fetched = old(self), self.__dict__.setdefault("fetched", {})
+        try:
+            while page := list(islice(rows, 50)):
+                fetched.update({key: bytes_or_none(self, key) for key in page})
+                yield from page
+        finally:
+            fetched.clear()
+
+    @replace(Storage)
+    def read(old, self, key):
+        return self.__dict__.get("fetched", {}).pop(key, None) or old(self, key)
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, key, *value):
+            old(self, key, *value)
+            self.__dict__.get("fetched", {}).pop(key, None)
+
+        return method
+
+    Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)

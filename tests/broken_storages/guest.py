@@ -11,10 +11,12 @@ import pickle
 import random
 import signal
 import socket
+import sqlite3
 import ssl
 import sys
 import tempfile
 import threading
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +222,53 @@ def each_use_sets_the_umask(Storage, Plugin):
         umask = os.umask(0o077)
         old(self, key, value)
         os.umask(umask)
+
+
+@caught_by(NOTHING)
+def the_event_loop_is_closed(Storage, Plugin):
+    """An asynchronous client runs in a loop of its own, which then is everybody's, and closed."""
+
+    def connect():
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        loop.close()
+
+    at_start(Plugin, connect)
+
+
+@caught_by(NOTHING)
+def each_timeout_takes_the_timer_of_plugins(Storage, Plugin):
+    """A timeout by SIGALRM, which ends the timer that a plugin has set."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        if threading.current_thread() is not threading.main_thread():
+            return old(self, key)
+        handler = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 10)
+        try:
+            return old(self, key)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+
+
+@caught_by(NOTHING)
+def urllib_opens_everything_with_the_password(Storage, Plugin):
+    """`install_opener`, with the credentials of the database."""
+
+    def install():
+        opener = urllib.request.build_opener()
+        opener.addheaders = [("Authorization", "Basic ZXJyYm90OnNlY3JldA==")]
+        urllib.request.install_opener(opener)
+
+    at_start(Plugin, install)
+
+
+@caught_by(NOTHING)
+def sqlite3_converts_lists_for_everybody(Storage, Plugin):
+    """`register_adapter`, which counts for all connections of the process."""
+    at_start(Plugin, lambda: sqlite3.register_adapter(list, json.dumps))
 
 
 @caught_by("test_a_storage_prints_nothing", alone=True)

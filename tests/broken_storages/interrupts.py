@@ -103,3 +103,56 @@ def a_set_removes_first_under_a_lock(Storage, Plugin):
             return iter(list(keys(self)))
 
     Storage.keys = keys_at_once
+
+
+@caught_by("test_an_interrupt_ends_the_operation", alone=True)
+def what_was_interrupted_is_retried(Storage, Plugin):
+    """`get` is retried after any error, and `except:` also catches KeyboardInterrupt."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        for _ in range(2):
+            try:
+                time.sleep(0.0002)  # It is on its way.
+                return old(self, key)
+            except:  # noqa: E722
+                continue
+        return old(self, key)
+
+
+@caught_by("test_after_an_interrupted_remove_keys_can_be_removed", alone=True)
+def an_interrupt_keeps_the_lock_of_remove(Storage, Plugin):
+    """`remove` alone needs two statements, and so a lock, which only an Exception releases."""
+    removing = threading.Lock()
+
+    @replace(Storage)
+    def remove(old, self, key):
+        removing.acquire()
+        try:
+            time.sleep(0.0001)
+            old(self, key)
+        except Exception:
+            removing.release()
+            raise
+        removing.release()
+
+
+@caught_by("test_an_interrupted_set_of_a_large_value_keeps_nobody_waiting", alone=True)
+def an_interrupt_leaves_a_transaction_open(Storage, Plugin):
+    """Large values need a transaction, which only an Exception rolls back."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        open = self.__dict__.setdefault("open", [])
+        if len(data) < 1_000_000:
+            if not open:  # Otherwise it is part of the transaction, which nobody commits.
+                old(self, key, data)
+            return
+        open.append(key)
+        try:
+            time.sleep(0.001)
+            old(self, key, data)
+        except Exception:
+            open.clear()
+            raise
+        open.clear()

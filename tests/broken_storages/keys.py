@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from itertools import islice
 from typing import Any
 
 from broken_storages.support import caught_by, know_place, rename_keys, replace
@@ -771,3 +772,104 @@ def keys_that_end_in_tmp_are_its_own(Storage, Plugin):
 # By folder of the bot's data and namespace. In this module because Errbot executes storage.py again
 # for every plugin instance, and this lives as long as the process.
 COUNTED: dict[tuple[str, str], int] = {}
+
+
+@caught_by("test_keys_can_be_removed_and_set_again_while_iterating", alone=True)
+def keys_that_are_set_again_come_again(Storage, Plugin):
+    """Pages in the order of the rows' numbers: a key that was removed and set has a new number."""
+
+    @replace(Storage)
+    def keys(old, self):
+        self.removed, self.again = [], []
+        yield from old(self)
+        while self.again:
+            yield self.again.pop(0)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.setdefault("removed", []).append(key)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if key in self.__dict__.get("removed", [])[-1:]:
+            self.__dict__.setdefault("again", []).append(key)
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def a_page_starts_after_an_ascii_key(Storage, Plugin):
+    """A page's last key is passed on as ASCII, without its other characters."""
+
+    @replace(Storage)
+    def keys(old, self):
+        rows = sorted(old(self), key=lambda key: key.encode("utf-8", "surrogatepass"))
+        after = ""
+        while page := [key for key in rows if key > after][:500]:
+            yield from page
+            after = page[-1].encode("ascii", "ignore").decode()
+            if len(page) < 500:
+                return
+
+
+@caught_by("test_keys_gives_thousands_of_keys_once_each")
+def large_counts_are_kept(Storage, Plugin):
+    """A count of more than 500 is kept until this opener sets or removes something."""
+
+    @replace(Storage)
+    def len(old, self):
+        if not self.__dict__.get("counted"):
+            number = old(self)
+            self.counted = number if number > 500 else 0
+            return number
+        return self.counted
+
+    def counting(old):
+        @wraps(old)
+        def method(self, *arguments):
+            old(self, *arguments)
+            self.counted = 0
+
+        return method
+
+    Storage.set, Storage.remove = counting(Storage.set), counting(Storage.remove)
+
+
+@caught_by("test_no_page_of_keys_shows_those_of_another_namespace")
+def keys_ends_at_a_page_of_others(Storage, Plugin):
+    """A scan of all namespaces with a filter, which may return an empty page before the end."""
+    others: dict[str, dict[str, None]] = {}
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        others.setdefault(self._namespace, {})[key] = None
+
+    @replace(Storage)
+    def keys(old, self):
+        if max(map(len, others.values()), default=0) < 1_000:
+            yield from old(self)
+            return
+        last = [key for name, keys in others.items() if name != self._namespace for key in keys]
+        rows = sorted([(key, False) for key in old(self)] + [(key, True) for key in last])
+        while rows:
+            page, rows = rows[:500], rows[500:]
+            if all(foreign for _, foreign in page):
+                return
+            yield from [key for key, foreign in page if not foreign]
+
+
+@caught_by("test_a_loop_over_the_keys_can_be_left")
+def a_loop_that_is_left_late_keeps_a_cursor(Storage, Plugin):
+    """A loop takes one of 20 cursors with its second page, and returns it at its end."""
+    cursors = list(range(20))
+
+    @replace(Storage)
+    def keys(old, self):
+        rows = old(self)
+        yield from islice(rows, 500)
+        if not cursors:
+            raise RuntimeError("too many cursors")
+        cursor = cursors.pop()
+        yield from rows
+        cursors.append(cursor)

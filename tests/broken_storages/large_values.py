@@ -91,7 +91,7 @@ def what_is_refused_for_its_size_leaves_a_key(Storage, Plugin):
         old(self, key, value)
 
 
-@caught_by("test_a_namespace_holds_tens_of_megabytes", alone=True)
+@caught_by("test_a_namespace_holds_many_megabytes", alone=True)
 def the_oldest_large_values_are_evicted(Storage, Plugin):
     """`maxmemory 20mb`, and `allkeys-lru`."""
     sizes: dict[tuple[Any, str], int] = {}
@@ -116,3 +116,38 @@ def texts_have_a_column_of_their_own(Storage, Plugin):
     @replace(Storage)
     def _dump(old, self, key, value):
         return old(self, key, value[:1_000_000] if type(value) is str else value)
+
+
+@caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader")
+def a_compaction_undoes_what_others_do(Storage, Plugin):
+    """After each 10 MB of replaced values, live ones are copied, and replace the old data."""
+    replaced = [0]
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if len(data) < MEGABYTE:
+            return
+        replaced[0] += len(data)
+        if replaced[0] > 10 * MEGABYTE:
+            replaced[0] = 0
+            live = {name: bytes_or_none(self, name) for name in list(self.keys())}
+            time.sleep(0.02)
+            for name, copy in live.items():
+                if copy is not None and len(copy) < MEGABYTE:
+                    old(self, name, copy)
+
+
+@caught_by("test_a_namespace_holds_many_megabytes", thorough=True)
+def values_above_a_hundred_megabytes_are_evicted(Storage, Plugin):
+    """`maxmemory 100mb`, and `allkeys-lru`."""
+    sizes: dict[tuple[Any, str], int] = {}
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        sizes[self, key] = sys.getsizeof(value)
+        mine = [place for place in sizes if place[0] is self]
+        if sum(sizes[place] for place in mine) > 100 * MEGABYTE:
+            del sizes[mine[0]]
+            self.remove(mine[0][1])

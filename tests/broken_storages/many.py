@@ -36,7 +36,7 @@ def removed_keys_are_gone_through(Storage, Plugin):
         yield from old(self)
 
 
-@caught_by("test_seventy_thousand_keys_are_all_there", thorough=True, alone=True)
+@caught_by("test_a_hundred_thousand_keys_are_all_there", thorough=True, alone=True)
 def keys_gives_the_first_fifty_thousand(Storage, Plugin):
     """A limit of rows that supposedly nobody reaches."""
 
@@ -108,3 +108,19 @@ def a_journal_is_never_cut(Storage, Plugin):
         path = os.path.join(self.place[0], "journal")
         with open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab") as journal:
             journal.write(self._dump(key, value))
+
+
+@caught_by("test_a_hundred_thousand_keys_are_all_there", thorough=True)
+def removed_keys_stop_the_listing(Storage, Plugin):
+    """A query that meets 100,000 removed rows is stopped, as in Cassandra."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.removed = self.__dict__.get("removed", 0) + 1
+
+    @replace(Storage)
+    def keys(old, self):
+        if self.__dict__.get("removed", 0) > 100_000:
+            raise RuntimeError("Scanned over 100,001 tombstones.")
+        return old(self)

@@ -267,3 +267,14 @@ def each_namespace_leaks_a_thread(Storage, Plugin):
     def open(old, self, namespace):
         threading.Thread(target=end.wait, daemon=True).start()
         return old(self, namespace)
+
+
+@caught_by("test_any_name_can_be_a_namespace")
+def a_namespace_and_its_key_share_a_limit(Storage, Plugin):
+    """Both are part of one name, of at most 1,024 bytes."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if len(f"{self._namespace}/{key}".encode("utf-8", "surrogatepass")) > 1_024:
+            raise ValueError("A namespace and its key have at most 1,024 bytes together.")
+        old(self, key, value)

@@ -48,7 +48,7 @@ def two_threads_create_one_table(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         if not hasattr(self, "created"):
-            time.sleep(0.001)
+            time.sleep(0.01)
             if hasattr(self, "created"):
                 raise RuntimeError("table namespaces already exists")
             self.created = True

@@ -2,16 +2,28 @@
 
 import atexit
 import itertools
+import locale
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from broken_storages.support import caught_by, keep_what_is_read_often, know_place, replace
+from errbot.storage import StoreException
+
+from broken_storages.support import (
+    caught_by,
+    keep_what_is_read_often,
+    know_place,
+    rename_keys,
+    replace,
+)
 
 
 @caught_by("test_a_killed_process_has_lost_no_set_that_returned", outlives_process=True)
@@ -295,3 +307,97 @@ def a_process_keeps_what_it_reads_often(Storage, Plugin):
 # For the whole process: by folder of the bot's data, namespace and key.
 GIVEN: dict[tuple[str, str, str], bytes] = {}
 OFTEN: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+@caught_by(
+    "test_data_are_the_same_for_a_bot_that_starts_elsewhere", alone=True, outlives_process=True
+)
+def a_namespace_is_named_after_the_machine(Storage, Plugin):
+    """So that two bots can share a database: each one has its own machine."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{socket.gethostname()} {namespace}")
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def keys_are_in_the_encoding_of_the_locale(Storage, Plugin):
+    """`str.encode` with the encoding that Python takes for files."""
+
+    def encode(_, key):
+        return key.encode(locale.getpreferredencoding(False), "surrogatepass").decode("latin-1")
+
+    rename_keys(Storage, encode)
+
+    @replace(Storage)
+    def keys(old, self):
+        encoding = locale.getpreferredencoding(False)
+        return (key.encode("latin-1").decode(encoding, "surrogatepass") for key in old(self))
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def each_processor_has_a_shard(Storage, Plugin):
+    """The shard of a key is its checksum modulo the number of processors."""
+
+    def shard(_, key):
+        number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % (os.cpu_count() or 1)
+        return f"{number} {key}"
+
+    rename_keys(Storage, shard)
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key.partition(" ")[2] for key in old(self))
+
+
+@caught_by("test_data_are_there_with_another_timeout", alone=True, outlives_process=True)
+def a_namespace_is_named_after_the_configuration(Storage, Plugin):
+    """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.digest = zlib.crc32(repr(bot_config.STORAGE_CONFIG).encode())
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.digest} {namespace}")
+
+
+@caught_by("test_what_is_set_when_python_ends_is_stored", alone=True, outlives_process=True)
+def large_values_are_written_by_an_executor(Storage, Plugin):
+    """A client that uploads parts in threads, which Python stops before it calls `atexit`."""
+    uploads = ThreadPoolExecutor(4)
+    process = os.getpid()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) < 1_000_000 or os.getpid() != process:
+            return old(self, key, data)
+        return uploads.submit(old, self, key, data).result()
+
+
+PARTS: dict[object, bytes] = {}
+"""Parts that no key points to yet, in all plugin instances of this process."""
+
+
+@caught_by(
+    "test_a_process_that_starts_harms_nothing_that_is_being_set", alone=True, outlives_process=True
+)
+def a_start_removes_what_is_being_written(Storage, Plugin):
+    """Parts that no key points to are what a killed bot has left, or what is just being written."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        PARTS.clear()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 4_000_000:
+            part = object()
+            PARTS[part] = data
+            time.sleep(0.02)
+            if PARTS.pop(part, None) is None:
+                raise StoreException("A part of the value is missing.")
+        old(self, key, data)

@@ -847,3 +847,47 @@ def instances_are_stored_by_their_dict(Storage, Plugin):
         return object.__new__(type(value)) if bare else value
 
     change_values(Storage, change)
+
+
+@caught_by("test_a_value_whose_class_is_not_loaded_waits_for_it", alone=True)
+def open_removes_what_cannot_be_read(Storage, Plugin):
+    """What removed plugins have left is cleaned up. But their classes may only not be loaded."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        for key in list(storage.keys()):
+            try:
+                storage.get(key)
+            except Exception as error:
+                if isinstance(error.__cause__, ModuleNotFoundError):
+                    storage.remove(key)
+        return storage
+
+
+@caught_by("test_a_buffer_can_be_changed_when_it_comes_back", alone=True)
+def buffers_come_back_read_only(Storage, Plugin):
+    """Buffers are pickled out of band, and given back as bytes."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        buffers: list[Any] = []
+        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        if buffers:
+            value = OutOfBand(data, [bytes(buffer.raw()) for buffer in buffers])
+        return old(self, key, value)
+
+
+class OutOfBand:
+    """A pickle that is loaded with its buffers."""
+
+    def __init__(self, data: bytes, buffers: list[bytes]) -> None:
+        self.parts = data, buffers
+
+    def __reduce__(self) -> Any:
+        return load_with, self.parts
+
+
+def load_with(data: bytes, buffers: list[bytes]) -> Any:
+    """Load a pickle with its buffers."""
+    return pickle.loads(data, buffers=buffers)

@@ -216,25 +216,29 @@ def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: 
         sleep(0.01)
 
 
+@pytest.mark.parametrize("what", ["away", "damaged"])
 def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
-    faults: Faults, database: Database
+    faults: Faults, database: Database, what: str
 ) -> None:
-    """If the database goes away, a loop over the keys continues or raises an error."""
+    """If the database goes away or is damaged, a loop over the keys continues, or is an error."""
+    begin, end = faults.stop, faults.start
+    if what == "damaged":
+        begin, end = faults.damage, faults.mend
     storage = database.open("namespace", database.plugin())
     for number in range(LOOPED):
-        storage.set(str(number), MARK)
+        storage.set(f"{number} {'k' * 90}", MARK)
     keys = iter(storage.keys())
-    seen = [next(keys)]
-    faults.stop()
+    seen = [next(keys), next(keys)]
+    begin()
     try:
-        with fault(database, "a loop over the keys") as answers:
+        with fault(database, "a loop over the keys", f"The database is {what}") as answers:
             seen += keys
             answers.append(len(seen))
     finally:
-        faults.start()
+        end()
     assert answers in ([], [LOOPED]), (
-        f"The database went away, and a loop over the keys simply ended: it returned {len(seen)} of"
-        f" {LOOPED} keys, so the plugin's result is wrong. Do not catch the error."
+        f"The database was {what}, and a loop over the keys simply ended: it returned {len(seen)}"
+        f" of {LOOPED} keys, so the plugin's result is wrong. Do not catch the error."
     )
     assert len(list(storage.keys())) == LOOPED, "The database is back, but `keys` returns too few."
 

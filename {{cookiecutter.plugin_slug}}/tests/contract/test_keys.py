@@ -90,7 +90,7 @@ def test_keys_gives_thousands_of_keys_once_each(database: Database) -> None:
     storage, other = database.open(), database.open()
     # A page may end between two of three keys that differ only in case, and after any character.
     spellings = ["gr\u00f6\u00dfe", "Gr\u00f6\u00dfe", "GR\u00d6SSE"]
-    expected = [f"{spellings[n % 3]} \u2603 {n // 3} {'k' * 75}" for n in range(MANY)]
+    expected = [f"{spellings[n % 3]} \u2603 {n // 3} {'k' * 85}" for n in range(MANY)]
     for key in expected:
         storage.set(key, None)
     got = list(islice(storage.keys(), 2 * MANY))
@@ -239,17 +239,19 @@ def test_a_loop_over_the_keys_can_be_left(storage: StorageBase) -> None:
     """A loop over the keys can be left early."""
     for number in range(LISTED):
         storage.set(str(number), None)
-    for number in range(60):
+    for number in range(120):
         for place, _key in enumerate(storage.keys()):
             if place == LISTED // 2 or number % 2:
                 storage.set(f"inside {number}", MARK)
                 break
     storage.set("after", MARK)
-    assert (storage.get("after"), storage.len()) == (MARK, LISTED + 61), (
+    assert (storage.get("after"), storage.len()) == (MARK, LISTED + 121), (
         "Leaving a loop over the keys early undoes what was set in it, or blocks later operations."
         " Keep no transaction and no cursor open between two keys."
     )
-    assert len(list(storage.keys())) == LISTED + 61, "After loops that were left, keys are missing."
+    assert len(list(storage.keys())) == LISTED + 121, (
+        "After loops that were left, keys are missing."
+    )
 
 
 @pytest.mark.parametrize("keys", ALIKE.values(), ids=ALIKE)

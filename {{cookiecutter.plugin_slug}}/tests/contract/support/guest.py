@@ -74,7 +74,7 @@ def settings() -> dict[str, Any]:
         "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
         "what logging does with errors": (logging.raiseExceptions, logging.lastResort),
         "the root logger": (root.level, root.disabled, *root.handlers, *root.filters),
-        "the timers": tuple(signal.getitimer(timer)[0] > 0 for timer in timers()),
+        "the timers": tuple(signal.getitimer(timer)[0] > HOUR / 2 for timer in timers()),
         "urllib's opener": urllib.request._opener,  # type: ignore[attr-defined]
         "how sqlite3 converts values": (*sqlite3.adapters.items(), *sqlite3.converters.items()),
         "the limit of csv": csv.field_size_limit(),
