@@ -160,6 +160,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python_version", [newest, *oldest])
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take minutes, so that none of them runs alone at the end.
+
+    pytest-xdist gives each process a part of the list.
+    """
+
+    def minutes(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("slow")
+        return mark.kwargs.get("minutes", 0) if mark else 0
+
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    longest = sorted(filter(minutes, items), key=minutes, reverse=True)
+    for number, item in enumerate(longest):
+        items.remove(item)
+        items.insert(number % processes * len(items) // processes, item)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print which broken storage was caught by which tests."""
     stats = terminalreporter.stats

@@ -129,7 +129,7 @@ def test_the_tutorial_says_how_many_lines_it_takes(bake: Bake) -> None:
     assert storage < 100
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=10)
 def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd) -> None:
     folder, project = tmp_path, tmp_path / "errbot-storage-etcd"
     done: subprocess.CompletedProcess[str] | None = None

@@ -88,7 +88,7 @@ OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
 LEVELS: dict[tuple[str, ...], Any] = {
     ("dict", *OLD): [],
     ("sqlite", *NEW): [],
-    ("redis", *NEW): pytest.mark.slow,
+    ("redis", *NEW): pytest.mark.slow(minutes=4),
 }
 """What is not left to `make test-nightly`."""
 ENVIRONMENTS = [

@@ -59,7 +59,7 @@ SOME = ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract
     "tests",
     [
         pytest.param(["--quick", *SOME], id="some tests"),
-        pytest.param([], marks=pytest.mark.slow, id="all tests"),
+        pytest.param([], marks=pytest.mark.slow(minutes=3), id="all tests"),
     ],
 )
 def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str]) -> None:

@@ -145,8 +145,9 @@ def within(seconds: float) -> Iterator[None]:
 @pytest.mark.parametrize(
     "storage_config",
     [
-        pytest.param("server", marks=pytest.mark.slow),
-        *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ["sentinel", "cluster"]),
+        # `make test-slow` runs it on a server with the installed wheel: test_installation.py.
+        pytest.param(kind, marks=pytest.mark.nightly)
+        for kind in ["server", "sentinel", "cluster"]
     ],
     indirect=True,
 )

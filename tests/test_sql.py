@@ -135,7 +135,7 @@ def table() -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(SERVERS[0], marks=pytest.mark.slow),
+        pytest.param(SERVERS[0], marks=pytest.mark.slow(minutes=5)),
         pytest.param(SERVERS[1], marks=pytest.mark.nightly),
     ],
 )

@@ -35,8 +35,9 @@ DATABASES = [
     "sqlite",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ["sql on SQLite", "redis", "postgresql", "mariadb"]
+        for name in ["sql on SQLite", "redis", "postgresql"]
     ),
+    pytest.param("mariadb", marks=pytest.mark.nightly),
 ]
 
 MIXED_UP = {
