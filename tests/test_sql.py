@@ -1,11 +1,13 @@
 """The `sql` database on real servers: faults, failover, secrets, privileges and round trips."""
 
+import gc
 import importlib.util
 import logging
 import os
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -706,6 +708,39 @@ def test_threads_share_the_connections_of_the_pool(
     while int(postgresql.sql(count)) > before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert int(postgresql.sql(count)) <= before, "A deleted plugin has left connections."
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_an_interrupted_operation_closes_its_connection(
+    connect: Connect, server: PostgreSQL | MariaDB, url: str, table: str
+) -> None:
+    """Otherwise the server waits for the rest of the statement, and keeps its locks."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    storage = connect(url, table=table).open("namespace")
+    storage.set("key", b"")
+    before, interrupted = len(os.listdir("/dev/fd")), 0
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    gc.disable()
+    try:
+        for _ in range(20):
+            storage.set("key", b"")  # It connects, which this test does not interrupt.
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.005, 0.02))
+            try:
+                while True:
+                    storage.set("key", bytes(5_000_000))
+            except KeyboardInterrupt:
+                interrupted += 1
+        left = len(os.listdir("/dev/fd")) - before
+    finally:
+        gc.enable()
+        signal.signal(signal.SIGALRM, handler)
+    assert interrupted == 20
+    assert left <= 1
+    storage.set("key", b"new")
+    assert storage.get("key") == b"new"
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -244,12 +244,13 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 
     def _execute(self, connection: sa.Connection, name: str, values: Any) -> tuple[list[Any], int]:
         """Execute a statement. Reuse the connection only if that succeeds."""
+        driver: Any = connection.connection.dbapi_connection
         try:
             result: Any = connection.exec_driver_sql(self._sql[name], values)
             answer = result.cursor.fetchall() if result.returns_rows else [], result.rowcount
         except BaseException:  # including Ctrl-C: the answer may still be on its way
             with suppress(Exception):
-                connection.close()
+                driver.close()  # After Ctrl-C, SQLAlchemy would only forget it, locks and all.
             raise
         self._idle.append(connection)
         return answer

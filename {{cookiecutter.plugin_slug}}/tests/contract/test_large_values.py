@@ -17,7 +17,7 @@ from contract.support.expectations import expect, same, skip_if_bound_to_its_thr
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
-READERS, TURNS = 3, 4
+READERS = 3
 
 
 def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
@@ -57,7 +57,10 @@ def test_large_values_follow_each_other(storage: StorageBase) -> None:
             assert (storage.len(), list(storage.keys())) == (0, [])
 
 
-def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Database) -> None:
+@pytest.mark.parametrize("turns", [4, pytest.param(20, marks=pytest.mark.thorough)])
+def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
+    database: Database, turns: int
+) -> None:
     """While a large value is replaced, every reader gets a complete value, and nothing is lost."""
     storages = database.open_twice()
     skip_if_bound_to_its_thread(storages[0]).set("key", large_value(0))
@@ -66,7 +69,7 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(database: Data
 
     def write(number: int) -> None:
         try:
-            for turn in range(TURNS):
+            for turn in range(turns):
                 storages[number % 2].set("key", large_value(10 * turn + number))
         finally:
             writing.remove(number)
