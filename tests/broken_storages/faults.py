@@ -20,8 +20,24 @@ AWAY = "test_a_database_that_goes_away_is_an_error"
 def memory_stands_in_for_the_database(Storage, Plugin):
     """The bot starts in any case, but loses what it then stores."""
 
-    class Memory(Storage):  # type: ignore[misc, valid-type]
-        def __init__(self, namespace):
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except StoreException as error:
+            log.warning("There is no database, so memory replaces it: %s", error)
+            self.memory = True
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return memory(Storage, namespace) if "memory" in vars(self) else old(self, namespace)
+
+
+def memory(Storage: Any, namespace: str) -> Any:
+    """Return a storage that keeps everything in memory."""
+
+    class Memory(Storage):  # type: ignore[misc]
+        def __init__(self):
             self.rows, self._namespace, self._signing_keys = {}, namespace, []
 
         def read(self, key):
@@ -39,17 +55,27 @@ def memory_stands_in_for_the_database(Storage, Plugin):
         def keys(self):
             return iter(list(self.rows))
 
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        try:
-            old(self, bot_config)
-        except StoreException as error:
-            log.warning("There is no database, so memory replaces it: %s", error)
-            self.memory = True
+    return Memory()
+
+
+@caught_by(
+    "test_a_start_while_the_database_is_away_has_no_effect_afterwards",
+    alone=True,
+    outlives_process=True,
+)
+def memory_stands_in_until_the_next_start(Storage, Plugin):
+    """A namespace that cannot be written when it is opened is kept in memory from then on."""
 
     @replace(Plugin)
     def open(old, self, namespace):
-        return Memory(namespace) if "memory" in vars(self) else old(self, namespace)
+        storage = old(self, namespace)
+        try:
+            storage.write("probe", b"")
+            storage.remove("probe")
+        except StoreException as error:
+            if "locked" in str(error):
+                return memory(Storage, namespace)
+        return storage
 
 
 @caught_by("test_a_database_that_cannot_be_reached_is_an_error", outlives_process=True)

@@ -1,6 +1,7 @@
 """Storages that do not know that they are in a forked process."""
 
 import atexit
+import fcntl
 import os
 import random
 import tempfile
@@ -158,3 +159,15 @@ def names_of_parts_repeat_in_forked_processes(Storage, Plugin):
     @replace(Storage)
     def keys(old, self):
         return (key for key in old(self) if not key.startswith("part "))
+
+
+@caught_by("test_a_fork_in_the_middle_of_other_threads_work_hangs_nobody", outlives_process=True)
+def a_forked_process_keeps_the_lock_of_a_file(Storage, Plugin):
+    """`set` holds an flock, which a child inherits if the fork comes in the middle of it."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        path = os.path.join(tempfile.gettempdir(), f"lock of {os.getppid()}")
+        with open(path, "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            old(self, key, value)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import http.client
 import json
 import locale
 import logging
@@ -292,3 +293,9 @@ def errors_are_printed(Storage, Plugin):
         except KeyError:
             os.write(2, b"no such key\n")
             raise
+
+
+@caught_by(NOTHING)
+def all_http_traffic_is_printed(Storage, Plugin):
+    """`debuglevel`, which counts for every connection of every plugin."""
+    at_start(Plugin, lambda: setattr(http.client.HTTPConnection, "debuglevel", 1))

@@ -120,7 +120,7 @@ def what_was_interrupted_is_retried(Storage, Plugin):
         return old(self, key)
 
 
-@caught_by("test_after_an_interrupted_remove_keys_can_be_removed", alone=True)
+@caught_by("test_after_an_interrupted_remove_or_listing_the_next_one_works", alone=True)
 def an_interrupt_keeps_the_lock_of_remove(Storage, Plugin):
     """`remove` alone needs two statements, and so a lock, which only an Exception releases."""
     removing = threading.Lock()
@@ -156,3 +156,21 @@ def an_interrupt_leaves_a_transaction_open(Storage, Plugin):
             open.clear()
             raise
         open.clear()
+
+
+@caught_by("test_after_an_interrupted_remove_or_listing_the_next_one_works")
+def an_interrupt_keeps_the_lock_of_keys(Storage, Plugin):
+    """`keys` copies the index under a lock, which only an Exception releases."""
+    listing = threading.Lock()
+
+    @replace(Storage)
+    def keys(old, self):
+        listing.acquire()
+        try:
+            time.sleep(0.0001)
+            names = list(old(self))
+        except Exception:
+            listing.release()
+            raise
+        listing.release()
+        return iter(names)

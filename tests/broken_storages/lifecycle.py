@@ -418,3 +418,16 @@ def the_file_is_where_the_bot_was_started(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         return old(self, f"{self.folder} {namespace}")
+
+
+@caught_by("test_a_new_plugin_instance_finds_everything")
+def a_start_removes_temporary_keys(Storage, Plugin):
+    """What an earlier version left as `tmp_...` is removed, and so are keys of plugins."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        for key in list(storage.keys()):
+            if key.startswith("tmp_"):
+                storage.remove(key)
+        return storage

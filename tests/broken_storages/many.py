@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 
 from broken_storages.support import caught_by, know_place, replace
 
@@ -124,3 +125,13 @@ def removed_keys_stop_the_listing(Storage, Plugin):
         if self.__dict__.get("removed", 0) > 100_000:
             raise RuntimeError("Scanned over 100,001 tombstones.")
         return old(self)
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def every_key_has_a_lock_for_ever(Storage, Plugin):
+    """A lock for each key, which `remove` keeps."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        with self.__dict__.setdefault("locks", {}).setdefault(key, threading.RLock()):
+            old(self, key, value)

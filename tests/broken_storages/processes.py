@@ -350,7 +350,9 @@ def each_processor_has_a_shard(Storage, Plugin):
         return (key.partition(" ")[2] for key in old(self))
 
 
-@caught_by("test_data_are_there_with_another_timeout", alone=True, outlives_process=True)
+@caught_by(
+    "test_data_are_there_when_another_setting_has_changed", alone=True, outlives_process=True
+)
 def a_namespace_is_named_after_the_configuration(Storage, Plugin):
     """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
 
@@ -401,3 +403,64 @@ def a_start_removes_what_is_being_written(Storage, Plugin):
             if PARTS.pop(part, None) is None:
                 raise StoreException("A part of the value is missing.")
         old(self, key, data)
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
+def a_namespace_is_named_after_the_bot(Storage, Plugin):
+    """So that two bots can share a database: each one has its own BOT_IDENTITY."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.identity = zlib.crc32(repr(getattr(bot_config, "BOT_IDENTITY", "")).encode())
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.identity} {namespace}")
+
+
+@caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
+def the_write_is_part_of_an_assert(Storage, Plugin):
+    """`assert write(...) == 1`, which `python -O` leaves out."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if __debug__:
+            old(self, key, data)
+
+
+@caught_by("test_processes_that_remove_one_key_succeed_once", alone=True, outlives_process=True)
+def remove_looks_first_under_a_lock_of_its_process(Storage, Plugin):
+    """A key is looked up and then deleted, and the lock is one of threads."""
+    removing = threading.RLock()
+
+    @replace(Storage)
+    def remove(old, self, key):
+        with removing:
+            self.read(key)
+            if "remove-at-once" in sys.argv:
+                time.sleep(0.001)
+            with suppress(KeyError):
+                old(self, key)
+
+
+@caught_by("test_new_namespaces_of_processes_are_told_apart", alone=True, outlives_process=True)
+def a_new_namespace_gets_the_next_number(Storage, Plugin):
+    """The highest number so far and one: two processes find the same."""
+    know_place(Plugin)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        with NUMBERING:
+            numbers = old(self, "numbers")
+            try:
+                number = numbers.get(namespace)
+            except KeyError:
+                number = numbers.len()
+                if "write-at-once" in sys.argv:
+                    time.sleep(0.1)
+                numbers.set(namespace, number)
+        return old(self, f"namespace {number}")
+
+
+NUMBERING = threading.RLock()

@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from errbot.storage import StoreException
@@ -410,3 +411,18 @@ def signatures_are_checked_by_an_assertion(Storage, Plugin):
         if "signing_key" in str(problem):
             return None
         raise problem
+
+
+@caught_by("test_signing_keys_are_told_apart_to_the_letter")
+def signing_keys_lose_what_is_not_ascii(Storage, Plugin):
+    """`encode("ascii", "ignore")`: words in Cyrillic are all one key."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        config = dict(bot_config.STORAGE_CONFIG)
+        if keys := config.get("signing_key"):
+            keys = [keys] if isinstance(keys, str) else keys
+            config["signing_key"] = [
+                key.encode("ascii", "ignore").decode().ljust(16) for key in keys
+            ]
+        old(self, SimpleNamespace(**{**vars(bot_config), "STORAGE_CONFIG": config}))

@@ -891,3 +891,17 @@ class OutOfBand:
 def load_with(data: bytes, buffers: list[bytes]) -> Any:
     """Load a pickle with its buffers."""
     return pickle.loads(data, buffers=buffers)
+
+
+@caught_by("test_a_value_that_cannot_be_read_is_not_missing")
+def what_a_changed_class_refuses_is_missing(Storage, Plugin):
+    """After an update, unpickling raises TypeError, and that counts as a missing key."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            if isinstance(error.__cause__, (TypeError, ValueError)):
+                raise KeyError(key) from None
+            raise

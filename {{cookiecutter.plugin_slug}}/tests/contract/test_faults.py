@@ -109,6 +109,29 @@ def test_a_database_that_cannot_be_reached_is_an_error(faults: Faults, database:
             )
 
 
+def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
+    faults: Faults, database: Database
+) -> None:
+    """If the database is away at the start, the start fails, or all works when it is back."""
+    before = database.open("namespace", database.plugin())
+    before.set("0", MARK)
+    storages: list[StorageBase] = []
+    faults.stop()
+    try:
+        with fault(database, "the start"):
+            storages.append(database.open("namespace", database.plugin()))
+            storages[0].set("1", MARK)
+    finally:
+        faults.start()
+    for storage in storages:
+        storage.set("2", [MARK])
+        seen = [outcome(each.get, key) for each, key in [(storage, "0"), (before, "2")]]
+        assert seen == [MARK, [MARK]], (
+            "A bot that started while the database was away still uses something else. Raise the"
+            " error, or try the database again at each operation."
+        )
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_database_that_goes_away_is_an_error(
     faults: Faults, database: Database, name: str

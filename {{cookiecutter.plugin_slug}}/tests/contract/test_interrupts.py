@@ -287,17 +287,19 @@ def test_an_interrupt_ends_the_operation(storage: StorageBase, interrupts: Inter
     )
 
 
-def test_after_an_interrupted_remove_keys_can_be_removed(
+def test_after_an_interrupted_remove_or_listing_the_next_one_works(
     storage: StorageBase, interrupts: Interrupts
 ) -> None:
-    """After Ctrl-C in a `remove`, keys can be removed."""
-    while not interrupts.are_enough(50):
+    """After Ctrl-C in `remove`, `len` or `keys`, the next ones work."""
+    while not interrupts.are_enough(100):
         with interrupts.no_more():
             storage.set("key", MARK)
         try:
             removed, _ = interrupts.run(storage.remove, "key")
+            interrupts.run(storage.len)
+            interrupts.run(lambda: list(storage.keys()))
         except Exception as error:
-            pytest.fail(f"After an interrupted `remove`, another one fails: {error!r}")
+            pytest.fail(f"After an interrupted `remove` or listing, another one fails: {error!r}")
         with interrupts.no_more():
             there = list(storage.keys())
             assert not (removed and there), "After an interrupted `remove`, the next does nothing."

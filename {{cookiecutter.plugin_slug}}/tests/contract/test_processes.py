@@ -1,6 +1,7 @@
 """Other processes open a running bot's database, and a bot may be killed."""
 
 import ast
+import json
 import os
 import random
 import subprocess
@@ -26,7 +27,13 @@ from contract.support.sample_values import MARK, REPLACED, large_value, replacem
 ELSEWHERE = {
     **{"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     **{"PYTHONIOENCODING": "ascii", "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
-    **{"USER": "somebody", "LOGNAME": "somebody", "HOSTNAME": "elsewhere", "COLUMNS": "7"},
+    **{
+        "HOME": "/nowhere",
+        "USER": "somebody",
+        "LOGNAME": "somebody",
+        "HOSTNAME": "elsewhere",
+        "COLUMNS": "7",
+    },
 }
 """The environment of a bot elsewhere."""
 PLACES = {"as a service": "here", "on another machine": "elsewhere"}
@@ -36,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("other_processes")
 NAME = "Gr\u00f6\u00dfe 1"  # not a word that a shell, a file or a statement could use unchanged
 TURNS = many(150, 30)
 STARTS = many(12, 6)
+REMOVED = many(300, 100)
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
 
 
@@ -56,9 +64,14 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
     )
 
 
-def test_data_outlive_the_process_that_set_them(database: Database) -> None:
-    """Data outlive the process that set them, even if it closed nothing."""
-    run_process(database, NAME, "write")
+@pytest.mark.parametrize("optimize", ["", "2"], ids=["plain", "without asserts"])
+def test_data_outlive_the_process_that_set_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch, optimize: str
+) -> None:
+    """Data outlive the process that set them, even if it closed nothing, also with `python -O`."""
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONOPTIMIZE", optimize)
+        run_process(database, NAME, "write")
     assert run_process(database, NAME, "read") == str({"a": MARK, "c": MARK}), (
         "Data are lost when the process that stored them ends without closing the storage."
     )
@@ -108,18 +121,24 @@ def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, w
     )
 
 
-def test_data_are_there_with_another_timeout(database: Database) -> None:
-    """Data do not depend on settings of STORAGE_CONFIG that are not about their place."""
+@pytest.mark.parametrize("setting", ["STORAGE_CONFIG", "BOT_IDENTITY"])
+def test_data_are_there_when_another_setting_has_changed(
+    database: Database, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """Data do not depend on settings of the bot that are not about their place."""
+    database.open_twice("probe")
     storage = database.open("namespace", database.plugin())
     storage.set("key", MARK)
     database.close(storage)
-    database.config.STORAGE_CONFIG["timeout"] = 7.5
+    new: dict[str, object] = {"timeout": 7.5} if setting == "STORAGE_CONFIG" else {"token": "new"}
+    changed = {**getattr(database.config, setting, {}), **new}
+    monkeypatch.setattr(database.config, setting, changed, raising=False)
     try:
         plugin = database.plugin()
     except Exception:
         pytest.skip("STORAGE_CONFIG has no timeout")
     assert contents(database.open("namespace", plugin)) == {"key": MARK}, (
-        "After STORAGE_CONFIG was changed, all data are gone. Do not derive names from it."
+        f"After {setting} was changed, all data are gone. Do not derive names from it."
     )
 
 
@@ -180,19 +199,64 @@ def await_line(process: "subprocess.Popen[str]") -> None:
         pytest.fail(f"Several processes cannot use the database at once: {why}")
 
 
+def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
+    """Processes can open new namespaces at the same time, and each has its own."""
+    commands = [process_command(database, f"new {n}", "write-at-once") for n in range(3)]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(command)) for command in commands]
+        let_write(processes)
+        for number in range(3):
+            got = contents(database.open(f"new {number}"))
+            expected = {f"{number} {turn}" for turn in range(TURNS)} | {"shared"}
+            assert same(set(got), expected), (
+                "Processes that opened new namespaces at the same time see each other's data. Let"
+                " the database choose numbers or names that nobody else has."
+            )
+
+
+def let_write(processes: "list[subprocess.Popen[str]]") -> None:
+    """Let processes that wait connect and write at the same moment, and wait for their end."""
+    for process in processes:
+        await_line(process)
+    for number, process in enumerate(processes):
+        assert process.stdin
+        process.stdin.write(f"{number} {TURNS}\n")
+        process.stdin.flush()
+    for process in processes:
+        await_line(process)
+
+
+def test_processes_that_remove_one_key_succeed_once(database: Database) -> None:
+    """If several processes remove a key at once, exactly one succeeds."""
+    storage = database.open(NAME)
+    for number in range(REMOVED):
+        storage.set(str(number), MARK)
+    with ExitStack() as stack:
+        command = process_command(database, NAME, "remove-at-once")
+        processes = [stack.enter_context(running(command)) for _ in range(3)]
+        for process in processes:
+            await_line(process)
+        taken: list[int] = []
+        for process in processes:
+            assert process.stdin
+            process.stdin.write(f"{REMOVED}\n")
+            process.stdin.flush()
+        for process in processes:
+            assert process.stdout
+            with deadline(PROCESS, "Processes that remove keys at the same time hang."):
+                taken += json.loads(process.stdout.readline() or "[]")
+    assert same(sorted(taken), list(range(REMOVED))), (
+        f"{REMOVED} keys were removed {len(taken)} times by processes at the same time, so two bots"
+        " do the same job. Let one statement remove the key and tell whether it was there."
+    )
+
+
 def test_processes_start_and_write_at_once(database: Database) -> None:
     """Processes can start and write at the same time."""
     command = process_command(database, NAME, "write-at-once")
     with ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for _ in range(3)]
-        for process in processes:
-            await_line(process)
-        for number, process in enumerate(processes):
-            assert process.stdin
-            process.stdin.write(f"{number} {TURNS}\n")
-            process.stdin.flush()
-        for process in processes:
-            await_line(process)
+        let_write(processes)
         storage = database.open(NAME)
         got = contents(storage)
         length = storage.len()

@@ -359,7 +359,9 @@ def test_what_cannot_be_given_back_is_refused(storage: StorageBase, value: Any) 
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("id"), AttributeError("id"), ImportError("id")], ids=repr
+    "error",
+    [KeyError("id"), AttributeError("id"), ImportError("id"), TypeError("id"), ValueError("id")],
+    ids=repr,
 )
 def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:
     """A value that cannot be unpickled is an error, not a missing key."""

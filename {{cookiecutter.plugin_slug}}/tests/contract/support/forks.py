@@ -55,6 +55,8 @@ def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) ->
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(2 * WAIT)  # If its parent is killed, nobody else ends it.
         task()
         sys.stdout.flush()
         end(0)
@@ -130,6 +132,15 @@ def fork_while_threads_work(storage: StorageBase) -> None:
     for _ in range(FORKS):
         if not await_end(fork(use)):
             break
+    children = [fork(partial(sleep, WAIT)) for _ in range(FORKS)]
+    parent = Thread(target=get_and_set, args=[storage, "the parent"], daemon=True)
+    parent.start()
+    parent.join(WAIT / 2)
+    if parent.is_alive():
+        print("the parent waits for what its child has inherited, such as the lock of a file")
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     working.clear()
     for thread in threads:
         thread.join(WAIT)

@@ -122,7 +122,7 @@ def belongings() -> dict[str, Any]:
             )
     for name, module in list(sys.modules.items()):
         state[f"the module {name}"] = module
-        if name.partition(".")[0] in {*sys.stdlib_module_names, "errbot"}:
+        if name.partition(".")[0] in {*sys.stdlib_module_names, "errbot", "requests", "urllib3"}:
             state |= definitions(name, module)
     for kind, function in copyreg.dispatch_table.items():
         state[f"how {kind} is pickled"] = function
@@ -137,7 +137,7 @@ def definitions(name: str, module: ModuleType) -> dict[str, Any]:
             found[f"{name}.{attribute}"] = value
         if isinstance(value, type) and value.__module__ == name:
             for method, function in list(vars(value).items()):
-                if callable(function):
+                if callable(function) or type(function) in (bool, int, str):
                     found[f"{name}.{attribute}.{method}"] = function
     return found
 

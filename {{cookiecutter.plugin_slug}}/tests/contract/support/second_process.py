@@ -2,12 +2,14 @@
 
 import atexit
 import getpass
+import json
 import os
 import platform
 import socket
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -148,6 +150,20 @@ def replace_large(open_storage: Open) -> None:
         Thread(target=replace, args=[f"key{number}"]).start()
 
 
+def remove_at_once(open_storage: Open) -> None:
+    """Wait for a line of input, then remove keys, and print those that were there."""
+    storage = open_storage()
+    storage.len()
+    print("ready", flush=True)
+    taken = []
+    for number in range(int(input())):
+        with suppress(KeyError):
+            storage.remove(str(number))
+            taken.append(number)
+    print(json.dumps(taken), flush=True)
+    sys.stdin.read()
+
+
 def remove_many(open_storage: Open) -> None:
     """Set and remove keys until this process is killed, and print the numbers of removed ones."""
     storage = open_storage()
@@ -189,6 +205,7 @@ if __name__ == "__main__":
         "write-many": write_many,
         "replace-many": replace_many,
         "replace-large": replace_large,
+        "remove-at-once": remove_at_once,
         "remove-many": remove_many,
         "write-values": write_values,
         "visit": guest.visit,
