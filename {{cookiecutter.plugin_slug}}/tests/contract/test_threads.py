@@ -19,10 +19,10 @@ from contract.support.deadlines import at_once
 from contract.support.expectations import (
     contents,
     outcome,
-    refusal,
     same,
     set_or_skip,
     skip_if_bound_to_its_thread,
+    skip_if_misses_pass,
 )
 from contract.support.sample_values import MARK, Asking, AskingToReduce, Unstorable
 
@@ -133,12 +133,6 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
             f"One key was removed {removed} times, so two commands could take the same job. Let the"
             " database say whether it removed something, instead of looking first."
         )
-
-
-def skip_if_misses_pass(storage: StorageBase) -> None:
-    """Skip a test that needs `remove` to say whether the key existed, which another test checks."""
-    if not refusal(storage.remove, "missing"):
-        pytest.skip("`remove` of a missing key raises nothing")
 
 
 def test_two_openers_at_once_lose_nothing(database: Database) -> None:
