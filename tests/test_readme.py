@@ -68,7 +68,7 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str
     file = project / "src/errbot_storage_acme/storage.py"
     source = file.read_text()
     source = source.replace(
-        "import sys\n", "import sqlite3\nimport threading\nfrom pathlib import Path\n"
+        "import sys\n", "import os\nimport sqlite3\nimport threading\nfrom pathlib import Path\n"
     )
     source = re.sub(
         r"    url: Secret = Field\(.*?\n    \)\n", lambda _: config, source, flags=re.DOTALL
