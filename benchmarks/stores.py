@@ -460,7 +460,7 @@ def bare_pymysql(server: MariaDB) -> Candidate:
             host=server.host,
             port=server.port,
             user="bot",
-            password="bot",
+            password=PASSWORD,
             database="bot",
             autocommit=True,
         )

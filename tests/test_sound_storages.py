@@ -71,7 +71,14 @@ AcmeStorage = Strict
 """Code that changes a bake's storage.py without breaking a promise, by database and name."""
 
 
-@pytest.fixture(params=SOUND, ids="-".join)
+CASES = [
+    # On SQLite, the whole contract takes minutes.
+    pytest.param(case, marks=[pytest.mark.nightly] * (case[0] != "dict"), id="-".join(case))
+    for case in SOUND
+]
+
+
+@pytest.fixture(params=CASES)
 def project(request: pytest.FixtureRequest, cookies_session: Cookies, tmp_path: Path) -> Path:
     """A project with an unusual but correct storage."""
     database, _ = request.param

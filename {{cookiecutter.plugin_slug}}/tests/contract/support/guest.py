@@ -137,7 +137,8 @@ def definitions(name: str, module: ModuleType) -> dict[str, Any]:
             found[f"{name}.{attribute}"] = value
         if isinstance(value, type) and value.__module__ == name:
             for method, function in list(vars(value).items()):
-                if callable(function) or type(function) in (bool, int, str):
+                option = type(function) in (bool, int, str) and not method.startswith("_")
+                if callable(function) or option:
                     found[f"{name}.{attribute}.{method}"] = function
     return found
 
