@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, name_namespaces_after, replace
 
 
 @caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
@@ -150,12 +150,4 @@ def each_start_makes_a_copy(Storage, Plugin):
 @caught_by("test_the_bots_folder_can_be_moved", alone=True)
 def a_namespace_is_named_after_the_folder(Storage, Plugin):
     """So that two bots can share a database: each one has its own BOT_DATA_DIR."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.folder = bot_config.BOT_DATA_DIR
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{self.folder} {namespace}")
+    name_namespaces_after(Plugin, lambda bot_config: bot_config.BOT_DATA_DIR)

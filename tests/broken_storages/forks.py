@@ -9,7 +9,7 @@ import threading
 import weakref
 from functools import wraps
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, keep_large_values_apart, lock_operations, replace
 
 
 @caught_by("test_a_forked_process_gets_no_value_of_another", alone=True)
@@ -125,40 +125,14 @@ def the_error_of_a_forked_process_does_not_say_why(Storage, Plugin):
 def a_lock_is_taken_at_a_fork(Storage, Plugin):
     """A lock of the plugin, which a forked child inherits in whatever state it is."""
     lock = threading.RLock()
-
-    def locked(old):
-        @wraps(old)
-        def method(self, *arguments):
-            with lock:
-                return old(self, *arguments)
-
-        return method
-
-    for name in ["get", "set"]:
-        setattr(Storage, name, locked(getattr(Storage, name)))
+    lock_operations(Storage, lambda _: lock, "get", "set")
 
 
 @caught_by("test_what_a_forked_process_has_set_is_there", connects=True)
 def names_of_parts_repeat_in_forked_processes(Storage, Plugin):
     """Large values are kept under random names, and a fork copies the state of `random`."""
     names = random.Random()
-
-    @replace(Storage)
-    def write(old, self, key, data):
-        if len(data) > 1_000_000:
-            name = f"part {names.getrandbits(64):x}"
-            old(self, name, data)
-            data = f"see {name}".encode()
-        old(self, key, data)
-
-    @replace(Storage)
-    def read(old, self, key):
-        data = bytes(old(self, key))
-        return bytes(old(self, data[4:].decode())) if data.startswith(b"see part ") else data
-
-    @replace(Storage)
-    def keys(old, self):
-        return (key for key in old(self) if not key.startswith("part "))
+    keep_large_values_apart(Storage, lambda *_: f"{names.getrandbits(64):x}")
 
 
 @caught_by("test_a_fork_in_the_middle_of_other_threads_work_hangs_nobody", outlives_process=True)

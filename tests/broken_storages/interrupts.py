@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from functools import wraps
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, lock_operations, replace
 
 REPLACING = threading.RLock()
 
@@ -76,14 +76,6 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 def a_set_removes_first_under_a_lock(Storage, Plugin):
     """Nobody sees that the key is missing, unless `set` is interrupted at that moment."""
 
-    def locked(old):
-        @wraps(old)
-        def method(self, *arguments):
-            with REPLACING:
-                return old(self, *arguments)
-
-        return method
-
     remove = Storage.remove
 
     @replace(Storage)
@@ -94,8 +86,7 @@ def a_set_removes_first_under_a_lock(Storage, Plugin):
             time.sleep(0.0001)
         old(self, key, value)
 
-    for name in ["get", "set", "remove", "len"]:
-        setattr(Storage, name, locked(getattr(Storage, name)))
+    lock_operations(Storage, lambda _: REPLACING)
     keys = Storage.keys
 
     def keys_at_once(self):

@@ -5,7 +5,13 @@ import sys
 import time
 from typing import Any
 
-from broken_storages.support import bytes_or_none, caught_by, replace, value_or_none
+from broken_storages.support import (
+    bytes_or_none,
+    caught_by,
+    keep_large_values_apart,
+    replace,
+    value_or_none,
+)
 
 MEGABYTE = 2**20
 MEDIUM = 16 * MEGABYTE
@@ -95,6 +101,17 @@ def what_is_refused_for_its_size_leaves_a_key(Storage, Plugin):
 @caught_by("test_a_namespace_holds_many_megabytes", alone=True)
 def the_oldest_large_values_are_evicted(Storage, Plugin):
     """`maxmemory 20mb`, and `allkeys-lru`."""
+    evict_above(Storage, 20)
+
+
+@caught_by("test_a_namespace_holds_many_megabytes", thorough=True)
+def values_above_a_hundred_megabytes_are_evicted(Storage, Plugin):
+    """`maxmemory 100mb`, and `allkeys-lru`."""
+    evict_above(Storage, 100)
+
+
+def evict_above(Storage: Any, megabytes: int) -> None:
+    """Remove the oldest large value of a storage when all together are larger than this."""
     sizes: dict[tuple[Any, str], int] = {}
 
     @replace(Storage)
@@ -105,7 +122,7 @@ def the_oldest_large_values_are_evicted(Storage, Plugin):
             return
         sizes[self, key] = size
         mine = [place for place in list(sizes) if place[0] is self]
-        if sum(sizes[place] for place in mine) > 20 * MEGABYTE:
+        if sum(sizes[place] for place in mine) > megabytes * MEGABYTE:
             del sizes[mine[0]]
             self.remove(mine[0][1])
 
@@ -139,38 +156,7 @@ def a_compaction_undoes_what_others_do(Storage, Plugin):
                     old(self, name, copy)
 
 
-@caught_by("test_a_namespace_holds_many_megabytes", thorough=True)
-def values_above_a_hundred_megabytes_are_evicted(Storage, Plugin):
-    """`maxmemory 100mb`, and `allkeys-lru`."""
-    sizes: dict[tuple[Any, str], int] = {}
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        old(self, key, value)
-        sizes[self, key] = sys.getsizeof(value)
-        mine = [place for place in sizes if place[0] is self]
-        if sum(sizes[place] for place in mine) > 100 * MEGABYTE:
-            del sizes[mine[0]]
-            self.remove(mine[0][1])
-
-
 @caught_by("test_large_values_of_each_kind_come_back")
 def names_of_parts_are_random_numbers(Storage, Plugin):
     """`random.getrandbits`, which repeats itself if a plugin calls `random.seed`."""
-
-    @replace(Storage)
-    def write(old, self, key, data):
-        if len(data) > MEGABYTE:
-            name = f"part {random.getrandbits(64):x}"
-            old(self, name, data)
-            data = f"see {name}".encode()
-        old(self, key, data)
-
-    @replace(Storage)
-    def read(old, self, key):
-        data = bytes(old(self, key))
-        return bytes(old(self, data[4:].decode())) if data.startswith(b"see part ") else data
-
-    @replace(Storage)
-    def keys(old, self):
-        return (key for key in old(self) if not key.startswith("part "))
+    keep_large_values_apart(Storage, lambda *_: f"{random.getrandbits(64):x}")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, name_namespaces_after, replace
 
 
 @caught_by("test_a_new_plugin_instance_finds_everything", alone=True)
@@ -409,15 +409,7 @@ def what_was_written_last_is_not_written_again(Storage, Plugin):
 @caught_by("test_a_bot_started_in_another_folder_finds_everything", alone=True)
 def the_file_is_where_the_bot_was_started(Storage, Plugin):
     """`sqlite3.connect("errbot.db")`: a path relative to the working directory."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.folder = os.getcwd()
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{self.folder} {namespace}")
+    name_namespaces_after(Plugin, lambda _: os.getcwd())
 
 
 @caught_by("test_a_new_plugin_instance_finds_everything")

@@ -21,6 +21,7 @@ from broken_storages.support import (
     caught_by,
     keep_what_is_read_often,
     know_place,
+    name_namespaces_after,
     rename_keys,
     replace,
 )
@@ -314,10 +315,7 @@ OFTEN: dict[tuple[str, str], dict[str, Any]] = {}
 )
 def a_namespace_is_named_after_the_machine(Storage, Plugin):
     """So that two bots can share a database: each one has its own machine."""
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{socket.gethostname()} {namespace}")
+    name_namespaces_after(Plugin, lambda _: socket.gethostname())
 
 
 @caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
@@ -355,15 +353,12 @@ def each_processor_has_a_shard(Storage, Plugin):
 )
 def a_namespace_is_named_after_the_configuration(Storage, Plugin):
     """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
+    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "STORAGE_CONFIG"))
 
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.digest = zlib.crc32(repr(bot_config.STORAGE_CONFIG).encode())
 
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{self.digest} {namespace}")
+def digest(bot_config: Any, setting: str) -> int:
+    """Return a short number that stands for a setting."""
+    return zlib.crc32(repr(getattr(bot_config, setting, "")).encode())
 
 
 @caught_by("test_what_is_set_when_python_ends_is_stored", alone=True, outlives_process=True)
@@ -408,15 +403,7 @@ def a_start_removes_what_is_being_written(Storage, Plugin):
 @caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
 def a_namespace_is_named_after_the_bot(Storage, Plugin):
     """So that two bots can share a database: each one has its own BOT_IDENTITY."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.identity = zlib.crc32(repr(getattr(bot_config, "BOT_IDENTITY", "")).encode())
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{self.identity} {namespace}")
+    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "BOT_IDENTITY"))
 
 
 @caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
@@ -444,10 +431,12 @@ def remove_looks_first_under_a_lock_of_its_process(Storage, Plugin):
                 old(self, key)
 
 
+NUMBERING = threading.RLock()
+
+
 @caught_by("test_new_namespaces_of_processes_are_told_apart", alone=True, outlives_process=True)
 def a_new_namespace_gets_the_next_number(Storage, Plugin):
     """The highest number so far and one: two processes find the same."""
-    know_place(Plugin)
 
     @replace(Plugin)
     def open(old, self, namespace):
@@ -461,6 +450,3 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
                     time.sleep(0.1)
                 numbers.set(namespace, number)
         return old(self, f"namespace {number}")
-
-
-NUMBERING = threading.RLock()

@@ -157,3 +157,52 @@ def know_place(Plugin: Any) -> None:
         storage = old(self, namespace)
         storage.place = self.folder, namespace
         return storage
+
+
+def name_namespaces_after(Plugin: Any, name: Callable[[Any], object]) -> None:
+    """Put what `name` finds in a bot's configuration before the name of each namespace."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.prefix = name(bot_config)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.prefix} {namespace}")
+
+
+def lock_operations(Storage: Any, lock_of: Callable[[Any], Any], *names: str) -> None:
+    """Run these operations under a lock: by default all but `keys`."""
+
+    def locked(old):
+        @wraps(old)
+        def method(self, *arguments):
+            with lock_of(self):
+                return old(self, *arguments)
+
+        return method
+
+    for name in names or ["get", "set", "remove", "len"]:
+        setattr(Storage, name, locked(getattr(Storage, name)))
+
+
+def keep_large_values_apart(Storage: Any, name_of: Callable[[Any, str, bytes], str]) -> None:
+    """Keep the bytes of large values under names of their own: `name_of(storage, key, data)`."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 1_000_000:
+            name = f"part {name_of(self, key, data)}"
+            old(self, name, data)
+            data = f"see {name}".encode()
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = bytes(old(self, key))
+        return bytes(old(self, data[4:].decode())) if data.startswith(b"see part ") else data
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if not key.startswith("part "))

@@ -9,7 +9,13 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any
 
-from broken_storages.support import caught_by, know_plugin, replace, value_or_none
+from broken_storages.support import (
+    caught_by,
+    know_plugin,
+    lock_operations,
+    replace,
+    value_or_none,
+)
 
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
@@ -306,17 +312,7 @@ def all_namespaces_are_one_file(Storage, Plugin):
 
 def lock_by_storage(Storage: Any) -> None:
     """Let only one thread at a time into each storage."""
-
-    def locked(old):
-        @wraps(old)
-        def method(self, *arguments):
-            with self.__dict__.setdefault("lock", threading.RLock()):
-                return old(self, *arguments)
-
-        return method
-
-    for name in ["get", "set", "remove", "len"]:
-        setattr(Storage, name, locked(getattr(Storage, name)))
+    lock_operations(Storage, lambda self: self.__dict__.setdefault("lock", threading.RLock()))
 
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")

@@ -41,7 +41,8 @@ ELSEWHERE = {
     },
 }
 """The environment of a bot elsewhere."""
-PLACES = {"as a service": "here", "on another machine": "elsewhere"}
+PLACES = {"as a service": "check", "on another machine": "check-elsewhere"}
+"""By place: what a second process does there."""
 
 pytestmark = pytest.mark.usefixtures("other_processes")
 
@@ -117,7 +118,7 @@ def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, w
     for key in [NAME, *(f"key {number}" for number in range(20))]:
         storage.set(key, [MARK, key])
     storage.set("large", large_value(1))
-    command = process_command(database, NAME, f"read-{PLACES[where]}")
+    command = process_command(database, NAME, PLACES[where])
     done = run_command(command, environment=os.environ | ELSEWHERE)
     printed = done.stdout.strip()
     assert printed == f"{len(contents(storage))} values", (

@@ -195,8 +195,8 @@ if __name__ == "__main__":
     config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
     tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
-        "read-here": check,
-        "read-elsewhere": check_elsewhere,
+        "check": check,
+        "check-elsewhere": check_elsewhere,
         "write": write,
         "write-and-close": write_and_close,
         "write-at-once": write_at_once,
