@@ -187,3 +187,26 @@ def a_loop_over_the_keys_fetches_the_values_too(Storage, Plugin):
         return method
 
     Storage.set, Storage.remove = forgetting(Storage.set), forgetting(Storage.remove)
+
+
+@caught_by("test_many_keys_are_counted_each_time", alone=True)
+def large_counts_are_kept(Storage, Plugin):
+    """A count of more than 500 is kept until this opener sets or removes something."""
+
+    @replace(Storage)
+    def len(old, self):
+        if not self.__dict__.get("counted"):
+            number = old(self)
+            self.counted = number if number > 500 else 0
+            return number
+        return self.counted
+
+    def counting(old):
+        @wraps(old)
+        def method(self, *arguments):
+            old(self, *arguments)
+            self.counted = 0
+
+        return method
+
+    Storage.set, Storage.remove = counting(Storage.set), counting(Storage.remove)

@@ -128,7 +128,7 @@ def an_interrupt_keeps_the_lock_of_remove(Storage, Plugin):
         removing.release()
 
 
-@caught_by("test_an_interrupted_set_of_a_large_value_keeps_nobody_waiting", alone=True)
+@caught_by("test_after_an_interrupted_set_of_a_large_value_the_next_one_is_stored", alone=True)
 def an_interrupt_leaves_a_transaction_open(Storage, Plugin):
     """Large values need a transaction, which only an Exception rolls back."""
 

@@ -812,29 +812,6 @@ def a_page_starts_after_an_ascii_key(Storage, Plugin):
                 return
 
 
-@caught_by("test_keys_gives_thousands_of_keys_once_each")
-def large_counts_are_kept(Storage, Plugin):
-    """A count of more than 500 is kept until this opener sets or removes something."""
-
-    @replace(Storage)
-    def len(old, self):
-        if not self.__dict__.get("counted"):
-            number = old(self)
-            self.counted = number if number > 500 else 0
-            return number
-        return self.counted
-
-    def counting(old):
-        @wraps(old)
-        def method(self, *arguments):
-            old(self, *arguments)
-            self.counted = 0
-
-        return method
-
-    Storage.set, Storage.remove = counting(Storage.set), counting(Storage.remove)
-
-
 @caught_by("test_no_page_of_keys_shows_those_of_another_namespace")
 def keys_ends_at_a_page_of_others(Storage, Plugin):
     """A scan of all namespaces with a filter, which may return an empty page before the end."""

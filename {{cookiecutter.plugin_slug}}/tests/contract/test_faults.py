@@ -113,7 +113,7 @@ def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
     faults: Faults, database: Database
 ) -> None:
     """If the database is away at the start, the start fails, or all works when it is back."""
-    before = database.open("namespace", database.plugin())
+    before, _ = database.open_twice()
     before.set("0", MARK)
     storages: list[StorageBase] = []
     faults.stop()
@@ -137,8 +137,7 @@ def test_a_database_that_goes_away_is_an_error(
     faults: Faults, database: Database, name: str
 ) -> None:
     """While the database is away, each operation is right or raises an error, and does no harm."""
-    storage = database.open("namespace", database.plugin())
-    other = database.open("namespace", database.plugin())
+    storage, other = database.open_twice()
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
     use(storage)
     for key in ["0", "removed"]:
@@ -298,6 +297,7 @@ def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: s
     def start() -> StorageBase:
         return database.open("namespace", database.plugin())
 
+    database.open_twice("probe")
     storage = start()
     expected: dict[str, object] = dict.fromkeys(LONG_KEYS, MARK * 100)
     for key, value in expected.items():

@@ -10,7 +10,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, open_files
-from contract.support.expectations import contents, same
+from contract.support.expectations import contents, refusal, same
 from contract.support.guest import fail, use
 from contract.support.sample_values import MARK, large_value
 
@@ -128,11 +128,12 @@ def test_a_start_leaves_no_file(database: Database, temporary: Path) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file that is open")
 def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> None:
     """`BOT_DATA_DIR` can be moved, or restored from a backup at another place."""
     if database.notes:
         pytest.skip("the folder of a bot that is in use is not changed")
-    expected = {"small": MARK, "large": large_value(1), "new": [MARK]}
+    expected: dict[str, object] = {"small": MARK, "new": [MARK]}
     before = tmp_path / "before"
     before.mkdir()
     paths = {key: str(before / Path(value).name) for key, value in own_paths(database).items()}
@@ -140,8 +141,10 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
     database.config.BOT_DATA_DIR = str(before)
     database.open_twice("probe")
     storage = database.open("namespace", database.plugin())
-    for key in ["small", "large"]:
-        storage.set(key, expected[key])
+    storage.set("small", MARK)
+    # Another test checks whether a large value can be stored.
+    if not refusal(storage.set, "large", large_value(1)):
+        expected["large"] = large_value(1)
     database.close_all()
     before.rename(after := tmp_path / "after")
     before.write_text("something else")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
 from contract.support.expectations import same, skip_if_bound_to_its_thread
@@ -18,6 +19,8 @@ from contract.support.sample_values import MARK
 OFTEN = 30
 """How many reads of a key count as often."""
 HOUR = 3_600
+COUNTED = many(11_000, 800)
+"""Keys that some storages may no longer count each time."""
 LOOPED = 250
 """Keys of a loop: more than one short page."""
 
@@ -171,6 +174,23 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
             get_or(one, "key")
 
     at_once(write, read, read, read)
+
+
+def test_many_keys_are_counted_each_time(database: Database) -> None:
+    """`len` counts what another opener adds to thousands of keys, and removes from them."""
+    one, other = database.open_twice()
+    for number in range(COUNTED):
+        one.set(str(number), None)
+    counts = [one.len()]
+    other.set("new", MARK)
+    counts.append(one.len())
+    for key in ["new", "0", "1"]:
+        other.remove(key)
+    counts.append(one.len())
+    assert counts == [COUNTED, COUNTED + 1, COUNTED - 2], (
+        f"Of {COUNTED} keys, one was added and three were removed, and `len` returned {counts}. Let"
+        " the database count each time."
+    )
 
 
 def test_a_value_got_in_a_loop_over_the_keys_is_fresh(database: Database) -> None:

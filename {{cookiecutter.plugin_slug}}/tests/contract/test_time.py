@@ -9,7 +9,7 @@ from errbot.storage.base import StoragePluginBase
 
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
-from contract.support.expectations import contents, same
+from contract.support.expectations import contents, refusal, same
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK, large_value
@@ -37,8 +37,8 @@ def test_a_value_is_there_after_any_time(
     storage = database.open("namespace", plugin)
     storage.set("read", MARK)
     storage.set("never read", [MARK])
-    for number in [1, 2, 1]:
-        storage.set("large", large_value(number))
+    # Another test checks whether large values can be stored.
+    large = [refusal(storage.set, "large", large_value(number)) for number in [1, 2, 1]]
     assert storage.get("read") == MARK
     clock.ahead = YEARS
     faults_if_any.age()
@@ -46,7 +46,9 @@ def test_a_value_is_there_after_any_time(
     if restarted:
         database.close(storage)
         storage = database.open("namespace", clock.load(database))
-    expected = {"read": MARK, "never read": [MARK], "large": large_value(1)}
+    expected: dict[str, object] = {"read": MARK, "never read": [MARK]}
+    if not any(large):
+        expected["large"] = large_value(1)
     try:
         got = contents(storage)
         kept = {key: storage.get(key) for key in expected}
@@ -54,7 +56,7 @@ def test_a_value_is_there_after_any_time(
         pytest.fail(f"The key {error} is gone after ten years. {FOR_EVER}")
     unchanged = same(got, kept) and same(kept, expected)
     assert unchanged, f"After ten years, the values have changed. {FOR_EVER}"
-    assert storage.len() == 3, f"After ten years, `len` has changed. {FOR_EVER}"
+    assert storage.len() == len(expected), f"After ten years, `len` has changed. {FOR_EVER}"
     storage.set("new", MARK)
     assert storage.get("new") == MARK, "After ten years, nothing can be stored."
 
