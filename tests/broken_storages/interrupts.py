@@ -60,9 +60,9 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        pool = self.__dict__.setdefault("pool", [None] * 40)
+        pool = self.__dict__.setdefault("pool", [None] * 10)
         if not pool:
-            raise RuntimeError("All 40 connections are in use.")
+            raise RuntimeError("All 10 connections are in use.")
         connection = pool.pop()
         try:
             old(self, key, value)
@@ -134,7 +134,8 @@ def an_interrupt_leaves_a_transaction_open(Storage, Plugin):
 
     @replace(Storage)
     def write(old, self, key, data):
-        open = self.__dict__.setdefault("open", [])
+        of_thread = self.__dict__.setdefault("connection", threading.local())
+        open = of_thread.__dict__.setdefault("open", [])
         if len(data) < 1_000_000:
             if not open:  # Otherwise it is part of the transaction, which nobody commits.
                 old(self, key, data)

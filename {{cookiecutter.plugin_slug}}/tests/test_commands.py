@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,7 +119,8 @@ def shelf(tmp_path: Path) -> Path:
     folder = tmp_path / "shelf"
     folder.mkdir()
     plugin = ShelfStoragePlugin(SimpleNamespace(STORAGE_CONFIG={}, BOT_DATA_DIR=str(folder)))
-    for namespace in ["core", "test_backend", "Inactive's ñ%", "a", "a.db"]:
+    # `dbm.ndbm` keeps "a" in a.db, so it can only open "a.db" before.
+    for namespace in ["core", "test_backend", "Inactive's ñ%", "a.db", "a"]:
         storage = plugin.open(namespace)
         for key, value in values_of(namespace).items():
             storage.set(key, value)
@@ -164,9 +166,9 @@ def test_names_are_told_apart(bot: Bot, names: list[str]) -> None:
         bot.open(name).set(name, MARK)
     assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == sorted(names)
     assert bot.json("check")["total"]["newest"] == len(names)
-    for name in names[1:]:
-        bot.run("delete", "--yes", "--", name, name)
-    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == [names[0]]
+    bot.run("delete", "--yes", "--", names[1], names[1])
+    left = sorted({*names} - {names[1]})
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == left
 
 
 def test_check_is_good_when_all_is_signed_by_the_newest_key(bot: Bot) -> None:
@@ -507,10 +509,10 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
         ([1, 2.5, None, True, False, "a", b"b", (1,), (), set(), frozenset()], None),
         ({"a": {1: [(1, 2)]}}, None),
         (2**70, None),
-        (Level.HIGH, f"{Level.__module__}.Level('high')"),
+        (Decimal("1.5"), "decimal.Decimal('1.5')"),
         (Settings(a=1), f"{Settings.__module__}.Settings('a': 1)"),
     ],
-    ids=["flat", "nested", "large", "enum", "dict of a class"],
+    ids=["flat", "nested", "large", "object", "dict of a class"],
 )
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_values_are_described(value: object, text: str | None, protocol: int) -> None:

@@ -99,7 +99,7 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
     storage = database.open()
 
     def set_and_remove() -> None:
-        for size in [1, 400_000]:
+        for size in [1, 100_000]:
             for key in ["key", "removed"]:
                 storage.set(key, [MARK * size])
                 storage.get(key)

@@ -208,7 +208,7 @@ def check(database: Database, examples: int, *phases: Phase) -> None:
 
 def test_random_operations_do_what_a_dict_does(database: Database) -> None:
     """Random operations give the same results as with a dict."""
-    check(database, many(20, 4))
+    check(database, many(12, 4))
 
 
 @pytest.mark.thorough

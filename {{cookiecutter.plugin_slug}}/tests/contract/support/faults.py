@@ -109,6 +109,8 @@ class Proxy(Faults):
         with suppress(OSError), socket.create_connection(self._target) as server:
             ways = {client: server, server: client}
             self._open |= set(ways)
+            for end in ways:  # Forward small packets at once, as the client sends them.
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
                 for source in select.select(list(ways), [], [])[0]:
                     if not (data := source.recv(65_536)):
