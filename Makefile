@@ -1,6 +1,7 @@
 # make demo: bake a project, and talk to a bot that uses it
 # make test: check the template, and the project that it bakes for each database
-# make test-slow: run the whole contract on PostgreSQL and Redis; CI runs this after `make test`
+# make test-slow: run the whole contract on the databases, and more broken storages; CI runs this
+#   after `make test`
 # make test-nightly: test on every Python and the other servers, and run the whole contract against
 #   each broken storage
 # make test-servers: test on the servers in PATH; MYSQL_SERVER=mysqld uses MySQL instead of MariaDB,

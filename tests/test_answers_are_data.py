@@ -79,7 +79,7 @@ def check_kept(project: Path, text: str) -> None:
     assert f" {text}\n" in licence
 
     for path, content in files(project).items():
-        if path.endswith(".py"):
+        if path.endswith(".py") and not path.startswith("tests/contract/"):  # copied as it is
             compile(content, path, "exec")
             assert text not in content.decode() or len(text) < 40, "Free text is in a Python file."
         if path.endswith(".yml"):

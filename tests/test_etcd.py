@@ -129,8 +129,14 @@ def test_the_tutorial_says_how_many_lines_it_takes(bake: Bake) -> None:
     assert storage < 100
 
 
-@pytest.mark.slow(minutes=10)
-def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("--quick", marks=pytest.mark.slow(minutes=8), id="quickly"),
+        pytest.param("", marks=pytest.mark.nightly, id="as it stands"),
+    ],
+)
+def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd, options: str) -> None:
     folder, project = tmp_path, tmp_path / "errbot-storage-etcd"
     done: subprocess.CompletedProcess[str] | None = None
     for language, block in blocks():
@@ -147,7 +153,7 @@ def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd) -> None:
             done = None
         else:
             assert not done or done.returncode == 0, done.stdout
-            done = shell(folder, block)
+            done = shell(folder, block, PYTEST_ADDOPTS=options)
             folder = project
             assert skipped(done.stdout, but="damage what is stored") == [], done.stdout
     assert done

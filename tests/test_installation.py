@@ -87,7 +87,7 @@ FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
 LEVELS: dict[tuple[str, ...], Any] = {
     ("dict", *OLD): [],
-    ("sqlite", *NEW): [],
+    ("sqlite", *NEW): pytest.mark.slow(minutes=3),
     ("redis", *NEW): pytest.mark.slow(minutes=4),
 }
 """What is not left to `make test-nightly`."""

@@ -45,7 +45,7 @@ PROCESSES.set_forkserver_preload(
     ]
 )
 NAMES = ["sqlite", "postgresql", "mariadb", "redis", "cluster"]
-SLOW = pytest.mark.slow
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 SOME = [name if name in ["sqlite", "redis"] else pytest.param(name, marks=SLOW) for name in NAMES]
 """Databases for tests that take long: `make test-slow` runs them on all."""
 AROUND = [*pairwise([*NAMES, NAMES[0]])]
@@ -392,7 +392,11 @@ def wait_until_it_writes(new: Storage, process: BaseProcess) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("sqlite", 3), *(pytest.param(name, 20, marks=SLOW) for name in ["sqlite", "postgresql"])],
+    [
+        ("sqlite", 3),
+        pytest.param("postgresql", 5, marks=SLOW),
+        *(pytest.param(name, 20, marks=NIGHTLY) for name in ["sqlite", "postgresql"]),
+    ],
 )
 def test_a_move_that_was_killed_is_completed_by_running_it_again(
     storage: Callable[[str], Storage], name: str, kills: int

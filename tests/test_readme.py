@@ -59,7 +59,8 @@ SOME = ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract
     "tests",
     [
         pytest.param(["--quick", *SOME], id="some tests"),
-        pytest.param([], marks=pytest.mark.slow(minutes=3), id="all tests"),
+        pytest.param(["--quick"], marks=pytest.mark.slow(minutes=2), id="all tests quickly"),
+        pytest.param([], marks=pytest.mark.nightly, id="all tests"),
     ],
 )
 def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str]) -> None:
