@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from requests.sessions import Session
+
 from broken_storages.support import caught_by, replace
 
 NOTHING = "test_a_storage_changes_nothing_of_its_process"
@@ -170,6 +172,17 @@ def certificates_are_not_checked(Storage, Plugin):
         Plugin,
         lambda: setattr(ssl, "_create_default_https_context", ssl._create_unverified_context),
     )
+
+
+@caught_by(NOTHING)
+def sessions_check_no_certificates(Storage, Plugin):
+    """Those of `requests`, because the database has a certificate of its own."""
+    merge = Session.merge_environment_settings
+
+    def without(self, *arguments):
+        return merge(self, *arguments) | {"verify": False}
+
+    at_start(Plugin, lambda: setattr(Session, "merge_environment_settings", without))
 
 
 @caught_by(NOTHING)

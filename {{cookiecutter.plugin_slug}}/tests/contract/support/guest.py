@@ -23,6 +23,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -196,6 +197,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     for timer in timers():
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.setitimer(timer, HOUR)
+    import_module("requests")  # Errbot and its plugins share it.
     before, filters = settings(), list(warnings.filters)
     owned, randoms = belongings(), []
     for number in range(2):
