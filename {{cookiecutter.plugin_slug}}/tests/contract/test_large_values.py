@@ -13,7 +13,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import PROCESS, Database, process_command, running
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import expect, same, skip_if_bound_to_its_thread
+from contract.support.expectations import expect, outcome, same, skip_if_bound_to_its_thread
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
@@ -58,6 +58,9 @@ def test_large_values_follow_each_other(storage: StorageBase) -> None:
             assert (storage.len(), list(storage.keys())) == (0, [])
 
 
+LOST = "Small values that were set while others replaced large ones are lost."
+
+
 @pytest.mark.parametrize("turns", [4, pytest.param(20, marks=pytest.mark.thorough)])
 def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
     database: Database, turns: int
@@ -86,6 +89,8 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
     def change(storage: StorageBase) -> None:
         for turn in count():
             key = f"small {turn % 50}"
+            if key in small:
+                assert outcome(storage.get, key) == small[key], LOST
             storage.set(key, turn)
             small[key] = turn
             if not writing:
@@ -99,9 +104,7 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
         pytest.fail("A large value was missing while it was replaced. Replace it in one step.")
     except TimeoutError as error:
         pytest.fail(f"Those who read and replace a large value hang: {error}.")
-    assert {key: storages[1].get(key) for key in small} == small, (
-        "Small values that were set while others replaced large ones are lost."
-    )
+    assert {key: storages[1].get(key) for key in small} == small, LOST
 
 
 @pytest.mark.usefixtures("other_processes")
