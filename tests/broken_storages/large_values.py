@@ -138,7 +138,7 @@ def texts_have_a_column_of_their_own(Storage, Plugin):
 
 @caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader")
 def a_compaction_undoes_what_others_do(Storage, Plugin):
-    """After each 10 MB of replaced values, live ones are copied, and replace the old data."""
+    """After each 4 MB of replaced values, live ones are copied, and replace the old data."""
     replaced = [0]
 
     @replace(Storage)
@@ -147,10 +147,10 @@ def a_compaction_undoes_what_others_do(Storage, Plugin):
         if len(data) < MEGABYTE:
             return
         replaced[0] += len(data)
-        if replaced[0] > 10 * MEGABYTE:
+        if replaced[0] > 4 * MEGABYTE:
             replaced[0] = 0
             live = {name: bytes_or_none(self, name) for name in list(self.keys())}
-            time.sleep(0.02)
+            time.sleep(0.1)
             for name, copy in live.items():
                 if copy is not None and len(copy) < MEGABYTE:
                     old(self, name, copy)
