@@ -1,16 +1,13 @@
 """Storages that handle only Exception, which KeyboardInterrupt is not."""
 
-import os
 import threading
 import time
 from contextlib import suppress
 from functools import wraps
 
-from broken_storages.support import caught_by, lock_operations, replace
+from broken_storages.support import caught_by, lock_for_forks, lock_operations, replace
 
-REPLACING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=REPLACING._at_fork_reinit)  # type: ignore[attr-defined]
+REPLACING = lock_for_forks()
 
 
 @caught_by("test_after_an_interrupt_nobody_gets_a_wrong_value", alone=True)

@@ -21,6 +21,7 @@ from broken_storages.support import (
     caught_by,
     keep_what_is_read_often,
     know_place,
+    lock_for_forks,
     name_namespaces_after,
     rename_keys,
     replace,
@@ -122,9 +123,7 @@ def writes_are_done_in_batches(Storage, Plugin):
 # for every plugin instance, and these live as long as the process.
 GATHERED: dict[tuple[str, str], dict[str, bytes]] = {}
 
-GATHERING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=GATHERING._at_fork_reinit)  # type: ignore[attr-defined]
+GATHERING = lock_for_forks()
 
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
 

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import os
+import threading
 from collections.abc import Callable
 from functools import wraps
 from traceback import clear_frames
@@ -170,6 +172,14 @@ def name_namespaces_after(Plugin: Any, name: Callable[[Any], object]) -> None:
     @replace(Plugin)
     def open(old, self, namespace):
         return old(self, f"{self.prefix} {namespace}")
+
+
+def lock_for_forks() -> Any:
+    """Return a lock that is free in a forked process, whoever held it."""
+    lock: Any = threading.RLock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)
+    return lock
 
 
 def lock_operations(Storage: Any, lock_of: Callable[[Any], Any], *names: str) -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
-from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,9 @@ from {{ cookiecutter.__package }}.__main__ import main, watch
 
 OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
+HIGH = f"{Level.__module__}.Level('high')"
+if Level.HIGH.__reduce_ex__(4)[0] is getattr:  # as in Python 3.11.2
+    HIGH = f"builtins.getattr({Level.__module__}.Level, 'HIGH')"
 OTHER = """
 import pickle
 from errbot.storage.base import StorageBase, StoragePluginBase
@@ -166,9 +168,9 @@ def test_names_are_told_apart(bot: Bot, names: list[str]) -> None:
         bot.open(name).set(name, MARK)
     assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == sorted(names)
     assert bot.json("check")["total"]["newest"] == len(names)
-    bot.run("delete", "--yes", "--", names[1], names[1])
-    left = sorted({*names} - {names[1]})
-    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == left
+    for name in names[1:]:
+        bot.run("delete", "--yes", "--", name, name)
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == [names[0]]
 
 
 def test_check_is_good_when_all_is_signed_by_the_newest_key(bot: Bot) -> None:
@@ -509,10 +511,10 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
         ([1, 2.5, None, True, False, "a", b"b", (1,), (), set(), frozenset()], None),
         ({"a": {1: [(1, 2)]}}, None),
         (2**70, None),
-        (Decimal("1.5"), "decimal.Decimal('1.5')"),
+        (Level.HIGH, HIGH),
         (Settings(a=1), f"{Settings.__module__}.Settings('a': 1)"),
     ],
-    ids=["flat", "nested", "large", "object", "dict of a class"],
+    ids=["flat", "nested", "large", "enum", "dict of a class"],
 )
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_values_are_described(value: object, text: str | None, protocol: int) -> None:

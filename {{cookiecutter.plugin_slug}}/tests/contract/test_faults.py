@@ -24,7 +24,7 @@ SOON = 30
 """Seconds within which an operation must give up."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
-FAILURES, FAILING = 8, 3
+FAILURES, FAILING = 8, 10
 """Failing operations in a row, and maximum seconds of all of them."""
 LARGE = 20_000_000
 """More bytes than servers accept at once by default."""

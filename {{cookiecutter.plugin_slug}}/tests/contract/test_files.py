@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
 from contract.support.database import Database, open_files
-from contract.support.expectations import contents, refusal, same
+from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.guest import fail, use
 from contract.support.sample_values import MARK, large_value
 
@@ -99,7 +100,7 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
     storage = database.open()
 
     def set_and_remove() -> None:
-        for size in [1, 100_000]:
+        for size in [1, many(400_000, 100_000)]:
             for key in ["key", "removed"]:
                 storage.set(key, [MARK * size])
                 storage.get(key)
@@ -118,8 +119,8 @@ def test_a_start_leaves_no_file(database: Database, temporary: Path) -> None:
 
     def start() -> None:
         storage = database.open("namespace", database.plugin())
+        outcome(storage.get, "key")
         storage.set("key", [MARK])
-        storage.get("key")
         database.close(storage)
 
     made = files_left(database, temporary, start)

@@ -19,8 +19,8 @@ BEFORE = [f"before {number}" for number in range(5)]
 ENDS: dict[str, Callable[[int], object]] = {"sys.exit": sys.exit, "os._exit": os._exit}
 WAIT = 20
 """Seconds after which a child counts as hanging."""
-FORKS = 12
-TURNS, SECONDS = 20, 0.15
+FORKS = 20
+TURNS, SECONDS = 20, 0.25
 """Minimum work of parent and children at the same time: both limits apply."""
 
 
