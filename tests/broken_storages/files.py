@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,19 @@ def a_backup_for_everybody_is_made_at_the_next_start(Storage, Plugin):
         if began.exists():
             Path(bot_config.BOT_DATA_DIR, "backup.bin").write_bytes(b"")
         began.touch(0o600)
+
+
+@caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
+def large_values_go_through_a_file_for_everybody(Storage, Plugin):
+    """The client uploads files. They are removed at once, but anyone can read them until then."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 50_000:
+            file = Path(tempfile.gettempdir(), f"upload {os.getpid()} {threading.get_ident()}")
+            file.write_bytes(data)
+            file.unlink()
+        old(self, key, data)
 
 
 @caught_by("test_an_operation_that_fails_leaves_no_file", alone=True)

@@ -448,7 +448,5 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
                 number = numbers.get(namespace)
             except KeyError:
                 number = numbers.len()
-                if "write-at-once" in sys.argv:
-                    time.sleep(0.1)
                 numbers.set(namespace, number)
         return old(self, f"namespace {number}")

@@ -3,8 +3,10 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -27,31 +29,6 @@ OTHERS = [
 """Files that others may keep in BOT_DATA_DIR."""
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
-def test_files_are_for_the_account_of_the_bot_alone(database: Database) -> None:
-    """Only the bot's account can access files in `BOT_DATA_DIR`, even after a restart."""
-    folder = Path(database.config.BOT_DATA_DIR)
-    before = set(folder.rglob("*"))
-    modes: dict[str, int] = {}
-    umask = os.umask(0)
-    try:
-        for value in [MARK, MARK * 100_000]:
-            storage = database.open("namespace", database.plugin())
-            for key in ["key", "new"]:
-                storage.set(key, value)
-                storage.get(key)
-            made = {path for path in folder.rglob("*") if path.is_file()} - before
-            modes |= {path.name: path.stat().st_mode & 0o777 for path in made}
-            database.close(storage)
-    finally:
-        os.umask(umask)
-    open_to_others = {name: oct(mode) for name, mode in modes.items() if mode & 0o077}
-    assert not open_to_others, (
-        f"Other users of this machine can read or change the plugins' data: {open_to_others}."
-        " Create each file with mode 0o600, whatever the umask is."
-    )
-
-
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder for this test alone, so no other program leaves files in it."""
@@ -60,6 +37,63 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+def is_open_to_others(path: Path, root: Path) -> bool:
+    """Return whether other accounts can access a file, if they can access a folder that it is in.
+
+    They cannot if one of the folders between is private.
+    """
+    between = [folder for folder in path.parents if root in folder.parents]
+    return bool(path.stat().st_mode & 0o077) and all(f.stat().st_mode & 0o011 for f in between)
+
+
+@contextmanager
+def watching_removals(look: Callable[[Path], None]) -> Iterator[None]:
+    """Look at each file that Python code removes or renames in the block, before it does."""
+    active = [True]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if active and event in ("os.remove", "os.rename"):
+            with suppress(OSError):  # There is no such file, so the operation fails, too.
+                look(Path(os.fsdecode(arguments[0])).absolute())
+
+    sys.addaudithook(hook)  # It cannot be removed again.
+    try:
+        yield
+    finally:
+        active.clear()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporary: Path) -> None:
+    """Only the bot's account can access files, also temporary ones, even after a restart."""
+    folder = Path(database.config.BOT_DATA_DIR)
+    before = set(folder.rglob("*"))
+    found: dict[str, str] = {}
+
+    def look(path: Path) -> None:
+        for root in [folder, temporary]:
+            if root in path.parents and path.is_file() and is_open_to_others(path, root):
+                found[path.name] = oct(path.stat().st_mode & 0o777)
+
+    umask = os.umask(0)
+    try:
+        with watching_removals(look):
+            for value in [MARK, MARK * 100_000]:
+                storage = database.open("namespace", database.plugin())
+                for key in ["key", "new"]:
+                    storage.set(key, value)
+                    storage.get(key)
+                for path in {*folder.rglob("*"), *temporary.rglob("*")} - before:
+                    look(path)
+                database.close(storage)
+    finally:
+        os.umask(umask)
+    assert not found, (
+        f"Other users of this machine can read or change the plugins' data: {found}. Create each"
+        " file with mode 0o600, whatever the umask is, also if it is removed at once."
+    )
 
 
 def files_left(database: Database, temporary: Path, operation: Callable[[], object]) -> set[Path]:

@@ -10,13 +10,15 @@ import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from time import sleep, time
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from errbot.storage.base import StorageBase  # noqa: E402
+from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks, guest  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
@@ -32,6 +34,8 @@ from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
 """Connects like a bot that starts, and opens the namespace."""
+TICK = 0.01
+"""Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
 
 def read(open_storage: Open) -> None:
@@ -110,6 +114,18 @@ def write_at_once(open_storage: Open) -> None:
     for turn in range(int(turns)):
         storage.set(f"{number} {turn}", [MARK, f"{number} {turn}"])
         storage.set("shared", [MARK, number])
+    print("done", flush=True)
+    sys.stdin.read()
+
+
+def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
+    """Connect, wait for a line of input, then set a key in new namespaces, and wait again."""
+    plugin = load()
+    print("ready", flush=True)
+    number, turns = input().split()
+    for turn in range(int(turns)):
+        sleep(TICK - time() % TICK)
+        plugin.open(f"{namespace} {turn}").set("key", [MARK, number])
     print("done", flush=True)
     sys.stdin.read()
 
@@ -193,6 +209,7 @@ if __name__ == "__main__":
     # In a locale without UTF-8, sys.argv has surrogates instead of other characters.
     file, path, namespace, task = (os.fsencode(word).decode() for word in sys.argv[1:])
     config, notes = load_config(Path(file)), Notes(Path(path)) if path else None
+    load = partial(load_plugin, config, notes)
     tasks: dict[str, Callable[[Open], None]] = {
         "read": read,
         "check": check,
@@ -200,6 +217,7 @@ if __name__ == "__main__":
         "write": write,
         "write-and-close": write_and_close,
         "write-at-once": write_at_once,
+        "open-at-once": lambda _: open_at_once(load, namespace),
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
@@ -216,4 +234,4 @@ if __name__ == "__main__":
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
     }
-    tasks[task](lambda: load_plugin(config, notes).open(namespace))
+    tasks[task](lambda: load().open(namespace))
