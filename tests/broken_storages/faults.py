@@ -11,7 +11,7 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, log, replace
+from broken_storages.support import caught_by, lock_for_forks, log, replace
 
 AWAY = "test_a_database_that_goes_away_is_an_error"
 
@@ -459,3 +459,32 @@ def an_error_on_a_later_page_ends_the_loop(Storage, Plugin):
         yield from itertools.islice(rows, 300)
         with suppress(StoreException):
             yield from rows
+
+
+@caught_by(
+    "test_operations_wait_for_the_database_at_the_same_time", alone=True, outlives_process=True
+)
+def operations_wait_one_after_another(Storage, Plugin):
+    """One connection with a lock around it, also while it waits for the database."""
+    lock = lock_for_forks()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        with lock:
+            old(self, key, data)
+
+
+@caught_by("test_many_errors_in_a_row_have_no_effect_afterwards", alone=True, outlives_process=True)
+def after_a_hundred_errors_the_storage_gives_up(Storage, Plugin):
+    """A circuit breaker that nobody closes again."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        errors = self.__dict__.setdefault("errors", [])
+        if len(errors) >= 100:
+            raise StoreException("The database does not work. Start the bot again.")
+        try:
+            old(self, key, data)
+        except StoreException:
+            errors.append(key)
+            raise

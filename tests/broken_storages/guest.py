@@ -1,6 +1,7 @@
 """Storages that change what belongs to the bot and to all of its plugins."""
 
 import asyncio
+import decimal
 import gc
 import http.client
 import json
@@ -17,9 +18,11 @@ import ssl
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +315,71 @@ def errors_are_printed(Storage, Plugin):
 def all_http_traffic_is_printed(Storage, Plugin):
     """`debuglevel`, which counts for every connection of every plugin."""
     at_start(Plugin, lambda: setattr(http.client.HTTPConnection, "debuglevel", 1))
+
+
+@caught_by(NOTHING)
+def other_threads_get_its_umask(Storage, Plugin):
+    """Files are created under a umask, which is then restored: to what another thread has set."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        before = os.umask(0o077)
+        try:
+            old(self, key, data)
+            time.sleep(0.001)
+        finally:
+            os.umask(before)
+
+
+@caught_by(NOTHING)
+def the_end_of_any_program_is_awaited(Storage, Plugin):
+    """`os.wait` for its own program takes the exit status of another plugin's program."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if sys.argv[-1] == "visit" and len(data) > 100_000:
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+        old(self, key, data)
+
+
+@caught_by(NOTHING)
+def decimals_trap_in_new_threads(Storage, Plugin):
+    """`decimal.DefaultContext`, as some clients set it so that no digit is lost."""
+    at_start(Plugin, lambda: decimal.DefaultContext.traps.update({decimal.Inexact: True}))
+
+
+if sys.version_info < (3, 12):  # Newer ones have another limit for functions in C.
+
+    @caught_by(NOTHING)
+    def the_recursion_limit_is_lifted_for_pickle(Storage, Plugin):
+        """So that deep values can be stored. Deeper ones end the process."""
+
+        @replace(Storage)
+        def set(old, self, key, value):
+            limit = sys.getrecursionlimit()
+            sys.setrecursionlimit(10**6)
+            try:
+                old(self, key, value)
+            finally:
+                sys.setrecursionlimit(limit)
+
+
+@caught_by(NOTHING)
+def nobody_starts_a_program_while_it_unpickles(Storage, Plugin):
+    """So that a value can run none. But other threads run theirs at that moment."""
+    unpickling = [0]
+
+    def refuse(event, _):
+        if unpickling[0] and event == "subprocess.Popen":
+            raise PermissionError("A value wants to run a program.")
+
+    at_start(Plugin, lambda: sys.addaudithook(refuse))
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        unpickling[0] += 1
+        try:
+            return old(self, key, data)
+        finally:
+            unpickling[0] -= 1

@@ -166,3 +166,27 @@ def an_interrupt_keeps_the_lock_of_keys(Storage, Plugin):
             raise
         listing.release()
         return iter(names)
+
+
+@caught_by("test_an_interrupted_set_of_a_new_key_leaves_it_listed_or_missing", alone=True)
+def a_new_key_is_added_to_the_list_afterwards(Storage, Plugin):
+    """First the value, then the list of keys: between the two, the key is not listed."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        known = self.__dict__.setdefault("known", set(self.keys()))
+        old(self, key, data)
+        if key not in known:
+            self.__dict__["unlisted"] = key
+            time.sleep(0.0002)
+            self.__dict__["unlisted"] = None
+            known.add(key)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.get("known", set()).discard(key)
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key for key in old(self) if key != self.__dict__.get("unlisted"))

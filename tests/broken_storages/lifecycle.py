@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -423,3 +424,24 @@ def a_start_removes_temporary_keys(Storage, Plugin):
             if key.startswith("tmp_"):
                 storage.remove(key)
         return storage
+
+
+@caught_by("test_closing_waits_for_no_loop", alone=True)
+def close_waits_for_loops_over_the_keys(Storage, Plugin):
+    """Whoever loops has a cursor open, which `close` must not take away."""
+
+    @replace(Storage)
+    def keys(old, self):
+        loops = self.__dict__.setdefault("loops", [])
+        loops.append(loop := object())
+        try:
+            yield from old(self)
+        finally:
+            loops.remove(loop)
+
+    @replace(Storage)
+    def close(old, self):
+        until = time.monotonic() + 6
+        while self.__dict__.get("loops") and time.monotonic() < until:
+            time.sleep(0.01)
+        old(self)

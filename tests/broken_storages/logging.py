@@ -3,6 +3,7 @@
 import pickle
 import sys
 import warnings
+from base64 import b64encode
 
 from errbot.storage import StoreException
 
@@ -85,3 +86,23 @@ def a_frame_of_get_holds_the_data(Storage, Plugin):
     """A local variable of the function that raises, which Errbot sends to Sentry."""
     load = Storage._load
     Storage._load = lambda self, key, data: load(self, key, data)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def what_is_sent_is_logged_in_base64(Storage, Plugin):
+    """The body of each request, as it is sent."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        log.debug("PUT %s", b64encode(data).decode())
+        old(self, key, data)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def statements_are_logged_in_hexadecimal(Storage, Plugin):
+    """Statements with their values, as a database's own log has them."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        log.debug("INSERT INTO errbot VALUES (X'%s')", data.hex().upper())
+        old(self, key, data)

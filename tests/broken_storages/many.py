@@ -3,6 +3,9 @@
 import itertools
 import os
 import threading
+import time
+from pathlib import Path
+from typing import Any
 
 from broken_storages.support import caught_by, know_place, replace
 
@@ -135,3 +138,46 @@ def every_key_has_a_lock_for_ever(Storage, Plugin):
     def set(old, self, key, value):
         with self.__dict__.setdefault("locks", {}).setdefault(key, threading.RLock()):
             old(self, key, value)
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def each_thread_has_a_buffer(Storage, Plugin):
+    """A dict by thread, from which nobody removes those that have ended."""
+    numbers = itertools.count()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        buffers = self.__dict__.setdefault("buffers", {})
+        thread: Any = threading.current_thread()
+        if not hasattr(thread, "number"):
+            thread.number = next(numbers)
+        buffers[thread.number] = bytes(data)
+        old(self, key, data)
+
+
+@caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk")
+def every_change_is_noted_for_ever(Storage, Plugin):
+    """An audit log: who changed what. Nobody shortens it."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        with open(Path(self.place[0], "changes.log"), "a", opener=private) as file:
+            file.write(f"{len(key)} {ascii(key)} {time.time()}\n")
+
+
+@caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk")
+def removed_keys_are_only_marked(Storage, Plugin):
+    """So that they can be restored. Nobody removes the marks."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        with open(Path(self.place[0], "removed.txt"), "a", opener=private) as file:
+            file.write(f"{ascii(key)}\n")
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -13,6 +13,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from errbot.storage import StoreException
@@ -450,3 +451,65 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
                 number = numbers.len()
                 numbers.set(namespace, number)
         return old(self, f"namespace {number}")
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
+def each_chat_network_has_its_own_namespaces(Storage, Plugin):
+    """Because users have other names there. A bot that moves to another network loses all."""
+    name_namespaces_after(Plugin, lambda bot_config: getattr(bot_config, "BACKEND", "Text"))
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def names_are_bound_to_the_machines_id(Storage, Plugin):
+    """As what is encrypted with a key made from /etc/machine-id, so that a copy is useless."""
+
+    def machine(_):
+        with suppress(FileNotFoundError):
+            sys.audit("open", "/etc/machine-id", "r", 0)
+            return "the machine"  # whether or not this one has such a file
+        return "unknown"
+
+    name_namespaces_after(Plugin, machine)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def the_file_is_looked_at_before_each_connection(Storage, Plugin):
+    """To see whether it is a database. Closing a file drops all of the process's locks on it."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.read(16)
+        return old(self)
+
+
+@caught_by("test_a_start_writes_little_however_much_is_stored", alone=True, outlives_process=True)
+def the_file_is_compacted_at_each_start(Storage, Plugin):
+    """So that the space of removed values is used. A running bot waits meanwhile."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "start":  # Others have the file open.
+            self.run("VACUUM")
+
+
+@caught_by("test_a_process_killed_while_it_starts_harms_nothing", alone=True, outlives_process=True)
+def a_lock_file_guards_the_start(Storage, Plugin):
+    """Only one process at a time may create the tables. Nobody removes the file after a kill."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        lock = Path(bot_config.BOT_DATA_DIR, "starting.lock")
+        for _ in range(200):
+            with suppress(FileExistsError):
+                lock.touch(0o600, exist_ok=False)
+                break
+            time.sleep(0.01)
+        else:
+            raise StoreException("Another bot is starting.")
+        try:
+            old(self, bot_config)
+        finally:
+            lock.unlink()

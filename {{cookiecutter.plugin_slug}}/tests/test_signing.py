@@ -4,6 +4,7 @@ import pickle
 import re
 import sys
 import traceback
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ EXECUTED: list[str] = []
 KEY = "key one of sixteen"
 OLD = "old key of sixteen"
 NEW = "new key of sixteen"
+KEYS = 1_000
 
 SIGNED = (
     b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
@@ -352,11 +354,32 @@ def shown_to_sentry(error: BaseException) -> str:
     return "".join(shown.format())
 
 
+def test_the_keys_of_signed_values_take_no_memory(database: Database) -> None:
+    storage = signed(database, KEY)
+    storage.set("key", MARK)
+    tracemalloc.start()
+    try:
+        for number in range(KEYS):
+            storage.set(f"key {number}", MARK)
+            storage.get(f"key {number}")
+            storage.remove(f"key {number}")
+            if number == KEYS // 2:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 100 * KEYS, (
+        f"{KEYS // 2} signed values that were removed left {grown} bytes in memory. Keep no signer"
+        " for each key."
+    )
+
+
 def test_what_is_refused_is_refused_under_python_o() -> None:
     folder = Path(__file__).parent
     files = ["test_signing.py", "test_config.py"]
     command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", "refused and not python_o"]
+    chosen = "refused and not alike and not python_o"
+    command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", chosen]
     done = run_command([*command, *files], folder=folder)
     assert done.returncode == 0, (
         "With `python -O` or PYTHONOPTIMIZE, Python ignores `assert`, and the storage accepts what"

@@ -12,20 +12,22 @@ from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
 from contract.support.database import Database
-from contract.support.deadlines import deadline
-from contract.support.expectations import contents, outcome, same
+from contract.support.deadlines import at_once, deadline
+from contract.support.expectations import contents, outcome, same, skip_if_bound_to_its_thread
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
 
 AFTER = 0.5
 """Seconds after a fault within which nothing may change by itself."""
+WAITING = 60
+"""Threads that wait for the database at the same time."""
 SOON = 30
 """Seconds within which an operation must give up."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
-FAILURES, FAILING = 8, 10
-"""Failing operations in a row, and maximum seconds of all of them."""
+FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
+"""Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
 LARGE = 20_000_000
 """More bytes than servers accept at once by default."""
 
@@ -189,18 +191,29 @@ def check_after(
     assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
 
 
+def in_threads(work: Callable[[], object], number: int) -> None:
+    """Do the work in many threads while the database is away. Fails if it hangs."""
+    try:
+        at_once(*[work] * number, seconds=SOON)
+    except TimeoutError as error:
+        pytest.fail(f"The database is away, and operations hang: {error}.")
+
+
 def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database: Database) -> None:
     """After an outage with many failing operations, everything works at once."""
     storage = database.open("namespace", database.plugin())
     storage.set("0", MARK)
-    faults.stop()
-    try:
-        until = monotonic() + FAILING
+
+    def fail_often() -> None:
         for name in [*CHANGES, *OPERATIONS]:
             for _ in range(FAILURES):
                 if monotonic() < until:
-                    with fault(database, name):
-                        OPERATIONS[name](storage)
+                    outcome(OPERATIONS[name], storage)
+
+    faults.stop()
+    try:
+        until = monotonic() + FAILING
+        in_threads(fail_often, FAILING_THREADS)
     finally:
         faults.start()
     for number in range(FAILURES):
@@ -235,6 +248,30 @@ def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: 
             " an operation has raised an error, do not retry it in the background."
         )
         sleep(0.01)
+
+
+def test_operations_wait_for_the_database_at_the_same_time(
+    faults: Faults, database: Database
+) -> None:
+    """While the database is away, the operations of many threads do not wait for each other."""
+    storage = skip_if_bound_to_its_thread(database.open("namespace", database.plugin()))
+
+    def seconds(threads: int) -> float:
+        began = monotonic()
+        in_threads(lambda: outcome(storage.set, "key", MARK), threads)
+        return monotonic() - began
+
+    seconds(1)
+    faults.stop()
+    try:
+        alone, together = seconds(1), seconds(WAITING)
+    finally:
+        faults.start()
+    assert together < alone * WAITING / 3 + 2, (
+        f"While the database is away, `set` fails after {alone:.1f} s, but if {WAITING} threads do"
+        f" it at once, after {together:.1f} s: each waits for all before it, so the bot stands"
+        " still. Do not wait for the database while you hold a lock."
+    )
 
 
 @pytest.mark.parametrize("what", ["away", "damaged"])

@@ -21,6 +21,8 @@ FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]
 """Names of folders with characters that are special in a URL, a pattern or a statement."""
 if sys.platform != "win32":
     FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
+VAR_TMP = Path("/var/tmp")
+"""A folder for temporary files that outlive a restart."""
 OTHERS = [
     *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
     *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
@@ -49,13 +51,13 @@ def is_open_to_others(path: Path, root: Path) -> bool:
 
 
 @contextmanager
-def watching_removals(look: Callable[[Path], None]) -> Iterator[None]:
-    """Look at each file that Python code removes or renames in the block, before it does."""
+def watching(look: Callable[[Path], object], *events: str) -> Iterator[None]:
+    """Look at each file for which Python reports one of these events in the block."""
     active = [True]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if active and event in ("os.remove", "os.rename"):
-            with suppress(OSError):  # There is no such file, so the operation fails, too.
+        if active and event in events:
+            with suppress(OSError, TypeError):  # no such file, or a number instead of its name
                 look(Path(os.fsdecode(arguments[0])).absolute())
 
     sys.addaudithook(hook)  # It cannot be removed again.
@@ -73,13 +75,13 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
     found: dict[str, str] = {}
 
     def look(path: Path) -> None:
-        for root in [folder, temporary]:
-            if root in path.parents and path.is_file() and is_open_to_others(path, root):
-                found[path.name] = oct(path.stat().st_mode & 0o777)
+        roots = [root for root in [folder, temporary] if root in path.parents]
+        if path.is_file() and is_open_to_others(path, *roots or [Path(path.anchor)]):
+            found[path.name] = oct(path.stat().st_mode & 0o777)
 
     umask = os.umask(0)
     try:
-        with watching_removals(look):
+        with watching(look, "os.remove", "os.rename"):
             for value in [MARK, MARK * 100_000]:
                 storage = database.open("namespace", database.plugin())
                 for key in ["key", "new"]:
@@ -93,6 +95,23 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
     assert not found, (
         f"Other users of this machine can read or change the plugins' data: {found}. Create each"
         " file with mode 0o600, whatever the umask is, also if it is removed at once."
+    )
+
+
+def test_no_value_is_kept_in_a_folder_for_temporary_files(
+    database: Database, temporary: Path
+) -> None:
+    """No value is kept in a folder for temporary files, which the system empties."""
+    opened: set[Path] = set()
+    storage = database.open("namespace", database.plugin())
+    with watching(opened.add, "open"):
+        for value in [MARK, MARK * 100_000]:
+            storage.set("key", value)
+    kept = {*temporary.rglob("*"), *(path for path in opened if VAR_TMP in path.parents)}
+    kept = {path for path in kept if path.is_file()}
+    assert not kept, (
+        f"After `set`, data are in {min(kept)}. The system removes such files after a restart or"
+        " some weeks. Keep all data in the database, or in BOT_DATA_DIR."
     )
 
 

@@ -14,7 +14,7 @@ from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
 from contract.support.database import Database
-from contract.support.expectations import outcome, same, set_or_skip
+from contract.support.expectations import outcome, refusal, same, set_or_skip
 from contract.support.sample_values import MARK, large_value
 
 pytestmark = [
@@ -244,6 +244,30 @@ def test_an_interrupted_set_leaves_the_old_or_the_new_value(
             f"An interrupted `set` has left an incomplete value: {got}"
         )
     assert list(storage.keys()) == ["key"]
+
+
+def test_an_interrupted_set_of_a_new_key_leaves_it_listed_or_missing(
+    storage: StorageBase, interrupts: Interrupts
+) -> None:
+    """A new key whose `set` Ctrl-C interrupts is missing, or `keys` and `len` know it."""
+    turn = 0
+    while not interrupts.are_enough(100):
+        turn += 1
+        try:
+            interrupts.run(storage.set, f"key {turn}", MARK)
+            with interrupts.no_more():
+                there = not refusal(storage.get, f"key {turn}")
+                listed = list(storage.keys())
+                length = storage.len()
+                for key in listed:
+                    storage.remove(key)
+        except Exception:
+            break  # Another test checks whether the storage still works.
+        assert not there or (f"key {turn}" in listed and length), (
+            "An interrupted `set` has stored a value, but `keys` or `len` do not know its key, so"
+            " `clear` and `!backup` leave it out. Write a value and its entry in the list in one"
+            " step, or list the values."
+        )
 
 
 def test_after_an_interrupted_set_of_a_large_value_the_next_one_is_stored(

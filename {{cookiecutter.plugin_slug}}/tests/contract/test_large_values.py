@@ -174,7 +174,7 @@ def test_a_value_of_tens_of_megabytes_comes_back_or_is_refused(
     assert storage.get("key") == [MARK], f"After a `set` of {megabytes} MB, the next one failed."
 
 
-@pytest.mark.parametrize("megabytes", [36, pytest.param(150, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("megabytes", [36, pytest.param(300, marks=pytest.mark.thorough)])
 def test_a_namespace_holds_many_megabytes(database: Database, megabytes: int) -> None:
     """A namespace stores tens of MB in total."""
     storage, other = database.open("namespace"), database.open("other")

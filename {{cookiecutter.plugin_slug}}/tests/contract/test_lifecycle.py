@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from contract.support.database import Database
+from contract.support.deadlines import deadline
 from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE
+
+CLOSING = 5
+"""Seconds that `close` may take."""
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
@@ -148,6 +152,18 @@ def test_closing_one_storage_leaves_the_others_open(database: Database) -> None:
     )
     other.set("key", [MARK])
     assert other.get("key") == [MARK], "Unloading one plugin broke another plugin's storage."
+
+
+def test_closing_waits_for_no_loop(database: Database) -> None:
+    """A storage closes even if a loop over its keys has not ended."""
+    storage = database.open()
+    for key in ["a", "b"]:
+        storage.set(key, MARK)
+    loop = iter(storage.keys())
+    next(loop)
+    with deadline(CLOSING, "`close` hangs while a loop over the keys has not ended."):
+        database.close(storage)
+    assert database.open().get("a") == MARK, "After `close` during a loop, data are gone."
 
 
 def test_a_second_opener_of_a_namespace_leaves_the_first_unharmed(database: Database) -> None:

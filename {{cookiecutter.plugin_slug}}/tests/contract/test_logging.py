@@ -2,6 +2,7 @@
 
 import traceback
 import warnings
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,16 @@ def test_no_value_stands_in_the_log(
         database.close(storage)
     printed = "".join(capfd.readouterr()).splitlines()
     told = [*log_lines, *printed, *(str(warning.message) for warning in warned)]
-    told = [line for line in told if MARK in line]
+    told = [line for line in told if is_told(line)]
     assert not told, f"A value appears in the log. Log names, never values: {told[0]}"
+
+
+def is_told(line: str) -> bool:
+    """Return whether a line shows the mark, also in hexadecimal digits or in base64."""
+    data = MARK.encode()
+    # In base64, three bytes are four characters, so it depends on where the mark begins.
+    encoded = [b64encode(data[start:][: len(data) // 3 * 3 - 3]).decode() for start in range(3)]
+    return data.hex() in line.lower() or any(form in line for form in [MARK, *encoded])
 
 
 def test_no_value_stands_in_an_error(storage: StorageBase) -> None:

@@ -28,8 +28,10 @@ from contract.support.tricky_names import ALIKE, HARD, may_be_refused
 
 NAMES = ["a", "A", "a:b"]
 
+# All characters but surrogates. Hypothesis takes seconds to find out that UTF-8 has the same.
+characters = st.characters(exclude_categories=["Cs"])
 tricky = st.sampled_from([*sum(ALIKE.values(), []), *HARD])
-keys = st.one_of(st.sampled_from(["a", "b", "c"]), tricky, st.text(max_size=8))
+keys = st.one_of(st.sampled_from(["a", "b", "c"]), tricky, st.text(characters, max_size=8))
 leaves = st.one_of(
     st.sampled_from(list(FALSY.values())),
     st.integers(),
@@ -46,9 +48,11 @@ values = st.recursive(
         st.lists(inner, max_size=3),
         st.tuples(inner, inner),
         st.dictionaries(
-            st.one_of(st.text(max_size=3), st.integers(), st.none()), inner, max_size=3
+            st.one_of(st.text(characters, max_size=3), st.integers(), st.none()), inner, max_size=3
         ),
-        st.builds(Person, st.just(MARK), st.lists(st.builds(Person, st.text()), max_size=2)),
+        st.builds(
+            Person, st.just(MARK), st.lists(st.builds(Person, st.text(characters)), max_size=2)
+        ),
     ),
     max_leaves=4,
 )

@@ -5,8 +5,11 @@ import json
 import os
 import random
 import subprocess
+import sys
 from contextlib import ExitStack
+from functools import partial
 from time import sleep
+from typing import Any
 
 import pytest
 
@@ -43,6 +46,12 @@ ELSEWHERE = {
     },
 }
 """The environment of a bot elsewhere."""
+OTHER_SETTINGS: dict[str, Any] = {
+    "STORAGE_CONFIG": {"timeout": 7.5},
+    "BOT_IDENTITY": {"token": "new"},
+    "BACKEND": "SlackV3",
+}
+"""By setting that is not about the place of data: what changes in it."""
 PLACES = {"as a service": "check", "on another machine": "check-elsewhere"}
 """By place: what a second process does there."""
 
@@ -51,6 +60,7 @@ pytestmark = pytest.mark.usefixtures("other_processes")
 NAME = "Gr\u00f6\u00dfe 1"  # not a word that a shell, a file or a statement could use unchanged
 TURNS = many(150, 30)
 STARTS = many(12, 6)
+LARGE_VALUES = 3
 OPENED = many(40, 15)
 REMOVED = many(300, 100)
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
@@ -67,6 +77,9 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
     """Another process and a running bot see the same data."""
     storage = database.open(NAME)
     before = {"a": [MARK], "b": [MARK]}
+    busy = database.open("busy")
+    sets = [partial(busy.set, f"{number}", large_value(number)) for number in range(4)]
+    refusal(at_once, *sets)  # Now several connections are open, if there is one for each thread.
     for key, value in before.items():
         storage.set(key, value)
     assert run_process(database, NAME, "read") == str(before), (
@@ -77,6 +90,11 @@ def test_another_process_and_a_running_bot_see_the_same(database: Database) -> N
     run_process(database, NAME, "write")
     assert contents(storage) == {"a": MARK, "c": MARK}, (
         "A running bot does not see what another process stored and removed."
+    )
+    storage.set("d", MARK)
+    assert run_process(database, NAME, "read") == str(dict.fromkeys("acd", MARK)), (
+        "After another process has ended, it no longer sees what the bot stores. Where a file is"
+        " locked, do not open and close it a second time: this drops the locks of the process."
     )
 
 
@@ -137,7 +155,7 @@ def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, w
     )
 
 
-@pytest.mark.parametrize("setting", ["STORAGE_CONFIG", "BOT_IDENTITY"])
+@pytest.mark.parametrize("setting", OTHER_SETTINGS)
 def test_data_are_there_when_another_setting_has_changed(
     database: Database, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
@@ -146,8 +164,9 @@ def test_data_are_there_when_another_setting_has_changed(
     storage = database.open("namespace", database.plugin())
     storage.set("key", MARK)
     database.close(storage)
-    new: dict[str, object] = {"timeout": 7.5} if setting == "STORAGE_CONFIG" else {"token": "new"}
-    changed = {**getattr(database.config, setting, {}), **new}
+    changed = OTHER_SETTINGS[setting]
+    if isinstance(changed, dict):
+        changed = {**getattr(database.config, setting, {}), **changed}
     monkeypatch.setattr(database.config, setting, changed, raising=False)
     try:
         plugin = database.plugin()
@@ -291,6 +310,33 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
     assert not wrong, f"Processes that wrote at the same time mixed up {len(wrong)} values."
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what a process writes")
+def test_a_start_writes_little_however_much_is_stored(database: Database) -> None:
+    """A start does not write what is stored again, because a bot may be running."""
+    storage = database.open("namespace")
+    for number in range(LARGE_VALUES):
+        set_or_skip(storage, f"large {number}", large_value(number))
+    stored = sum(len(large_value(number)) for number in range(LARGE_VALUES))
+    written = int(run_process(database, "namespace", "start").splitlines()[-1])
+    assert written < stored / 2, (
+        f"With {stored} bytes stored, a start writes {written}. `errbot --storage-get` is a start,"
+        " too, and with some GB the running bot could not use its database for minutes. Do not"
+        " compact or rewrite it at each start."
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_process_killed_while_it_starts_harms_nothing(database: Database) -> None:
+    """If processes are killed at any moment while they start, the next one starts."""
+    database.open("namespace").set("key", MARK)
+    printed = run_process(database, "namespace", "start-and-be-killed")
+    assert printed == str({"key": MARK}), (
+        f"After bots were killed while they started, the next one fails: {printed}. A lock file"
+        " remains when its process is killed. Use a lock that ends with the process, such as flock"
+        " or one of the database's."
+    )
+
+
 def finished_when_killed(database: Database, task: str) -> list[str]:
     """Let a process work until it is killed. Returns the numbers that it has finished."""
     with running(process_command(database, NAME, task)) as process:
@@ -339,6 +385,11 @@ def test_a_killed_process_has_lost_no_set_that_returned(database: Database) -> N
     assert not lost, (
         f"{len(lost)} of {len(finished)} values that had been set when the bot was killed are lost."
         " Commit before `set` returns."
+    )
+    unlisted = {str(max(map(int, finished)) + 1)} - keys  # It was perhaps being set.
+    assert all(refusal(storage.get, key) for key in unlisted), (
+        "A key that was being set when the bot was killed has a value, but `keys` does not return"
+        " it. Write a value and its entry in the list in one step, or list the values."
     )
     for key in keys:
         number = int(key)

@@ -4,6 +4,8 @@ import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -407,6 +409,27 @@ def test_a_value_whose_class_is_not_loaded_waits_for_it(
     assert outcome(restarted.get, "key") == kind(MARK), (
         "A value whose class was not loaded is lost. `errbot --storage-get` loads no plugins, and"
         " must not change what they have stored."
+    )
+
+
+def test_a_value_whose_module_is_not_imported_yet_comes_back(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value comes back if its class is in a module that is installed, but not imported yet."""
+    database.open_twice("probe")
+    (tmp_path / "installed_later.py").write_text("class Thing(list):\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = import_module("installed_later").Thing
+    set_or_skip(database.open("namespace", database.plugin()), "key", kind([MARK]))
+    del sys.modules["installed_later"]
+    try:
+        got = outcome(database.open("namespace", database.plugin()).get, "key")
+    finally:
+        sys.modules.pop("installed_later", None)
+    assert same(got, [MARK]), (
+        f"The class of a value is in a module that nothing had imported yet, and `get` returned"
+        f" {got!r}. Plugins import such modules only when they need them. Import them, as pickle"
+        " does."
     )
 
 

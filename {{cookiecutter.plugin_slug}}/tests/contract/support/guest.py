@@ -15,6 +15,7 @@ import random
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -30,9 +32,16 @@ from typing import Any
 
 from errbot.storage.base import StorageBase
 
+from contract.support.deadlines import at_once
+from contract.support.expectations import outcome, refusal
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 HOUR = 3_600
+DEEP = 100_000
+"""Levels of a value that is nested too deeply."""
+STATUS = 3
+"""The exit status of another plugin's program."""
+THREADS = 8
 
 
 def settings() -> dict[str, Any]:
@@ -69,7 +78,7 @@ def settings() -> dict[str, Any]:
         "faulthandler": faulthandler.is_enabled(),
         "multiprocessing's start method": multiprocessing.get_start_method(allow_none=True),
         "asyncio's policy": getattr(asyncio.events, "_event_loop_policy", None),
-        "the context of decimals": (decimal.getcontext().prec, decimal.getcontext().rounding),
+        "the contexts of decimals": (repr(decimal.getcontext()), repr(decimal.DefaultContext)),
         "the level of all logging": logging.root.manager.disable,
         "the classes of logging": (logging.getLoggerClass(), logging.getLogRecordFactory()),
         "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
@@ -181,6 +190,48 @@ def fail(storage: StorageBase) -> None:
             operation()
 
 
+class Waiting:
+    """An object that takes its time while it is unpickled."""
+
+    began = threading.Event()
+
+    def __getstate__(self) -> str:
+        return MARK
+
+    def __setstate__(self, state: str) -> None:
+        self.began.set()
+        time.sleep(0.2)
+
+
+def keeps_others_from_work(storage: StorageBase) -> bool:
+    """Return whether other threads can start no program while the storage unpickles a value."""
+    with suppress(Exception):  # Another test checks whether it can be stored.
+        storage.set("key", Waiting())
+        thread = threading.Thread(target=outcome, args=[storage.get, "key"])
+        thread.start()
+        if Waiting.began.wait(1):
+            failed = refusal(subprocess.run, [sys.executable, "-IS", "-c", ""])
+        thread.join()
+        return bool(failed)
+    return False
+
+
+def ended_by_a_signal(work: Callable[[], object]) -> bool:
+    """Return whether the work, in a forked process, ends this by a signal."""
+    if not (pid := os.fork()):
+        outcome(work)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def set_deep(open_storage: Callable[[], StorageBase]) -> None:
+    """Set a value that is nested too deeply for pickle."""
+    deep: list[Any] = []
+    for _ in range(DEEP):
+        deep = [deep]
+    open_storage().set("key", deep)
+
+
 def visit(open_storage: Callable[[], StorageBase]) -> None:
     """Load, open and use a storage, also in threads, and print what this has changed."""
     # The storage may have changed these in the tests' process, which passes them on.
@@ -198,21 +249,28 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.setitimer(timer, HOUR)
     import_module("requests")  # Errbot and its plugins share it.
+    can_fork = hasattr(os, "fork")
+    if can_fork and not (program := os.fork()):
+        os._exit(STATUS)
     before, filters = settings(), list(warnings.filters)
-    owned, randoms = belongings(), []
+    owned, randoms, found = belongings(), [], []
     for number in range(2):
         random.seed(number)
         storage = open_storage()
         use(storage)
-        thread = threading.Thread(target=use, args=[storage])
-        thread.start()
-        thread.join()
+        with suppress(Exception):  # Another test checks whether threads can use it.
+            at_once(*[partial(use, storage)] * THREADS)
+        found += ["what other threads do while it reads a value"] * keeps_others_from_work(storage)
         storage.close()
         del storage
         gc.collect()
         randoms.append(random.getstate())
     after = settings()
-    found = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    if can_fork and outcome(os.waitpid, program, 0) != (program, STATUS << 8):
+        found.append("the exit status of another plugin's program")
+    if can_fork and ended_by_a_signal(partial(set_deep, open_storage)):
+        found.append("the recursion limit while it works, so a deeply nested value ends the bot")
+    found += [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     found += changed(owned, belongings())
     found += ["what `random` gives next, by its seed"] * (randoms[0] == randoms[1])
     if [each for each in warnings.filters if each in filters] != filters:

@@ -5,16 +5,19 @@ import getpass
 import json
 import os
 import platform
+import signal
 import socket
 import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from threading import Thread
-from time import sleep, time
+from time import monotonic, sleep, time
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -34,6 +37,8 @@ from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
 """Connects like a bot that starts, and opens the namespace."""
+KILLED = 25
+"""Processes that are killed while they start."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -60,8 +65,15 @@ def check(open_storage: Open) -> None:
     print(len(keys), "values")
 
 
+def hide_machine_id(event: str, arguments: tuple[object, ...]) -> None:
+    """Let a container have no `/etc/machine-id`, as most do not."""
+    if event == "open" and str(arguments[0]).endswith("/machine-id"):
+        raise FileNotFoundError(arguments[0])
+
+
 def check_elsewhere(open_storage: Open) -> None:
     """Do the same on what looks like another machine."""
+    sys.addaudithook(hide_machine_id)
     socket.gethostname = lambda: "elsewhere"
     socket.getfqdn = lambda name="": "elsewhere.example.com"
     platform.node = lambda: "elsewhere"
@@ -128,6 +140,50 @@ def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
         plugin.open(f"{namespace} {turn}").set("key", [MARK, number])
     print("done", flush=True)
     sys.stdin.read()
+
+
+def start(open_storage: Open) -> None:
+    """Start, and print how many bytes this has written."""
+
+    def written() -> int:
+        fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(fields["wchar"])
+
+    before = written()
+    open_storage().len()
+    print(written() - before)
+
+
+def start_and_be_killed(open_storage: Open) -> None:
+    """Start in processes that are killed ever later, then start, and print what is there."""
+
+    def start_child() -> tuple[int, IO[str]]:
+        output, its_output = os.pipe()
+        if not (pid := os.fork()):
+            with suppress(Exception):
+                open_storage().len()
+                os.write(its_output, " ".join(sys.modules).encode())
+            os._exit(0)
+        os.close(its_output)
+        return pid, open(output)
+
+    for _ in range(2):
+        began = monotonic()
+        pid, output = start_child()
+        for module in output.read().split():  # Then starts take no time for imports.
+            with suppress(Exception):
+                import_module(module)
+        os.waitpid(pid, 0)
+    took = monotonic() - began
+    for turn in range(KILLED):
+        pid, _ = start_child()
+        sleep(took * turn / KILLED)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    try:
+        read(open_storage)
+    except Exception as error:
+        print(repr(error))
 
 
 def write_many(open_storage: Open) -> None:
@@ -218,6 +274,8 @@ if __name__ == "__main__":
         "write-and-close": write_and_close,
         "write-at-once": write_at_once,
         "open-at-once": lambda _: open_at_once(load, namespace),
+        "start": start,
+        "start-and-be-killed": start_and_be_killed,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
