@@ -188,8 +188,9 @@ def test_after_interrupts_the_storage_works_for_all_threads(
     """After Ctrl-C, the storage works for all threads."""
     deadline = monotonic() + WAIT
     while monotonic() < deadline and not all(other.turns for other in others):
-        sleep(0.001)
-    if any(other.errors or not other.turns for other in others):
+        outcome(storage.set, "key", [MARK])
+    refused = [refusal(storage.set, key, [MARK, key]) for key in KEYS * 10]
+    if any(refused) or any(other.errors or not other.turns for other in others):
         pytest.skip("threads cannot use it even without an interrupt, which another test checks")
     interrupt_often(storage, interrupts)
     with interrupts.no_more():
@@ -216,7 +217,7 @@ def test_after_interrupts_the_storage_works_for_all_threads(
 
 
 def test_an_interrupted_set_leaves_the_old_or_the_new_value(
-    storage: StorageBase, interrupts: Interrupts
+    database: Database, storage: StorageBase, interrupts: Interrupts
 ) -> None:
     """A `set` that Ctrl-C interrupts leaves the old or the new value."""
     storage.set("key", [MARK, 0])
@@ -227,7 +228,7 @@ def test_an_interrupted_set_leaves_the_old_or_the_new_value(
         try:
             whole, _ = interrupts.run(storage.set, "key", [MARK, turn])
         except Exception:
-            break  # Another test checks whether the storage still works.
+            return  # Another test checks whether the storage still works.
         if whole:
             completed = turn
         else:
@@ -240,9 +241,13 @@ def test_an_interrupted_set_leaves_the_old_or_the_new_value(
                 "An interrupted `set` has lost the old value. Replace it in one step; do not remove"
                 " it first."
             )
-        assert got in [[MARK, value] for value in [completed, *late]], (
-            f"An interrupted `set` has left an incomplete value: {got}"
-        )
+        may_be = [[MARK, value] for value in [completed, *late]]
+        if got not in may_be:
+            with interrupts.no_more():
+                stored = outcome(database.open(plugin=database.plugin()).get, "key")
+            if stored in may_be:
+                pytest.skip("`get` returned an answer meant for another, which another test checks")
+        assert got in may_be, f"An interrupted `set` has left an incomplete value: {got}"
     assert list(storage.keys()) == ["key"]
 
 

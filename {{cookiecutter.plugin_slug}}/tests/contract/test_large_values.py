@@ -13,7 +13,13 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import PROCESS, Database, process_command, running
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import expect, outcome, same, skip_if_bound_to_its_thread
+from contract.support.expectations import (
+    expect,
+    outcome,
+    refusal,
+    same,
+    skip_if_bound_to_its_thread,
+)
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
@@ -29,6 +35,8 @@ def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
         {f"key {number}": [number, MARK] for number in range(50_000)},
         Person(MARK, [Person(MARK * 100) for _ in range(2_000)]),
     ]
+    if refusal(storage.set, "key", Person(MARK)):
+        del values[-1]  # Another test checks whether instances can be stored at all.
     for number, value in enumerate(values):
         random.seed(1)  # as a plugin may do
         storage.set(f"key {number}", value)

@@ -34,6 +34,8 @@ def test_a_namespace_and_its_key_are_not_glued_together(database: Database, sepa
         second.set("c", f"{MARK} second")
     except Exception:
         pytest.skip(f"a name that contains {separator!r} is refused, which another test checks")
+    if not [*second.keys()] and outcome(second.get, "c") == f"{MARK} second":
+        pytest.skip("`keys` does not find what is there, which another test checks")
     assert contents(first) == {f"{rest}{separator}c": f"{MARK} first"}, (
         f"The namespace 'a' with the key 'b{separator}c' is confused with 'a{separator}b' and 'c'."
         " Keep namespace and key in separate fields."

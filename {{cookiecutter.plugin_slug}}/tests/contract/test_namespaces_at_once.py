@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
 from contract.support.expectations import contents, same, taken
@@ -18,7 +19,7 @@ from contract.support.tricky_names import HARD, OWN
 
 PLUGINS = 8
 TURNS = 60
-PAGES = 3_000
+PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
 OPEN = 60
 """Namespaces of a bot with many plugins."""

@@ -169,10 +169,10 @@ def test_data_are_there_when_another_setting_has_changed(
         changed = {**getattr(database.config, setting, {}), **changed}
     monkeypatch.setattr(database.config, setting, changed, raising=False)
     try:
-        plugin = database.plugin()
+        restarted = database.open("namespace", database.plugin())
     except Exception:
         pytest.skip("STORAGE_CONFIG has no timeout")
-    assert contents(database.open("namespace", plugin)) == {"key": MARK}, (
+    assert contents(restarted) == {"key": MARK}, (
         f"After {setting} was changed, all data are gone. Do not derive names from it."
     )
 

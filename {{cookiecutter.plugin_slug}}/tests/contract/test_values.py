@@ -88,7 +88,8 @@ def test_a_value_that_looks_like_markup_comes_back(storage: StorageBase, values:
     """A value that looks like the markup of a serializer or database comes back unchanged."""
     for value in values:
         for whole in [value, [value], {"a": value}]:
-            storage.set("key", whole)
+            if refusal(storage.set, "key", whole):
+                continue  # Another test checks whether it can be stored at all.
             got = storage.get("key")
             assert same((type(got), repr(got)), (type(whole), repr(whole))), (
                 f"A plugin stored {whole!r} and got {got!r}. The markup for a type must not look"
@@ -106,7 +107,7 @@ def test_classes_of_one_name_are_told_apart(
         monkeypatch.setitem(sys.modules, module.__name__, module)
         module.Entry = type("Entry", (Person,), {"__module__": module.__name__})  # type: ignore[attr-defined]
         values[name] = module.Entry(MARK)
-        storage.set(name, values[name])
+        set_or_skip(storage, name, values[name])
     for name, value in values.items():
         got = storage.get(name)
         assert (type(got), got) == (type(value), value), (
@@ -125,7 +126,7 @@ def test_a_class_that_was_loaded_anew_gets_its_values_back(
     for _ in range(2):
         module.Entry = type("Entry", (Person,), {"__module__": module.__name__})
         if not storage.len():
-            storage.set("key", module.Entry(MARK))
+            set_or_skip(storage, "key", module.Entry(MARK))
         assert type(storage.get("key")) is module.Entry, (
             "After a plugin was reloaded, it gets instances of its old class, with old code, and"
             " `isinstance` is false. Look up the class by name in each `get`."
@@ -138,10 +139,14 @@ def test_every_value_comes_back_after_a_restart(database: Database) -> None:
     """Every value also comes back through a second plugin instance, as after a restart."""
     storage, before = database.open(), {}
     for name, value in SAMPLES.items():
-        with suppress(Exception):  # Another test checks whether it can be stored at all.
+        try:
             storage.set(name, value)
             got = storage.get(name)
-            before[name] = type(got), repr(got)
+        except Exception:
+            # Other tests check whether it can be stored, and what a failed `set` leaves behind.
+            outcome(storage.remove, name)
+            continue
+        before[name] = type(got), repr(got)
     database.close(storage)
     restarted = database.open(plugin=database.plugin())
     changed = {}
@@ -245,7 +250,7 @@ def test_a_value_is_replaced_by_one_that_looks_the_same(
 ) -> None:
     """`set` replaces a value even with one of the same length, checksum or hash."""
     for value in [*twins, *twins]:
-        storage.set("key", value)
+        set_or_skip(storage, "key", value)
         got = storage.get("key")
         assert same((type(got), repr(got)), (type(value), repr(value))), (
             "`set` did nothing because it treated the value as unchanged. Write every time."
@@ -323,13 +328,24 @@ def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, val
 @pytest.mark.parametrize(
     "value", [lambda: MARK, [MARK, Unstorable()]], ids=["function", "instance"]
 )
-def test_a_failed_set_leaves_the_old_value(storage: StorageBase, value: Any) -> None:
-    """A `set` that fails leaves the old value."""
+def test_a_failed_set_leaves_the_old_value(
+    database: Database, storage: StorageBase, value: Any
+) -> None:
+    """A `set` that fails leaves the old value, also for a bot that starts again."""
+
+    def got_after_a_start() -> object:
+        return outcome(lambda: database.open(plugin=database.plugin()).get("key"))
+
     storage.set("key", MARK)
+    is_stored = got_after_a_start() == MARK  # as another test checks
     if not refusal(storage.set, "key", value):
         pytest.skip("the storage also accepts what cannot be pickled")
     assert (storage.get("key"), storage.len(), list(storage.keys())) == (MARK, 1, ["key"]), (
         "A `set` that failed damaged the old value. Pickle first, and then access the database."
+    )
+    assert not is_stored or got_after_a_start() == MARK, (
+        "After a `set` that failed, a bot that starts again does not find the old value. Pickle"
+        " first, and then access the database."
     )
 
 
@@ -435,7 +451,10 @@ def test_a_value_whose_module_is_not_imported_yet_comes_back(
 
 def test_a_buffer_can_be_changed_when_it_comes_back(storage: StorageBase) -> None:
     """An object with a writable buffer, such as an array of NumPy, can be changed afterwards."""
-    storage.set("key", Samples(bytearray(MARK.encode())))
+    set_or_skip(storage, "key", bytearray(MARK.encode()))
+    if storage.get("key") != MARK.encode():
+        pytest.skip("a bytearray comes back changed, which another test checks")
+    set_or_skip(storage, "key", Samples(bytearray(MARK.encode())))
     got = storage.get("key")
     assert bytes(got.data) == MARK.encode(), "A buffer came back changed."
     try:

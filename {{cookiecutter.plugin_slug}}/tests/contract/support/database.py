@@ -149,8 +149,8 @@ def run_command(
         )
     pytest.fail(
         f"Another process on the same database has not ended after {PROCESS} seconds:"
-        f" `{' '.join(command[-2:])}`. It waits for a lock that the bot holds all the time, or for"
-        " a non-daemon thread."
+        f" `{' '.join(command[-2:])}`. It is slow, or waits for a lock that the bot holds all the"
+        " time, or for a non-daemon thread."
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,6 +73,15 @@ def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
     """
     if refusal(lambda: at_once(lambda: storage.set("key", MARK))):
         pytest.skip("only the thread that opened the storage can use it")
+
+    def use(key: str) -> None:
+        for turn in range(30):
+            storage.set(key, [MARK, turn])
+            storage.get(key)
+        storage.remove(key)
+
+    if refusal(lambda: at_once(*(partial(use, f"thread {number}") for number in range(4)))):
+        pytest.skip("threads that use the storage at the same time fail")
     return storage
 
 

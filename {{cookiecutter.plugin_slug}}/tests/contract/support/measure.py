@@ -1,5 +1,6 @@
 """What an operation costs, measured without a clock: Python steps, memory and connections."""
 
+import gc
 import os
 import stat
 import sys
@@ -18,12 +19,15 @@ def steps(use: Callable[[], object]) -> int:
         count += 1
         return trace
 
-    before = sys.gettrace()
+    before, collecting = sys.gettrace(), gc.isenabled()
+    gc.disable()  # It would run the finalizers of what other tests have left.
     sys.settrace(trace)
     try:
         use()
     finally:
         sys.settrace(before)
+        if collecting:
+            gc.enable()
     return count
 
 

@@ -257,8 +257,8 @@ def limited(item: pytest.Item) -> Iterator[None]:
         yield
         return
     why = (
-        f"{item.name} is too slow, or hangs. --time-limit gives it more time, and --quick"
-        " asks for less."
+        f"{item.name} is too slow, or hangs. --time-limit gives it more time"
+        f"{', and --quick asks for less' * (not amounts.quick)}."
     )
     with last_resort(2 * seconds, item.name):
         if "interrupts" in getattr(item, "fixturenames", ()):

@@ -10,6 +10,8 @@ import pytest
 CONTRACT = Path(__file__).parent.parent
 OPERATIONS = ["open", "get", "set", "remove", "len", "keys", "close"]
 LOGGED = "A value appears in the log."
+SLOW = " is too slow, or hangs."
+FAST = "No operation is too slow, or hangs."
 CLOSED = "A storage can be closed, whatever came before."
 LOGGED_PROMISE = "No value appears in the log or in the output."
 
@@ -50,6 +52,8 @@ class Promises:
         elif report.failed and said.startswith(CLOSED):
             test, words = "close, after a test", CLOSED
             said = said.removeprefix(f"{CLOSED} ")
+        elif report.failed and SLOW in said:
+            test, parameter, words = "--time-limit", "", FAST
         promise = self._promises.setdefault(test, Promise(words, test))
         if report.failed:
             names = promise.faults.setdefault(said, [])

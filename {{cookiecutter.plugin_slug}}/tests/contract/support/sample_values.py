@@ -157,6 +157,38 @@ class Counted:
         return f"Counted({self.count})"
 
 
+class Restored:
+    """An object that defines only how it is restored."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.mine = id(self)  # represents what each object needs for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, mine=id(self))
+
+    def __repr__(self) -> str:
+        return f"Restored({self.count}, {self.mine == id(self)})"
+
+
+class Built:
+    """An object that a method of its class makes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    @classmethod
+    def build(cls, count: int) -> "Built":
+        """Make an instance."""
+        return cls(count)
+
+    def __reduce__(self) -> Any:
+        return self.build, (self.count,)
+
+    def __repr__(self) -> str:
+        return f"Built({self.count})"
+
+
 class Failure(Exception):
     """An error that contains more than its text."""
 
@@ -199,6 +231,9 @@ class Unreadable:
     def __init__(self, error: Exception, value: object = None) -> None:
         self.error = error
         self.value = value
+
+    def __getstate__(self) -> dict[str, Any]:  # Some serializers call both or none.
+        return vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         raise state["error"]
@@ -248,13 +283,13 @@ class AskingToReduce(Asking):
 
     def __reduce__(self) -> Any:
         self.ask[0]()
-        return self.made, ()
+        return made_while_asking, ()
 
-    @classmethod
-    def made(cls) -> "AskingToReduce":
-        """Make an instance, and call `ask` as well."""
-        cls.ask[0]()
-        return cls()
+
+def made_while_asking() -> AskingToReduce:
+    """Make an instance, and call `ask` as well."""
+    Asking.ask[0]()
+    return AskingToReduce()
 
 
 def with_attributes(instance: Any, **attributes: object) -> Any:
@@ -345,6 +380,8 @@ OBJECTS: dict[str, Any] = {
     "instance that is a dict": Settings(a=MARK),
     "instance that is a dict with attributes": with_attributes(Room(a=MARK), topic=MARK),
     "instance with a state of its own": Counted(7),
+    "instance that is restored": Restored(7),
+    "instance that its class builds": Built(7),
     "instance with slots": Slots(MARK),
     "instance that is frozen": Version(1),
     "instance of a class in a class": Version.Part(),
@@ -402,10 +439,10 @@ MARKUP: dict[str, list[Any]] = {
         *[b"null", b"[1]", b"1", b"abc", b"\0", b"=", b"base64:YQ==", b"YQ==", b"\xff"],
     ],
     "keys of several types": [
-        *[{1: "a", "1": "b"}, {None: 1, "None": 2, "null": 3}, {"True": 1, True: 2, "true": 3}],
-        *[{1.5: 1, "1.5": 2}, {(1, 2): 1, "(1, 2)": 2}, {b"a": 1, "a": 2, "b'a'": 3}, {0: 1}],
-        *[{frozenset({1}): 1}, {date(2000, 1, 1): 1, "2000-01-01": 2}, {1: {2: {"3": {4: 5}}}}],
-        *[{None: None}, {"": None, None: ""}, {float("inf"): 1}, {Level.LOW: 1, "low": 2}],
+        *[{"1": "b", 1: "a"}, {"None": 2, "null": 3, None: 1}, {"True": 1, "true": 3, True: 2}],
+        *[{"1.5": 2, 1.5: 1}, {"(1, 2)": 2, (1, 2): 1}, {"a": 2, "b'a'": 3, b"a": 1}, {0: 1}],
+        *[{frozenset({1}): 1}, {"2000-01-01": 2, date(2000, 1, 1): 1}, {1: {2: {"3": {4: 5}}}}],
+        *[{None: None}, {"": None, None: ""}, {float("inf"): 1}, {"low": 2, Level.LOW: 1}],
     ],
 }
 """By kind: values that look like the markup of a serializer or database."""

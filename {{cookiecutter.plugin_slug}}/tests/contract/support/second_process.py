@@ -16,8 +16,8 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from threading import Thread
-from time import monotonic, sleep, time
-from typing import IO
+from time import sleep, time
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -25,6 +25,7 @@ from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks, guest  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
+from contract.support.expectations import outcome  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
     MARK,
     REPLACED,
@@ -37,8 +38,9 @@ from contract.support.throwaway import Notes  # noqa: E402
 
 Open = Callable[[], StorageBase]
 """Connects like a bot that starts, and opens the namespace."""
-KILLED = 25
-"""Processes that are killed while they start."""
+STEPS = ("os.mkdir", "os.remove", "os.rename", "os.link", "fcntl.", "socket.", "sqlite3.connect")
+"""Beginnings of the names of audit events that change files, or connect."""
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -155,31 +157,41 @@ def start(open_storage: Open) -> None:
 
 
 def start_and_be_killed(open_storage: Open) -> None:
-    """Start in processes that are killed ever later, then start, and print what is there."""
+    """Start in processes that are killed at every step, then start, and print what is there.
 
-    def start_child() -> tuple[int, IO[str]]:
+    A step is what Python reports to audit hooks: a file is created or opened for writing, renamed
+    or removed, or something connects.
+    """
+
+    def start_until(last: int) -> tuple[int, list[str]]:
+        """Start in a child, which is killed at its last step. Return its steps and modules."""
+        step = 0
+
+        def count_step(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal step
+            if arguments[2] & WRITE if event == "open" else event.startswith(STEPS):
+                step += 1
+            if step == last > 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         output, its_output = os.pipe()
         if not (pid := os.fork()):
             with suppress(Exception):
+                sys.addaudithook(count_step)
                 open_storage().len()
-                os.write(its_output, " ".join(sys.modules).encode())
+                os.write(its_output, " ".join([str(step), *sys.modules]).encode())
             os._exit(0)
         os.close(its_output)
-        return pid, open(output)
+        with open(output) as file:
+            steps, *modules = file.read().split() or ["0"]
+        os.waitpid(pid, 0)
+        return int(steps), modules
 
-    for _ in range(2):
-        began = monotonic()
-        pid, output = start_child()
-        for module in output.read().split():  # Then starts take no time for imports.
-            with suppress(Exception):
-                import_module(module)
-        os.waitpid(pid, 0)
-    took = monotonic() - began
-    for turn in range(KILLED):
-        pid, _ = start_child()
-        sleep(took * turn / KILLED)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    for module in start_until(0)[1]:  # Then a start has no steps for imports.
+        with suppress(Exception):
+            import_module(module)
+    for step in range(start_until(0)[0]):
+        start_until(step + 1)
     try:
         read(open_storage)
     except Exception as error:
@@ -256,7 +268,9 @@ def write_values(open_storage: Open) -> None:
             storage.set(name, value)
             got = storage.get(name)
         except Exception:
-            continue  # Another test checks whether it can be stored at all.
+            # Other tests check whether it can be stored, and what a failed `set` leaves behind.
+            outcome(storage.remove, name)
+            continue
         if " at 0x" not in repr(got):  # an address, which differs in each process
             print(ascii([name, f"{type(got)} {got!r}"]))
 

@@ -58,6 +58,10 @@ class Notes:
         os.write(self._file, line.encode("utf-8", "surrogatepass"))
         known |= new
 
+    def forget(self, namespace: str, key: object) -> None:
+        """Keep a removed key only in the file, so that it takes no memory."""
+        self._keys.get(namespace, set()).difference_update(texts(key))
+
     def knows(self, namespace: str) -> bool:
         """Return whether this process has recorded a namespace."""
         return namespace in self._keys
@@ -133,6 +137,11 @@ class TrackedStorage(Wrapper):
             self._notes.add(self._namespace, key)
         self._notes.sets += 1
         self._wrapped.set(key, value)
+
+    def remove(self, key: str) -> None:
+        """Remove the key, and forget it."""
+        self._wrapped.remove(key)
+        self._notes.forget(self._namespace, key)
 
 
 class TrackedPlugin(Wrapper):
@@ -239,7 +248,7 @@ def remove_keys(storage: StorageBase, keys: set[str], progress: list[float]) -> 
             with suppress(KeyError):  # It is already gone.
                 storage.remove(key)
             keys.discard(key)
-        progress[0] = monotonic()
+            progress[0] = monotonic()
     # If the storage refuses the key in `remove`, as it did in `set`, the key does not exist.
     return not list(islice(storage.keys(), 1)) and not (keys and storage.len())
 
