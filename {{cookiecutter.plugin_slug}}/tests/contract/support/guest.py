@@ -165,7 +165,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def use(storage: StorageBase) -> None:
     """Use a storage in every way, including operations that fail."""
-    for value in [MARK, [MARK], MARK * 10_000]:
+    for value in [MARK, [MARK], MARK * 100_000]:
         storage.set("key", value)
         storage.get("key")
     fail(storage)
