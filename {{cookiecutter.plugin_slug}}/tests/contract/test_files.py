@@ -56,8 +56,8 @@ def watching(look: Callable[[Path], object], *events: str) -> Iterator[None]:
     active = [True]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if active and event in events:
-            with suppress(OSError, TypeError):  # no such file, or a number instead of its name
+        if active and event in events and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            with suppress(OSError):  # There is no such file, so the operation fails, too.
                 look(Path(os.fsdecode(arguments[0])).absolute())
 
     sys.addaudithook(hook)  # It cannot be removed again.
@@ -75,8 +75,8 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
     found: dict[str, str] = {}
 
     def look(path: Path) -> None:
-        roots = [root for root in [folder, temporary] if root in path.parents]
-        if path.is_file() and is_open_to_others(path, *roots or [Path(path.anchor)]):
+        roots = [root for root in [temporary, folder] if root in path.parents]
+        if path.is_file() and is_open_to_others(path, next(iter(roots), Path(path.anchor))):
             found[path.name] = oct(path.stat().st_mode & 0o777)
 
     umask = os.umask(0)
