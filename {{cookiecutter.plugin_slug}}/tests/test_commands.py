@@ -86,10 +86,12 @@ class Bot:
             config.STORAGE_CONFIG["signing_key"] = list(keys)
         lines = (f"{name} = {value!r}\n" for name, value in vars(config).items())
         self.database.config_file.write_text("".join(lines), encoding="utf-8")
+        self._plugin: Any = None
 
     def open(self, name: str) -> Any:
         """Open a namespace with the signing keys of config.py."""
-        return self.database.open(name, self.database.plugin())
+        self._plugin = self._plugin or self.database.plugin()
+        return self.database.open(name, self._plugin)
 
     def invoke(self, *arguments: object, status: int, given: str = "") -> Result:
         """Run a command. It must exit with this status."""
@@ -162,14 +164,17 @@ def test_list_counts_keys_and_bytes(bot: Bot) -> None:
     assert "'two\\n'" in bot.run("list"), "A name can send control characters to a terminal."
 
 
-@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
-def test_names_are_told_apart(bot: Bot, names: list[str]) -> None:
+def test_names_that_look_alike_are_told_apart(bot: Bot) -> None:
+    names = sorted({name for alike in ALIKE.values() for name in alike})
     for name in names:
         bot.open(name).set(name, MARK)
-    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == sorted(names)
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == names
     assert bot.json("check")["total"]["newest"] == len(names)
-    bot.run("delete", "--yes", "--", names[0], names[0])
-    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == sorted(names[1:])
+    for alike in ALIKE.values():
+        if alike[0] in names:
+            bot.run("delete", "--yes", "--", alike[0], alike[0])
+            names.remove(alike[0])
+    assert [entry["namespace"] for entry in bot.json("list")["namespaces"]] == names
 
 
 def test_check_is_good_when_all_is_signed_by_the_newest_key(bot: Bot) -> None:
