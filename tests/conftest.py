@@ -21,7 +21,7 @@ UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
-KILLS = [15, pytest.param(50, marks=pytest.mark.nightly)]
+KILLS = [8, pytest.param(50, marks=pytest.mark.nightly)]
 """How often tests kill a process that writes."""
 
 # With it, each of hundreds of processes would compile all that it imports.

@@ -47,7 +47,7 @@ class Forking:
                     *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
                     *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
                     *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}", "-m", ""],
-                    "--time-limit=20",
+                    "--time-limit=12",
                 ],
                 cwd=project,
                 env={

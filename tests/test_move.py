@@ -536,7 +536,7 @@ def test_a_documented_backup_of_sqlite_can_be_restored(storage: Callable[[str], 
     assert bot.contents() == before
 
 
-@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("name", ["postgresql", pytest.param("mariadb", marks=SLOW)])
 def test_a_documented_backup_of_sql_can_be_restored(
     storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
 ) -> None:
@@ -680,7 +680,7 @@ def test_the_documented_steps_change_the_password_of_redis(
         server.stop()
 
 
-@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("name", ["postgresql", pytest.param("mariadb", marks=SLOW)])
 def test_the_documented_steps_change_the_password_of_sql(
     storage: Callable[[str], Storage],
     servers: Callable[[str], Any],

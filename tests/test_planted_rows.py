@@ -20,6 +20,7 @@ from servers.postgresql import PostgreSQL
 from servers.redis import Redis
 
 SERVERS = ["postgresql", "mariadb", "redis"]
+MARIADB = pytest.param("mariadb", marks=pytest.mark.slow)
 NO_UTF8 = b"\xff\xfe"
 HUGE = 5_000_000_000_000_000
 """bytes() with this number would try to use that much memory."""
@@ -149,7 +150,7 @@ def test_a_name_of_another_type_is_skipped(
 
 
 @pytest.mark.parametrize("of", ["key", "namespace"])
-@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("name", ["postgresql", MARIADB])
 def test_a_name_that_is_not_utf8_is_skipped_on_a_server(
     start: Start, request: pytest.FixtureRequest, name: str, of: str
 ) -> None:
@@ -189,7 +190,7 @@ def test_other_keys_in_redis_are_skipped(start: Start, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("signing_key", [None, "k" * 16, ["k" * 16, "l" * 16]], ids=repr)
-@pytest.mark.parametrize("name", ["sqlite", "sql", *SERVERS])
+@pytest.mark.parametrize("name", ["sqlite", "sql", "postgresql", MARIADB, "redis"])
 def test_a_server_without_a_signing_key_is_a_warning(
     start: Start, caplog: pytest.LogCaptureFixture, name: str, signing_key: object
 ) -> None:

@@ -33,6 +33,7 @@ from servers.postgresql import PostgreSQL
 PASSWORD = "hunter2-s3cret"
 THREADS = 8
 SERVERS = ["postgresql", SCHEME]
+NAMES = [SERVERS[0], pytest.param(SERVERS[1], marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +190,7 @@ for turn in range(int(sys.argv[4])):
 """
 
 
-@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("name", ["sqlite", *NAMES])
 def test_a_killed_bot_has_lost_no_set_that_returned(
     project: Path, connect: Connect, name: str, url: str, table: str
 ) -> None:
@@ -280,7 +281,7 @@ class Load:
             assert PASSWORD not in "".join(traceback.format_exception(failure))
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_bot_recovers_when_its_server_is_back(
     connect: Connect, server: Server, name: str, url: str, table: str
 ) -> None:
@@ -376,7 +377,7 @@ class Proxy:
             sink.close()
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_operations_on_a_server_that_goes_silent_time_out(
     connect: Connect, server: Server, name: str, table: str
 ) -> None:
@@ -394,7 +395,7 @@ def test_operations_on_a_server_that_goes_silent_time_out(
     proxy.listener.close()
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("operation", ["set", "remove"])
 def test_a_write_whose_answer_is_withheld_may_have_been_done(
     connect: Connect, server: Server, name: str, operation: str, table: str
@@ -425,7 +426,7 @@ def test_an_operation_with_a_very_slow_answer_times_out(
     proxy.listener.close()
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_connecting_to_a_server_that_never_answers_times_out(connect: Connect, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -494,7 +495,7 @@ def test_no_password_is_shown(
     assert PASSWORD not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("name", ["sqlite", *NAMES])
 def test_no_value_is_shown_when_the_database_refuses_it(
     connect: Connect, caplog: pytest.LogCaptureFixture, name: str, url: str, table: str
 ) -> None:
@@ -537,7 +538,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_documented_tls_options_refuse_other_servers(
     connect: Connect, folder: Path, name: str
 ) -> None:
@@ -576,7 +577,7 @@ def grants(project: Path, server: str) -> str:
     return str(blocks[SERVERS.index(server)])
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_documented_privileges_are_sufficient_and_minimal(
     project: Path, connect: Connect, server: PostgreSQL | MariaDB, name: str
 ) -> None:
@@ -599,7 +600,7 @@ def test_the_documented_privileges_are_sufficient_and_minimal(
         connect(url, table="another")
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_statement_in_the_error_creates_the_table(
     connect: Connect, server: PostgreSQL | MariaDB, name: str
 ) -> None:
@@ -625,7 +626,7 @@ def test_the_statement_in_the_error_creates_the_table(
     assert storage.get("key") == 1
 
 
-@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("name", ["sqlite", *NAMES])
 def test_bots_that_start_at_once_create_one_table(
     connect: Connect, name: str, url: str, table: str
 ) -> None:
@@ -710,7 +711,7 @@ def test_threads_share_the_connections_of_the_pool(
     assert int(postgresql.sql(count)) <= before, "A deleted plugin has left connections."
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_operation_closes_its_connection(
     connect: Connect, server: PostgreSQL | MariaDB, url: str, table: str
 ) -> None:
@@ -743,7 +744,7 @@ def test_an_interrupted_operation_closes_its_connection(
     assert storage.get("key") == b"new"
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_threads_wait_in_turn_for_a_connection(
     connect: Connect, name: str, url: str, table: str
 ) -> None:
@@ -766,7 +767,7 @@ def test_threads_wait_in_turn_for_a_connection(
     assert min(counts) > max(counts) / 4, f"Some threads got more turns than others: {counts}"
 
 
-@pytest.mark.parametrize("name", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("name", ["sqlite", *NAMES])
 def test_names_of_any_length_are_stored_or_refused(
     connect: Connect, name: str, url: str, table: str
 ) -> None:
@@ -789,7 +790,7 @@ def test_names_of_any_length_are_stored_or_refused(
         plugin.open(longest[:1001])
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_value_that_is_too_large_for_the_server_is_refused(
     connect: Connect, server: Server, name: str, url: str, table: str
 ) -> None:

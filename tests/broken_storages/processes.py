@@ -502,7 +502,7 @@ def a_lock_file_guards_the_start(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         lock = Path(bot_config.BOT_DATA_DIR, "starting.lock")
-        for _ in range(200):
+        for _ in range(50):
             with suppress(FileExistsError):
                 lock.touch(0o600, exist_ok=False)
                 break
