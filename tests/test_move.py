@@ -46,7 +46,7 @@ PROCESSES.set_forkserver_preload(
 )
 NAMES = ["sqlite", "postgresql", "mariadb", "redis", "cluster"]
 SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
-SOME = [name if name in ["sqlite", "redis"] else pytest.param(name, marks=SLOW) for name in NAMES]
+SOME = [name if name == "sqlite" else pytest.param(name, marks=SLOW) for name in NAMES]
 """Databases for tests that take long: `make test-slow` runs them on all."""
 AROUND = [*pairwise([*NAMES, NAMES[0]])]
 """Moves that lead through all databases: `make test-slow` moves from each to each."""
@@ -603,7 +603,8 @@ def test_a_documented_backup_of_redis_can_be_restored(
     assert bot.contents() == before
 
 
-@pytest.mark.parametrize("name", ["redis", pytest.param("cluster", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["redis", "cluster"])
 def test_the_documented_acl_suits_the_commands(
     storage: Callable[[str], Storage], servers: Callable[[str], Any], name: str
 ) -> None:

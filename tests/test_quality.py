@@ -23,6 +23,7 @@ def mypy(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     return [UV.with_name("mypy"), "--strict", f"--cache-dir={tmp_path_factory.mktemp('mypy')}"]
 
 
+@pytest.mark.slow
 def test_mypy_finds_mistakes_but_none_in_a_bake(bake: Bake, mypy: list[object]) -> None:
     for database in DATABASES:  # one after the other, because they share the cache
         run(*mypy, cwd=bake(database=database))

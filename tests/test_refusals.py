@@ -273,6 +273,7 @@ def taken_packages() -> Iterator[str]:
     yield from (path.stem for path in CONTRACT.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_package_cannot_hide_what_the_plugin_or_its_tests_import() -> None:
     taken = {name for name in taken_packages() if re.fullmatch("[a-z][a-z0-9_-]*", name)}
     assert {"jinja2", "webtest", "pluggy", "bs4", "test_config", "typing-extensions"} <= taken

@@ -84,6 +84,7 @@ def wait():
 
 
 """
+SLOW = pytest.mark.slow
 NEVER_ENDS = {
     "threads at once": (
         "test_threads.py::test_threads_with_keys_of_their_own_lose_nothing",
@@ -180,7 +181,13 @@ AcmePlugin.__init__ = lambda self, config: wait()
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-@pytest.mark.parametrize(("tests", "code", "said"), NEVER_ENDS.values(), ids=NEVER_ENDS)
+@pytest.mark.parametrize(
+    ("tests", "code", "said"),
+    [
+        pytest.param(*case, id=place, marks=[] if place in ["any test", "the first use"] else SLOW)
+        for place, case in NEVER_ENDS.items()
+    ],
+)
 def test_a_storage_that_waits_for_ever_ends_the_run_with_an_explanation(
     project: Path, run_tests: Run, tests: str, code: str, said: str
 ) -> None:

@@ -5,6 +5,7 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import pytest
 from conftest import TEMPLATE, run
 
 
@@ -26,6 +27,7 @@ def split(shown: list[str]) -> tuple[list[str], str]:
     return shown[:start] + shown[end + 1 :], shown[end]
 
 
+@pytest.mark.slow
 def test_the_picture_is_up_to_date(tmp_path: Path) -> None:
     drawn = tmp_path / "terminal.svg"
     run(sys.executable, TEMPLATE / "docs/terminal.py", "--quick", drawn, cwd=tmp_path)
