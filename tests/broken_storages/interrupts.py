@@ -174,7 +174,9 @@ def a_new_key_is_added_to_the_list_afterwards(Storage, Plugin):
 
     @replace(Storage)
     def write(old, self, key, data):
-        known = self.__dict__.setdefault("known", set(self.keys()))
+        if "known" not in self.__dict__:
+            self.__dict__["known"] = set(self.keys())
+        known = self.__dict__["known"]
         old(self, key, data)
         if key not in known:
             self.__dict__["unlisted"] = key
