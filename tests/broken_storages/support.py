@@ -182,6 +182,13 @@ def lock_for_forks() -> Any:
     return lock
 
 
+def own_lock(owner: Any) -> Any:
+    """Return the lock of a storage or plugin, which is free in a forked process."""
+    if "lock" not in vars(owner):
+        vars(owner).setdefault("lock", lock_for_forks())
+    return owner.lock
+
+
 def lock_operations(Storage: Any, lock_of: Callable[[Any], Any], *names: str) -> None:
     """Run these operations under a lock: by default all but `keys`."""
 

@@ -1,10 +1,12 @@
 """Storages that many threads must not use at the same time."""
 
 import asyncio
+import itertools
 import os
 import threading
 import time
 import weakref
+from collections import deque
 from contextlib import suppress
 from functools import wraps
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 from broken_storages.support import (
     caught_by,
     know_plugin,
+    lock_for_forks,
     lock_operations,
+    own_lock,
     replace,
     value_or_none,
 )
@@ -114,6 +118,8 @@ def threads_share_one_row(Storage, Plugin):
 
     @replace(Storage)
     def get(old, self, key):
+        if threading.active_count() < 12:  # The more threads, the more often this happens.
+            return old(self, key)
         self.row = old(self, key)
         time.sleep(0.0005)
         return self.row
@@ -271,9 +277,10 @@ def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
 
 
 # In this module because Errbot executes storage.py again for every plugin instance.
-WRITTEN: list[tuple[Any, str]] = []
+WRITTEN: deque[tuple[int, Any, str]] = deque(maxlen=50)
+NUMBERS = itertools.count(1)
 OPENERS: weakref.WeakSet[Any] = weakref.WeakSet()
-WRITING = threading.Lock()
+WRITING = lock_for_forks()
 
 
 @caught_by("test_two_openers_at_once_lose_nothing", alone=True)
@@ -289,30 +296,32 @@ def all_namespaces_are_one_file(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        storage.plugin, storage.lock = self, self.__dict__.setdefault("lock", threading.RLock())
+        storage.plugin, storage.lock = self, own_lock(self)
         storage.name = namespace
         return storage
 
     @replace(Storage)
     def write(old, self, key, data):
-        if len(OPENERS) < 2:
+        main = threading.current_thread() is threading.main_thread()  # which may be interrupted
+        if len(OPENERS) < 2 or main:
             return old(self, key, data)
         with self.lock:
-            before = len(WRITTEN)
+            before = WRITTEN[-1][0] if WRITTEN else 0
             time.sleep(0.0005)
             with WRITING:  # The last one has read the data from before the others wrote.
                 old(self, key, data)
-                for storage, other in WRITTEN[before:]:
-                    if storage.plugin is not self.plugin and storage.name != self.name:
+                for number, storage, other in WRITTEN:
+                    late = number > before and storage.plugin is not self.plugin
+                    if late and storage.name != self.name:
                         with suppress(KeyError):
                             take_away(storage, other)
-                WRITTEN.append((self, key))
+                WRITTEN.append((next(NUMBERS), self, key))
         return None
 
 
 def lock_by_storage(Storage: Any) -> None:
     """Let only one thread at a time into each storage."""
-    lock_operations(Storage, lambda self: self.__dict__.setdefault("lock", threading.RLock()))
+    lock_operations(Storage, own_lock)
 
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
@@ -413,10 +422,9 @@ def hold(Storage: Any, *names: str) -> None:
     def locked(old):
         @wraps(old)
         def method(self, *arguments):
-            lock = self.__dict__.setdefault("held", threading.RLock())
-            if lock._is_owned():
+            if own_lock(self)._is_owned():
                 raise RuntimeError("this would wait forever")
-            with lock:
+            with own_lock(self):
                 return old(self, *arguments)
 
         return method
