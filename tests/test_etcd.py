@@ -129,6 +129,7 @@ def test_the_tutorial_says_how_many_lines_it_takes(bake: Bake) -> None:
     assert storage < 100
 
 
+# The files that take longest, which `make test-nightly` runs.
 LEFT_OUT = "forks freshness guest interrupts large_values many model namespaces_at_once processes"
 SOME = " ".join(["--quick", *(f"--ignore=tests/contract/test_{n}.py" for n in LEFT_OUT.split())])
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from broken_storages.support import caught_by, name_namespaces_after, replace
+from broken_storages.support import caught_by, name_namespaces_after, private, replace
 
 
 @caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
@@ -179,7 +179,3 @@ def large_values_are_temporary_files(Storage, Plugin):
             with open(Path(tempfile.gettempdir(), f"{place}.tmp"), "wb", opener=private) as file:
                 file.write(data[:1])
         old(self, key, data)
-
-
-def private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from broken_storages.support import caught_by, know_place, replace
+from broken_storages.support import caught_by, know_place, private, replace
 
 
 @caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)
@@ -177,7 +177,3 @@ def removed_keys_are_only_marked(Storage, Plugin):
         old(self, key)
         with open(Path(self.place[0], "removed.txt"), "a", opener=private) as file:
             file.write(f"{ascii(key)}\n")
-
-
-def private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -174,6 +174,11 @@ def name_namespaces_after(Plugin: Any, name: Callable[[Any], object]) -> None:
         return old(self, f"{self.prefix} {namespace}")
 
 
+def private(path: str, flags: int) -> int:
+    """Open a file that only this account can access: an `opener` for `open`."""
+    return os.open(path, flags, 0o600)
+
+
 def lock_for_forks() -> Any:
     """Return a lock that is free in a forked process, whoever held it."""
     lock: Any = threading.RLock()

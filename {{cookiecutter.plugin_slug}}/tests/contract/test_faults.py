@@ -13,7 +13,7 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import contents, outcome, same, skip_if_bound_to_its_thread
+from contract.support.expectations import contents, outcome, same, skip_if_threads_fail
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
@@ -208,7 +208,8 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
         for name in [*CHANGES, *OPERATIONS]:
             for _ in range(FAILURES):
                 if monotonic() < until:
-                    outcome(OPERATIONS[name], storage)
+                    with fault(database, name):
+                        OPERATIONS[name](storage)
 
     faults.stop()
     try:
@@ -254,7 +255,7 @@ def test_operations_wait_for_the_database_at_the_same_time(
     faults: Faults, database: Database
 ) -> None:
     """While the database is away, the operations of many threads do not wait for each other."""
-    storage = skip_if_bound_to_its_thread(database.open("namespace", database.plugin()))
+    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
 
     def seconds(threads: int) -> float:
         began = monotonic()

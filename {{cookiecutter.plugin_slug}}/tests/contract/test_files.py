@@ -75,8 +75,8 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
     found: dict[str, str] = {}
 
     def look(path: Path) -> None:
-        roots = [root for root in [temporary, folder] if root in path.parents]
-        if path.is_file() and is_open_to_others(path, next(iter(roots), Path(path.anchor))):
+        roots = (root for root in [temporary, folder] if root in path.parents)
+        if path.is_file() and is_open_to_others(path, next(roots, Path(path.anchor))):
             found[path.name] = oct(path.stat().st_mode & 0o777)
 
     umask = os.umask(0)

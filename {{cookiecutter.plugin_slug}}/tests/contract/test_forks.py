@@ -6,7 +6,7 @@ import os
 import pytest
 
 from contract.support.database import Database, run_process
-from contract.support.expectations import same, skip_if_bound_to_its_thread
+from contract.support.expectations import same, skip_if_threads_fail
 from contract.support.forks import forked_value
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
@@ -24,7 +24,7 @@ def test_a_forked_process_gets_no_value_of_another(database: Database) -> None:
 
 def test_a_fork_in_the_middle_of_other_threads_work_hangs_nobody(database: Database) -> None:
     """A process that is forked while other threads use the storage does not hang."""
-    skip_if_bound_to_its_thread(database.open("probe"))
+    skip_if_threads_fail(database.open("probe"))
     wrong = run_process(database, "forks", "fork-while-threads-work")
     assert not wrong, (
         f"After a fork, while other threads worked, the child fails: {wrong}. A lock that another"

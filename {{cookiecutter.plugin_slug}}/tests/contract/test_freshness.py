@@ -13,7 +13,7 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import same, set_or_skip, skip_if_bound_to_its_thread
+from contract.support.expectations import same, set_or_skip, skip_if_threads_fail
 from contract.support.sample_values import MARK
 
 OFTEN = 30
@@ -79,7 +79,7 @@ def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: 
 
 def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:
     """A thread that has read a key often sees immediately what another thread sets."""
-    skip_if_bound_to_its_thread(storage).remove("key")
+    skip_if_threads_fail(storage).remove("key")
     asked: Queue[bool] = Queue()
     answers: Queue[Any] = Queue()
 
@@ -138,7 +138,7 @@ meanwhile: list[Thread] = []
 def test_reading_a_value_writes_nothing(database: Database) -> None:
     """`get` writes nothing: changes made while it reads are kept."""
     one, other = database.open_twice()
-    skip_if_bound_to_its_thread(other).remove("key")
+    skip_if_threads_fail(other).remove("key")
 
     def get_while(change: Callable[[], object]) -> None:
         set_or_skip(one, "key", Interrupted())
@@ -291,7 +291,7 @@ def test_the_clock_going_back_changes_nothing(
 def test_a_key_that_is_listed_has_its_value(database: Database) -> None:
     """A key that `keys` returns has its value, while others set new keys."""
     one, other = database.open_twice()
-    skip_if_bound_to_its_thread(one).remove("key")
+    skip_if_threads_fail(one).remove("key")
     writing = [True]
 
     def write() -> None:

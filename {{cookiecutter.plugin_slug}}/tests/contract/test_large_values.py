@@ -18,7 +18,7 @@ from contract.support.expectations import (
     outcome,
     refusal,
     same,
-    skip_if_bound_to_its_thread,
+    skip_if_threads_fail,
 )
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
@@ -75,7 +75,7 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
 ) -> None:
     """While a large value is replaced, every reader gets a complete value, and nothing is lost."""
     storages = database.open_twice()
-    skip_if_bound_to_its_thread(storages[0]).set("key", large_value(0))
+    skip_if_threads_fail(storages[0]).set("key", large_value(0))
     writing = [1, 2]
     small: dict[str, int] = {}
 
@@ -118,7 +118,7 @@ def test_a_large_value_that_is_replaced_is_whole_for_every_reader(
 @pytest.mark.usefixtures("other_processes")
 def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None:
     """If a process is killed while it replaces values of several MB, each value is complete."""
-    skip_if_bound_to_its_thread(database.open("probe"))
+    skip_if_threads_fail(database.open("probe"))
     last: dict[str, int] = {}
     with running(process_command(database, "namespace", "replace-large")) as process:
         assert process.stdout is not None

@@ -17,7 +17,7 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import same, skip_if_bound_to_its_thread
+from contract.support.expectations import same, skip_if_threads_fail
 from contract.support.measure import memory, steps
 from contract.support.sample_values import MARK
 
@@ -203,7 +203,7 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
     """Replaced and removed values, and missing keys, use no memory."""
     turns, size = (1_500, 240) if "keys" in work else (150, 20_000)
     if "threads" in work:
-        skip_if_bound_to_its_thread(storage)
+        skip_if_threads_fail(storage)
 
     def used() -> int:
         gc.collect()

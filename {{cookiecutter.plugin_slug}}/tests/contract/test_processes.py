@@ -29,8 +29,8 @@ from contract.support.expectations import (
     refusal,
     same,
     set_or_skip,
-    skip_if_bound_to_its_thread,
     skip_if_misses_pass,
+    skip_if_threads_fail,
 )
 from contract.support.sample_values import MARK, REPLACED, large_value, replacement
 
@@ -198,7 +198,7 @@ def test_what_is_set_when_python_ends_is_stored(database: Database, order: str) 
 
 def test_a_process_that_starts_harms_nothing_that_is_being_set(database: Database) -> None:
     """A plugin that starts while another one sets large values removes nothing of these."""
-    storage = skip_if_bound_to_its_thread(database.open("namespace", database.plugin()))
+    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
     set_or_skip(storage, "key 0", large_value(0))
     database.open_twice("probe")
     writing = [True]

@@ -22,8 +22,8 @@ from contract.support.expectations import (
     refusal,
     same,
     set_or_skip,
-    skip_if_bound_to_its_thread,
     skip_if_misses_pass,
+    skip_if_threads_fail,
 )
 from contract.support.sample_values import MARK, Asking, AskingToReduce, Unstorable
 
@@ -43,7 +43,7 @@ def switch_often() -> Iterator[None]:
 @pytest.fixture
 def storages(database: Database) -> list[StorageBase]:
     """The storage for each thread: the same for all, as in a bot."""
-    return [skip_if_bound_to_its_thread(database.open("namespace"))] * THREADS
+    return [skip_if_threads_fail(database.open("namespace"))] * THREADS
 
 
 def in_threads(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
@@ -231,7 +231,7 @@ def test_two_openers_that_remove_one_key_succeed_once(database: Database) -> Non
 
 def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
     """`keys` and `len` work while other threads write."""
-    skip_if_bound_to_its_thread(storage).remove("key")
+    skip_if_threads_fail(storage).remove("key")
     kept = {f"kept {number}" for number in range(250)}
     for key in kept:
         storage.set(key, MARK)
@@ -255,7 +255,7 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
 
 def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase) -> None:
     """A loop over the keys blocks no other thread."""
-    skip_if_bound_to_its_thread(storage).remove("key")
+    skip_if_threads_fail(storage).remove("key")
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
 
@@ -280,7 +280,7 @@ def test_a_loop_over_the_keys_keeps_no_other_thread_waiting(storage: StorageBase
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> None:
     """Threads that have ended leave no connection open."""
-    skip_if_bound_to_its_thread(storage)
+    skip_if_threads_fail(storage)
 
     def work() -> None:
         storage.set("key", MARK)
@@ -300,7 +300,7 @@ def test_threads_that_have_ended_leave_nothing_open(storage: StorageBase) -> Non
 
 def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None:
     """A failed operation affects no other thread."""
-    skip_if_bound_to_its_thread(storage)
+    skip_if_threads_fail(storage)
     storage.set("unstorable", MARK)
     refusal(storage.set, "unstorable", Unstorable())
     if refusal(storage.set, "key", MARK):
@@ -390,7 +390,7 @@ def test_an_object_may_ask_the_storage_while_it_is_pickled(
     database: Database, kind: type[Asking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An object can use the storage while it is pickled or unpickled."""
-    storage, other = skip_if_bound_to_its_thread(database.open("namespace")), database.open("other")
+    storage, other = skip_if_threads_fail(database.open("namespace")), database.open("other")
 
     def ask() -> None:
         for each in [storage, other]:
@@ -421,7 +421,7 @@ def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) 
     database.open_twice("probe")
     plugin = database.plugin()
     names = [database.namespace(name) for name in ["one", "other"]]
-    storages = [skip_if_bound_to_its_thread(plugin.open(name)) for name in names]
+    storages = [skip_if_threads_fail(plugin.open(name)) for name in names]
     for storage in storages:
         storage.remove("key")
         for key in "abc":

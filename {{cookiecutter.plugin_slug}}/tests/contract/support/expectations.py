@@ -66,8 +66,8 @@ def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
         pytest.skip(f"the storage refuses this test's value, with a {refused.__name__}")
 
 
-def skip_if_bound_to_its_thread(storage: StorageBase) -> StorageBase:
-    """Skip a test if no other thread can use the storage, which another test reports.
+def skip_if_threads_fail(storage: StorageBase) -> StorageBase:
+    """Skip a test if other threads cannot use the storage, which another test reports.
 
     It sets "key".
     """

@@ -208,19 +208,19 @@ class Waiting:
 
 def keeps_others_from_work(storage: StorageBase) -> bool:
     """Return whether other threads can start no program while the storage unpickles a value."""
-    with suppress(Exception):  # Another test checks whether it can be stored.
-        storage.set("key", Waiting())
-        thread = threading.Thread(target=outcome, args=[storage.get, "key"])
-        thread.start()
-        if Waiting.began.wait(1):
-            failed = refusal(subprocess.run, [sys.executable, "-IS", "-c", ""])
-        thread.join()
-        return bool(failed)
-    return False
+    if refusal(storage.set, "key", Waiting()):
+        return False  # Another test checks whether it can be stored.
+    Waiting.began.clear()
+    thread = threading.Thread(target=outcome, args=[storage.get, "key"])
+    thread.start()
+    began = Waiting.began.wait(1)
+    failed = began and refusal(subprocess.run, [sys.executable, "-IS", "-c", ""])
+    thread.join()
+    return bool(failed)
 
 
 def ended_by_a_signal(work: Callable[[], object]) -> bool:
-    """Return whether the work, in a forked process, ends this by a signal."""
+    """Return whether a forked process that does the work is ended by a signal."""
     if not (pid := os.fork()):
         outcome(work)
         os._exit(0)
