@@ -19,7 +19,7 @@ from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
 from errbot.bootstrap import get_storage_plugin
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -379,6 +379,7 @@ def check_errbot_loads(project: Path, name: str) -> None:
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9 _-]{0,38}[A-Za-z0-9]", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(name=names)
 def test_every_name_of_letters_digits_and_separators_gives_a_class(name: str) -> None:
     context = generate_context(

@@ -31,7 +31,7 @@ def run_tests(project: Path) -> Run:
     def run_tests(code: str, *options: object, **environment: str) -> tuple[int, str]:
         with next(project.glob("src/*/storage.py")).open("a", encoding="utf-8") as source:
             source.write(code)
-        plugins = [f"-pno:{name}" for name in ["cacheprovider", "cookies", "xdist"]]
+        plugins = [f"-pno:{name}" for name in ["cacheprovider", "cookies"]]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=line", *plugins, *map(str, options)],
             cwd=project,
@@ -244,6 +244,39 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
     assert kept.strip() == "- `get` of a missing key raises `KeyError`, and changes nothing."
     assert "The storage keeps 1 promises, breaks 2; 0 were not tested." in text
     assert "Broken: Keys that look alike are distinguished exactly." in output
+
+
+@pytest.mark.parametrize("database", ["dict"])
+def test_processes_at_once_report_what_one_process_does(run_tests: Run, tmp_path: Path) -> None:
+    files = [f"tests/contract/test_{name}.py" for name in ["keys", "mapping", "time"]]
+    code = """
+_remove = AcmeStorage.remove
+AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
+"""
+    run_tests(code, "--collect-only")
+    reports = []
+    for number in [0, 2]:
+        page = tmp_path / f"{number}.md"
+        status, output = run_tests("", *files, f"-n{number}", f"--contract-report={page}")
+        assert status == 1, output
+        reports.append(sorted(page.read_text().splitlines()))
+    assert reports[0] == reports[1]
+    assert "## Not tested" in reports[0]
+
+
+@pytest.mark.parametrize("database", ["dict"])
+def test_processes_at_once_end_if_the_storage_cannot_be_tested(run_tests: Run) -> None:
+    status, output = run_tests("\nAcmeStorage.get = lambda self, key: self.missing\n", "-n2")
+    assert status != 0, output
+    assert "The storage cannot be tested: `get` fails before any test: AttributeError" in output
+    assert "passed" not in output
+
+
+@pytest.mark.parametrize("database", ["dict"])
+def test_a_configured_storage_is_tested_by_one_process(run_tests: Run, tmp_path: Path) -> None:
+    status, output = run_tests("", f"--errbot-config={configured(tmp_path)}", "-n2")
+    assert status == pytest.ExitCode.USAGE_ERROR, output
+    assert "--errbot-config: run the tests in one process, without -n" in output
 
 
 @pytest.mark.parametrize("database", ["sqlite"])

@@ -50,7 +50,7 @@ def a_kill_comes_between_the_parts(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        replace_part_by_part(self, old, key, value, 0.2 * (sys.argv[-1] == "replace-large"))
+        replace_part_by_part(self, old, key, value, 1.0 * (sys.argv[-1] == "replace-large"))
 
 
 def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: float) -> None:

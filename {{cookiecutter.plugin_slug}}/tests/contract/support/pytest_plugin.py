@@ -136,8 +136,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the configuration of --errbot-config."""
     os.environ["PYTHONUTF8"] = "1"  # Every Python that a test starts prints UTF-8, even on Windows.
     config.stash[PROMISES] = Promises()
+    config.pluginmanager.register(config.stash[PROMISES])
     amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
+        if config.getoption("numprocesses", None):
+            raise pytest.UsageError("--errbot-config: run the tests in one process, without -n")
         config.stash[CONFIGURED] = Configured(config)
         for line in [
             "default",
@@ -152,13 +155,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, object]:
-    """Record the result of a contract test, and name the promise that a storage's error breaks."""
+    """Name the promise that a contract test checks, also where a storage's error breaks it."""
     report = yield
     if CONTRACT in item.path.parents:
         words = getattr(item, "function", item).__doc__ or item.name
         if report.failed and call.excinfo:
             explain(report, call.excinfo, words)
-        item.config.stash[PROMISES].note(report, words)
+        vars(report)["promise"] = words  # pytest-xdist passes it on to the process that reports
     return report
 
 
@@ -328,6 +331,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     if FAULT not in stash:
         stash[FAULT] = try_once(database)
         if stash[FAULT]:
+            if hasattr(request.config, "workerinput"):  # pytest-xdist takes an exit for a crash
+                request.session.shouldfail = stash[FAULT]
+                pytest.skip(stash[FAULT])
             pytest.exit(stash[FAULT], pytest.ExitCode.TESTS_FAILED)
         if configured:
             configured.clean(attempts=1)

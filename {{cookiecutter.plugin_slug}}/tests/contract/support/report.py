@@ -42,8 +42,13 @@ class Promises:
     def __init__(self) -> None:
         self._promises: dict[str, Promise] = {}
 
-    def note(self, report: pytest.TestReport, words: str) -> None:
-        """Record the result of one phase of a test. `words` is the test's docstring."""
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Record the result of one phase of a contract test."""
+        if words := vars(report).get("promise"):
+            self._note(report, words)
+
+    def _note(self, report: pytest.TestReport, words: str) -> None:
+        """Record a result. `words` is the test's docstring."""
         node, _, parameter = report.nodeid.partition("[")
         test = node.rpartition("::")[2]
         said = said_by(report).removeprefix(f"{words} ")
