@@ -3,7 +3,7 @@
 import heapq
 import threading
 
-from broken_storages.support import caught_by, replace, value_or_none
+from broken_storages.support import caught_by, lock_for_forks, replace, value_or_none
 
 
 @caught_by("test_errbot_finds_the_storage_plugin", alone=True)
@@ -49,7 +49,7 @@ def the_storage_is_true_once_it_was_used(Storage, Plugin):
 @caught_by("test_no_operation_waits_for_ever", alone=True)
 def a_loop_over_the_keys_locks_itself_out(Storage, Plugin):
     """`with self._lock: yield from rows`, with a lock that is not reentrant."""
-    lock = threading.Lock()
+    lock = lock_for_forks(threading.Lock)
 
     @replace(Storage)
     def keys(old, self):

@@ -114,7 +114,7 @@ def what_was_interrupted_is_retried(Storage, Plugin):
 @caught_by("test_after_an_interrupted_remove_or_listing_the_next_one_works", alone=True)
 def an_interrupt_keeps_the_lock_of_remove(Storage, Plugin):
     """`remove` alone needs two statements, and so a lock, which only an Exception releases."""
-    removing = threading.Lock()
+    removing = lock_for_forks(threading.Lock)
 
     @replace(Storage)
     def remove(old, self, key):
@@ -153,7 +153,7 @@ def an_interrupt_leaves_a_transaction_open(Storage, Plugin):
 @caught_by("test_after_an_interrupted_remove_or_listing_the_next_one_works")
 def an_interrupt_keeps_the_lock_of_keys(Storage, Plugin):
     """`keys` copies the index under a lock, which only an Exception releases."""
-    listing = threading.Lock()
+    listing = lock_for_forks(threading.Lock)
 
     @replace(Storage)
     def keys(old, self):

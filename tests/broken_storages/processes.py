@@ -128,7 +128,7 @@ GATHERING = lock_for_forks()
 
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
 
-READING = threading.Lock()
+READING = lock_for_forks(threading.Lock)
 
 
 def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
@@ -417,7 +417,7 @@ def the_write_is_part_of_an_assert(Storage, Plugin):
             old(self, key, data)
 
 
-REMOVING = threading.RLock()
+REMOVING = lock_for_forks()
 
 
 @caught_by("test_processes_that_remove_one_key_succeed_once", alone=True, outlives_process=True)
@@ -434,7 +434,7 @@ def remove_looks_first_under_a_lock_of_its_process(Storage, Plugin):
                 old(self, key)
 
 
-NUMBERING = threading.RLock()
+NUMBERING = lock_for_forks()
 
 
 @caught_by("test_new_namespaces_of_processes_are_told_apart", alone=True, outlives_process=True)

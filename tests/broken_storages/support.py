@@ -179,9 +179,9 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def lock_for_forks() -> Any:
+def lock_for_forks(kind: Callable[[], Any] = threading.RLock) -> Any:
     """Return a lock that is free in a forked process, whoever held it."""
-    lock: Any = threading.RLock()
+    lock = kind()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lock._at_fork_reinit)
     return lock

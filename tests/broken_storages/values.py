@@ -15,7 +15,14 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import bytes_or_none, caught_by, log, replace, value_or_none
+from broken_storages.support import (
+    bytes_or_none,
+    caught_by,
+    lock_for_forks,
+    log,
+    replace,
+    value_or_none,
+)
 
 
 def change_values(Storage: Any, change: Callable[[Any], Any]) -> None:
@@ -775,7 +782,7 @@ def what_has_the_same_checksum_is_not_written(Storage, Plugin):
 
 # For the whole process: large values of any key.
 STORED: list[bytes | None] = []
-STORING = threading.RLock()
+STORING = lock_for_forks()
 
 
 @caught_by("test_equal_values_of_two_keys_go_their_own_ways", alone=True)

@@ -100,7 +100,7 @@ def test_no_operation_waits_for_ever(database: Database, request: pytest.Fixture
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(request.config.getoption("--time-limit") / 6)
     if thread.is_alive():
         request.session.shouldfail = "the storage hangs, and so would all other tests"
         pytest.fail(
