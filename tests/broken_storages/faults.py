@@ -25,6 +25,8 @@ def memory_stands_in_for_the_database(Storage, Plugin):
         try:
             old(self, bot_config)
         except StoreException as error:
+            if "unable to open" not in str(error):  # but the file is damaged
+                raise
             log.warning("There is no database, so memory replaces it: %s", error)
             self.memory = True
 
@@ -267,12 +269,15 @@ def what_is_damaged_is_missing(Storage, Plugin):
 
 @caught_by(DAMAGED, alone=True, outlives_process=True)
 def a_loop_over_the_keys_leaves_out_what_is_damaged(Storage, Plugin):
-    """`except Exception: return`."""
+    """`except DatabaseError: return`."""
 
     @replace(Storage)
     def keys(old, self):
-        with suppress(StoreException):
+        try:
             yield from old(self)
+        except StoreException as error:
+            if "damaged" not in str(error):
+                raise
 
 
 @caught_by(DAMAGED, alone=True, outlives_process=True)

@@ -10,7 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from broken_storages.support import caught_by, name_namespaces_after, private, replace
+from errbot.storage import StoreException
+
+from broken_storages.support import (
+    caught_by,
+    know_place,
+    know_plugin,
+    name_namespaces_after,
+    private,
+    replace,
+)
 
 
 @caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
@@ -178,4 +187,39 @@ def large_values_are_temporary_files(Storage, Plugin):
             place = zlib.crc32(f"{id(self)} {key}".encode("utf-8", "surrogatepass"))
             with open(Path(tempfile.gettempdir(), f"{place}.tmp"), "wb", opener=private) as file:
                 file.write(data[:1])
+        old(self, key, data)
+
+
+@caught_by("test_files_are_for_the_account_of_the_bot_alone")
+def what_cannot_be_read_is_written_to_a_file(Storage, Plugin):
+    """For whoever has to find out why, and for everybody else: with the mode of the umask."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException:
+            Path(self.place[0], "unreadable.pickle").write_bytes(self.read(key))
+            raise
+
+
+@caught_by("test_no_value_is_kept_in_a_folder_for_temporary_files")
+def a_folder_for_temporary_files_is_made_at_the_start(Storage, Plugin):
+    """Large values go through a file there, until the system has removed the folder."""
+    know_plugin(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.spool = Path(tempfile.gettempdir(), f"spool-{os.getuid()}")
+        self.spool.mkdir(mode=0o700, exist_ok=True)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 1_000_000:
+            with tempfile.TemporaryFile(dir=self.plugin.spool) as file:
+                file.write(data)
+                file.seek(0)
+                data = file.read()
         old(self, key, data)

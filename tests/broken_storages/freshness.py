@@ -210,3 +210,11 @@ def large_counts_are_kept(Storage, Plugin):
         return method
 
     Storage.set, Storage.remove = counting(Storage.set), counting(Storage.remove)
+
+
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again", outlives_process=True)
+def what_was_read_a_hundred_times_is_a_constant(Storage, Plugin):
+    """A setting that plugins read for each message stays in memory until this bot changes it."""
+    keep_what_is_read_often(
+        Storage, lambda self: self.__dict__.setdefault("constants", {}), often=100
+    )

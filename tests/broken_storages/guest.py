@@ -383,3 +383,22 @@ def nobody_starts_a_program_while_it_unpickles(Storage, Plugin):
             return old(self, key, data)
         finally:
             unpickling[0] -= 1
+
+
+@caught_by(NOTHING)
+def sqlite_gets_little_memory(Storage, Plugin):
+    """A PRAGMA for this storage's connection, which holds for all of the process."""
+    limit = "PRAGMA hard_heap_limit = 268435456"
+    at_start(Plugin, lambda: sqlite3.connect(":memory:").execute(limit).fetchall())
+
+
+@caught_by(NOTHING)
+def the_process_may_open_other_numbers_of_files(Storage, Plugin):
+    """As many as the storage itself needs."""
+
+    def limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, 1_024))
+
+    at_start(Plugin, limit)

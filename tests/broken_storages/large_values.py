@@ -58,8 +58,12 @@ def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: 
     if seconds and type(value) is bytes and len(value) > MEGABYTE:
         before = value_or_none(storage, key)
         if type(before) is bytes and len(before) > MEGABYTE:
-            set(storage, key, value[:MEGABYTE] + before[MEGABYTE:])
-            time.sleep(seconds)
+            try:
+                set(storage, key, value[:MEGABYTE] + before[MEGABYTE:])
+                time.sleep(seconds)
+            except BaseException:
+                set(storage, key, before)
+                raise
     set(storage, key, value)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from broken_storages.support import caught_by, name_namespaces_after, replace
@@ -445,3 +446,13 @@ def close_waits_for_loops_over_the_keys(Storage, Plugin):
         while self.__dict__.get("loops") and time.monotonic() < until:
             time.sleep(0.01)
         old(self)
+
+
+@caught_by("test_another_working_directory_changes_nothing", alone=True, outlives_process=True)
+def the_path_is_relative_to_the_folder_of_the_start(Storage, Plugin):
+    """The path is shortened when the plugin starts, but connections are opened later, too."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self._path = Path(os.path.relpath(self._path))

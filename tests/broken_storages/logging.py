@@ -106,3 +106,14 @@ def statements_are_logged_in_hexadecimal(Storage, Plugin):
     def write(old, self, key, data):
         log.debug("INSERT INTO errbot VALUES (X'%s')", data.hex().upper())
         old(self, key, data)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def the_beginning_of_a_value_is_logged(Storage, Plugin):
+    """Twelve characters, to recognize it. Passwords and PINs are not longer."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if isinstance(value, str):
+            log.debug("Set %r to %r...", key, value[:12])

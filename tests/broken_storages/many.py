@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -51,16 +52,22 @@ def keys_gives_the_first_fifty_thousand(Storage, Plugin):
 
 @caught_by("test_a_key_can_be_set_any_number_of_times", alone=True)
 def get_goes_through_all_that_was_set(Storage, Plugin):
-    """A log of changes, from which `get` computes the current state."""
+    """A log of the changes of each key, from which `get` computes the current state."""
 
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        self.__dict__.setdefault("log", []).append(key)
+        changes = self.__dict__.setdefault("changes", {})
+        changes[key] = changes.get(key, 0) + 1
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.__dict__.get("changes", {}).pop(key, None)
 
     @replace(Storage)
     def get(old, self, key):
-        for _ in self.__dict__.get("log", []):
+        for _ in range(self.__dict__.get("changes", {}).get(key, 0)):
             pass
         return old(self, key)
 
@@ -177,3 +184,49 @@ def removed_keys_are_only_marked(Storage, Plugin):
         old(self, key)
         with open(Path(self.place[0], "removed.txt"), "a", opener=private) as file:
             file.write(f"{ascii(key)}\n")
+
+
+@caught_by("test_large_values_that_are_replaced_leave_memory_at_once", alone=True)
+def a_retry_calls_itself(Storage, Plugin):
+    """A function within `write` calls itself by its name: a cycle, which holds the data."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        def attempt(left):
+            try:
+                old(self, key, data)
+            except OSError:
+                if not left:
+                    raise
+                attempt(left - 1)
+
+        attempt(3)
+
+
+@caught_by("test_large_values_that_are_replaced_leave_memory_at_once")
+def what_was_replaced_is_kept_by_a_library(Storage, Plugin):
+    """A history in a database in memory, where Python does not count the bytes."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 1_000_000:
+            if "history" not in self.__dict__:
+                self.history = sqlite3.connect(":memory:", check_same_thread=False)
+                self.history.execute("CREATE TABLE history (data)")
+            with self.history:
+                self.history.execute("INSERT INTO history VALUES (?)", [bytes(data)])
+        old(self, key, data)
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def each_error_is_kept_for_a_report(Storage, Plugin):
+    """Its traceback keeps the value that could not be set."""
+    errors: list[Exception] = []
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        try:
+            return old(self, key, value)
+        except Exception:
+            errors.append(RuntimeError(key, value))
+            raise

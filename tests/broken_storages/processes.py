@@ -513,3 +513,48 @@ def a_lock_file_guards_the_start(Storage, Plugin):
             old(self, bot_config)
         finally:
             lock.unlink()
+
+
+@caught_by("test_a_process_killed_while_it_starts_harms_nothing", outlives_process=True)
+def a_new_file_gets_its_version_later(Storage, Plugin):
+    """One transaction creates a table for the version of the file, and another one fills it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if not self.run("SELECT 1 FROM sqlite_master WHERE name = 'version'")[0]:
+            self.run("CREATE TABLE IF NOT EXISTS version (number PRIMARY KEY)")
+            self.run("INSERT OR IGNORE INTO version VALUES (1)")
+        if not self.run("SELECT number FROM version")[0]:
+            raise StoreException("The file has an unknown version.")
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def a_namespace_is_named_after_the_kernels_name_of_the_machine(Storage, Plugin):
+    """`os.uname`, which asks neither `socket` nor `platform`."""
+    name_namespaces_after(Plugin, lambda _: os.uname().nodename)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def an_error_looks_at_the_file(Storage, Plugin):
+    """After an error, the file is read for a better message. Closing it drops SQLite's locks."""
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        try:
+            return old(self, statement, *values)
+        except StoreException:
+            with suppress(OSError):
+                self._path.read_bytes()
+            raise
+
+
+@caught_by("test_a_start_writes_little_however_much_is_stored", outlives_process=True)
+def close_compacts_the_file(Storage, Plugin):
+    """VACUUM, so that removed values take no space: it writes the whole file again."""
+
+    @replace(Storage)
+    def close(old, self):
+        with suppress(StoreException):
+            self._run("VACUUM")
+        old(self)

@@ -112,13 +112,15 @@ def bytes_or_none(storage: Any, key: str) -> bytes | None:
         return None
 
 
-def keep_what_is_read_often(Storage: Any, kept: Callable[[Any], dict[str, Any]]) -> None:
-    """Answer from memory after 20 reads of a key, until it is changed where `kept(storage)` is."""
+def keep_what_is_read_often(
+    Storage: Any, kept: Callable[[Any], dict[str, Any]], often: int = 20
+) -> None:
+    """Answer from memory after so many reads of a key, until it is changed in `kept(storage)`."""
 
     @replace(Storage)
     def get(old, self, key):
         reads = kept(self).get(key, (0, b""))[0]
-        if reads < 20:
+        if reads < often:
             kept(self)[key] = reads + 1, self.read(key)
         # Another thread may just have changed the key. No local variable holds the value.
         return self._load(key, kept(self).get(key, (0, b""))[1] or self.read(key))

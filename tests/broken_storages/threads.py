@@ -1,6 +1,7 @@
 """Storages that many threads must not use at the same time."""
 
 import asyncio
+import hashlib
 import itertools
 import os
 import threading
@@ -10,6 +11,8 @@ from collections import deque
 from contextlib import suppress
 from functools import wraps
 from typing import Any
+
+from errbot.storage import StoreException
 
 from broken_storages.support import (
     caught_by,
@@ -529,3 +532,49 @@ def keep_alive(Storage: Any, Plugin: Any, of: Any) -> None:
             started[key] = threading.Thread(target=wait, args=[20], daemon=True)
             started[key].start()
         return old(self, namespace)
+
+
+@caught_by("test_objects_of_many_threads_may_ask_the_storage_at_once", alone=True)
+def a_value_is_unpickled_before_its_connection_returns(Storage, Plugin):
+    """The main thread has its own connection. All others share eight."""
+    pool = threading.BoundedSemaphore(8)
+
+    @replace(Storage)
+    def get(old, self, key):
+        if threading.current_thread() is threading.main_thread() or os.getpid() != process:
+            return old(self, key)
+        with pool:
+            return old(self, key)
+
+    process = os.getpid()
+
+
+@caught_by("test_equal_large_values_of_threads_go_their_own_ways", alone=True)
+def an_equal_value_is_removed_while_it_is_found(Storage, Plugin):
+    """Equal large values are stored once: one thread finds it there, and another removes it."""
+    users: dict[Any, str] = {}
+    stored: set[str] = set()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 5_000_000:
+            digest = hashlib.sha256(data).hexdigest()
+            if digest in stored:
+                time.sleep(0.005)
+            else:
+                stored.add(digest)
+            users[self._namespace, key] = digest
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        if users.get((self._namespace, key), "") in {"", *stored}:
+            return old(self, key)
+        raise StoreException("The value is missing.")
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        digest = users.pop((self._namespace, key), "")
+        if digest not in users.values():
+            stored.discard(digest)

@@ -931,3 +931,27 @@ def only_classes_of_imported_modules_come_back(Storage, Plugin):
         if b"installed_later" in bytes(data):  # not for buffers, which other tests check
             return Careful(BytesIO(data)).load()
         return old(self, key, data)
+
+
+@caught_by("test_a_value_that_cannot_be_read_is_not_missing")
+def what_is_no_pickle_is_missing(Storage, Plugin):
+    """`except (EOFError, UnpicklingError): raise KeyError`, so a damaged value is overwritten."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            if isinstance(error.__cause__, (EOFError, pickle.UnpicklingError)):
+                raise KeyError(key) from None
+            raise
+
+
+@caught_by("test_a_deeply_nested_value_comes_back")
+def the_pickler_is_written_in_python(Storage, Plugin):
+    """It can be extended, but needs nine frames for each level."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        pickle._Pickler(BytesIO(), protocol=5).dump(value)
+        return old(self, key, value)

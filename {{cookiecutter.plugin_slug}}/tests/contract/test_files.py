@@ -87,6 +87,7 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
                 for key in ["key", "new"]:
                     storage.set(key, value)
                     storage.get(key)
+                fail(storage)
                 for path in {*folder.rglob("*"), *temporary.rglob("*")} - before:
                     look(path)
                 database.close(storage)
@@ -113,6 +114,13 @@ def test_no_value_is_kept_in_a_folder_for_temporary_files(
         f"After `set`, data are in {min(kept)}. The system removes such files after a restart or"
         " some weeks. Keep all data in the database, or in BOT_DATA_DIR."
     )
+    temporary.rename(temporary.with_name("removed"))
+    temporary.mkdir()
+    for new in [[MARK], [MARK * 100_000]]:
+        assert (refusal(storage.set, "key", new), storage.get("key")) == (None, new), (
+            "After the system has emptied the folder for temporary files, `set` fails. Create what"
+            " you need there each time."
+        )
 
 
 def files_left(database: Database, temporary: Path, operation: Callable[[], object]) -> set[Path]:

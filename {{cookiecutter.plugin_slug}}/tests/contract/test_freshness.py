@@ -18,6 +18,7 @@ from contract.support.sample_values import MARK
 
 OFTEN = 30
 """How many reads of a key count as often."""
+VERY_OFTEN = many(300, 0)
 HOUR = 3_600
 COUNTED = many(11_000, 800)
 """Keys that some storages may no longer count each time."""
@@ -52,6 +53,8 @@ def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: 
         expected = seen_by(one)
         for _ in range(OFTEN):
             assert same(seen_by(one), expected)
+        for _ in range(VERY_OFTEN):
+            one.get("key")
         other.set("key", [MARK * size, turn])
         if turn % 2:
             other.set("new", [MARK * size, turn])

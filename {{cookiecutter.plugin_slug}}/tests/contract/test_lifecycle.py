@@ -1,12 +1,19 @@
 """Data exist as soon as they are set, and until they are removed."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from contract.support.database import Database
-from contract.support.deadlines import deadline
-from contract.support.expectations import contents, outcome, refusal, same
+from contract.support.deadlines import at_once, deadline
+from contract.support.expectations import (
+    contents,
+    outcome,
+    refusal,
+    same,
+    skip_if_threads_fail,
+)
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE
 
@@ -78,6 +85,27 @@ def test_a_bot_started_in_another_folder_finds_everything(
     assert contents(storage) == {"key": MARK}, (
         "A bot that is first started by hand and later as a service has lost everything: its data"
         " are in the directory where it was started. Resolve relative paths against BOT_DATA_DIR."
+    )
+
+
+def test_another_working_directory_changes_nothing(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a plugin changes the working directory, a storage goes on with the same data."""
+    if not Path(database.config.BOT_DATA_DIR).is_absolute():
+        pytest.skip("BOT_DATA_DIR is relative, so it changes with the working directory")
+    storage = skip_if_threads_fail(database.open("namespace"))
+    expected: dict[str, object] = {"key": MARK}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected |= {f"new {number}": [MARK * 20_000] for number in range(32)}
+    at_once(*[partial(storage.set, key, value) for key, value in expected.items()])
+    found = contents(storage)
+    monkeypatch.undo()
+    restarted = contents(database.open("namespace", database.plugin()))
+    assert (found, restarted) == (expected, expected), (
+        "After a plugin has called os.chdir, data are lost. Resolve the path at the start:"
+        " connections opened later must lead to the same place."
     )
 
 

@@ -37,11 +37,11 @@ def test_no_value_stands_in_the_log(
 
 
 def is_told(line: str) -> bool:
-    """Return whether a line shows the mark, also in hexadecimal digits or in base64."""
+    """Return whether a line shows the beginning of the mark, or all in hexadecimal or base64."""
     data = MARK.encode()
     # In base64, three bytes are four characters, so it depends on where the mark begins.
     encoded = [b64encode(data[start:][: len(data) // 3 * 3 - 3]).decode() for start in range(3)]
-    return data.hex() in line.lower() or any(form in line for form in [MARK, *encoded])
+    return data.hex() in line.lower() or any(form in line for form in [MARK[:6], *encoded])
 
 
 def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
@@ -53,7 +53,7 @@ def test_no_value_stands_in_an_error(storage: StorageBase) -> None:
             storage.get("key")
         except Exception as error:
             shown += "".join(traceback.format_exception(error))
-    told = [line for line in shown.splitlines() if MARK in line]
+    told = [line for line in shown.splitlines() if MARK[:6] in line]
     assert not told, f"Errbot logs the errors of plugins, and this one shows a value: {told[0]}"
 
 

@@ -3,9 +3,11 @@
 import gc
 import logging
 import random
+import sys
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -15,11 +17,11 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
-from contract.support.database import Database
+from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once
-from contract.support.expectations import same, skip_if_threads_fail
+from contract.support.expectations import same, set_or_skip, skip_if_threads_fail
 from contract.support.measure import memory, steps
-from contract.support.sample_values import MARK
+from contract.support.sample_values import LARGE, MARK, Unstorable, large_value
 
 PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
@@ -157,6 +159,10 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
         with pytest.raises(KeyError):
             storage.get(long_key())
 
+    def set_in_vain() -> None:
+        with suppress(Exception):
+            storage.set("key", [made.randbytes(size), Unstorable()])
+
     def replace_in_thread() -> None:
         at_once(replace)
 
@@ -168,6 +174,7 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
         "removed values": remove_value,
         "removed keys": remove_key,
         "missed keys": miss,
+        "values that cannot be stored": set_in_vain,
         "values that short threads replace": replace_in_thread,
         "small values that are replaced": replace_under_long_key,
     }
@@ -194,13 +201,13 @@ def growth(turn: Callable[[], object], turns: int, size: int, used: Callable[[],
     "work",
     [
         *["replaced values", "removed values", "removed keys", "missed keys"],
-        "values that short threads replace",
+        *["values that cannot be stored", "values that short threads replace"],
     ],
 )
 def test_what_is_replaced_removed_or_missed_takes_no_memory(
     storage: StorageBase, work: str
 ) -> None:
-    """Replaced and removed values, and missing keys, use no memory."""
+    """Replaced, removed and refused values, and missing keys, use no memory."""
     turns, size = (1_500, 240) if "keys" in work else (150, 20_000)
     if "threads" in work:
         skip_if_threads_fail(storage)
@@ -223,6 +230,18 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process uses")
+def test_large_values_that_are_replaced_leave_memory_at_once(database: Database) -> None:
+    """Large values that are replaced are freed at once, also by libraries written in C."""
+    set_or_skip(database.open("namespace"), "key", large_value(0))
+    left = int(run_process(database, "namespace", "replace-in-memory"))
+    assert left < 10, (
+        f"While values of {LARGE} bytes were replaced, {left} of them stayed in memory. Keep no"
+        " history, and let no object refer to itself, such as a function that calls itself by its"
+        " name: only Python's garbage collection frees it, and that counts no bytes."
+    )
+
+
 @pytest.mark.parametrize(
     ("work", "turns", "size"),
     [
@@ -240,7 +259,8 @@ def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     storage = database.open()
-    storage.set("looped over", None)
+    for number in range(many(1_100, 110)):
+        storage.set(f"looped over {number}", None)
     loop = iter(storage.keys())
     next(loop)  # and continues with it later
     before, turn = used(), turn_of(storage, work, size)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from threading import Thread
+from threading import Barrier, BrokenBarrierError, Thread
 from time import monotonic, sleep
 from typing import Any
 
@@ -25,7 +25,13 @@ from contract.support.expectations import (
     skip_if_misses_pass,
     skip_if_threads_fail,
 )
-from contract.support.sample_values import MARK, Asking, AskingToReduce, Unstorable
+from contract.support.sample_values import (
+    MARK,
+    Asking,
+    AskingToReduce,
+    Unstorable,
+    large_value,
+)
 
 THREADS = 16
 ROUNDS = many(30, 8)
@@ -414,6 +420,51 @@ def test_an_object_may_ask_the_storage_while_it_is_pickled(
     )
     assert got == [kind(), kind()], "An object that uses the storage itself comes back changed."
     assert (storage.len(), list(storage.keys()), other.len()) == (1, ["key"], 0)
+
+
+def test_objects_of_many_threads_may_ask_the_storage_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects of many threads can use the storage at the same time, while they are unpickled."""
+    storage = skip_if_threads_fail(database.open("namespace"))
+    storage.set("asked", MARK)
+    monkeypatch.setattr(Asking, "ask", [lambda: None])
+    set_or_skip(storage, "key", Asking())
+    together = Barrier(THREADS)
+
+    def ask() -> None:
+        with suppress(BrokenBarrierError):  # Some wait for others, before they can begin.
+            together.wait(1)
+        assert storage.get("asked") == MARK
+
+    monkeypatch.setattr(Asking, "ask", [ask])
+    try:
+        at_once(*[partial(storage.get, "key")] * THREADS, seconds=20)
+    except TimeoutError:
+        pytest.fail(
+            f"{THREADS} threads get objects that use the storage in `__setstate__`, and wait for"
+            " each other for ever. Hold no connection while you unpickle, or a pool runs out."
+        )
+
+
+def test_equal_large_values_of_threads_go_their_own_ways(database: Database) -> None:
+    """Threads can set and remove equal large values at the same time."""
+    storage = skip_if_threads_fail(database.open("namespace"))
+    value = large_value(1)
+    set_or_skip(storage, "key", value)
+
+    def work(number: int) -> None:
+        for _ in range(many(12, 5)):
+            storage.set(f"key {number}", value)
+            assert same(outcome(storage.get, f"key {number}"), value), (
+                "While other threads removed an equal value, a large value was lost. If equal"
+                " values are stored once, count and remove them in one transaction."
+            )
+            storage.remove(f"key {number}")
+
+    storage.remove("key")
+    in_threads(work, 3)
+    assert storage.len() == 0
 
 
 def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) -> None:

@@ -1,5 +1,6 @@
 """Values come back unchanged, and belong to the storage once they are set."""
 
+import pickle
 import random
 import sys
 from collections.abc import Callable
@@ -167,6 +168,10 @@ def test_a_deeply_nested_value_comes_back(storage: StorageBase) -> None:
     for level in range(50):
         value = {"level": level, "below": [value]}
     check_comes_back(storage, value)
+    person = Person(MARK)
+    for _ in range(125):
+        person = Person(MARK, [person])
+    check_comes_back(storage, person)
 
 
 def test_a_value_that_holds_itself_comes_back(storage: StorageBase) -> None:
@@ -378,7 +383,10 @@ def test_what_cannot_be_given_back_is_refused(storage: StorageBase, value: Any) 
 
 @pytest.mark.parametrize(
     "error",
-    [KeyError("id"), AttributeError("id"), ImportError("id"), TypeError("id"), ValueError("id")],
+    [
+        *[KeyError("id"), AttributeError("id"), ImportError("id"), TypeError("id")],
+        *[ValueError("id"), EOFError("id"), pickle.UnpicklingError("id")],
+    ],
     ids=repr,
 )
 def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:

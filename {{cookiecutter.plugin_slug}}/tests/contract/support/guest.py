@@ -23,7 +23,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +42,8 @@ DEEP = 100_000
 STATUS = 3
 """The exit status of another plugin's program."""
 THREADS = 8
+FILES = 250
+"""How many open files the process is allowed, which nothing else sets to this number."""
 
 
 def settings() -> dict[str, Any]:
@@ -88,6 +90,8 @@ def settings() -> dict[str, Any]:
         "urllib's opener": urllib.request._opener,  # type: ignore[attr-defined]
         "how sqlite3 converts values": (*sqlite3.adapters.items(), *sqlite3.converters.items()),
         "the limit of csv": csv.field_size_limit(),
+        "the memory for sqlite3": limits_of_sqlite(),
+        "the limits of the process": limits(),
         "the event loop": event_loop(),
         "the signals": tuple(signals_of_the_kernel()),
     }
@@ -103,6 +107,22 @@ def event_loop() -> object:
         loop = asyncio.get_event_loop()
         return None if loop.is_closed() else loop
     return None
+
+
+def limits_of_sqlite() -> list[Any]:
+    """Return how much memory all connections of this process may use."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        names = ["soft_heap_limit", "hard_heap_limit"]
+        return [connection.execute(f"PRAGMA {name}").fetchall() for name in names]
+
+
+def limits() -> dict[str, tuple[int, int]]:
+    """Return how many open files and so on this process may have. Windows has no such limits."""
+    with suppress(ImportError):
+        resource: Any = import_module("resource")
+        names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+        return {name: resource.getrlimit(getattr(resource, name)) for name in names}
+    return {}
 
 
 def timers() -> list[int]:
@@ -243,6 +263,9 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with suppress(ImportError):
+        resource: Any = import_module("resource")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, limits()["RLIMIT_NOFILE"][1]))
     logging.getLogger("errbot.plugins").addHandler(logging.NullHandler())
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed
     (first := threading.Thread()).start()  # The C library catches signals from the first one on.

@@ -151,6 +151,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Let `-n auto` start one process more than there are processors, because many tests wait."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

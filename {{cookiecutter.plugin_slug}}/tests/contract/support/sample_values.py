@@ -16,7 +16,7 @@ from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
 from uuid import UUID
 
-MARK = "stored-value-b1f4"
+MARK = "b1f4-stored-value"
 """Part of the tests' values, so it must never appear in a log record."""
 
 

@@ -1,6 +1,7 @@
 """A second process on the same database: python second_process.py CONFIG.PY NOTES NAMESPACE TASK"""
 
 import atexit
+import gc
 import getpass
 import json
 import os
@@ -12,21 +13,24 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from threading import Thread
 from time import sleep, time
+from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from errbot.backend_plugin_manager import BackendPluginManager  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks, guest  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
 from contract.support.expectations import outcome  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
+    LARGE,
     MARK,
     REPLACED,
     REPLACERS,
@@ -40,6 +44,8 @@ Open = Callable[[], StorageBase]
 """Connects like a bot that starts, and opens the namespace."""
 STEPS = ("os.mkdir", "os.remove", "os.rename", "os.link", "fcntl.", "socket.", "sqlite3.connect")
 """Beginnings of the names of audit events that change files, or connect."""
+CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall", "write"]
+"""Names of functions in C that send or write something."""
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
@@ -79,6 +85,9 @@ def check_elsewhere(open_storage: Open) -> None:
     socket.gethostname = lambda: "elsewhere"
     socket.getfqdn = lambda name="": "elsewhere.example.com"
     platform.node = lambda: "elsewhere"
+    if hasattr(os, "uname"):
+        here = os.uname()
+        os.uname = lambda: os.uname_result(("Elsewhere", "elsewhere", *here[2:]))
     uuid.getnode = lambda: 1
     getpass.getuser = lambda: "somebody"
     os.cpu_count = lambda: 61
@@ -145,53 +154,65 @@ def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
 
 
 def start(open_storage: Open) -> None:
-    """Start, and print how many bytes this has written."""
+    """Start and close, and print how many bytes this has written."""
 
     def written() -> int:
         fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
         return int(fields["wchar"])
 
     before = written()
-    open_storage().len()
+    storage = open_storage()
+    storage.len()
+    storage.close()
     print(written() - before)
+
+
+def import_plugin(manager: BackendPluginManager) -> None:
+    """Import a storage plugin, but do not start it."""
+    information: Any = manager.plugin_info
+    sys.path.append(str(information.location.parent))
+    information.load_plugin_classes("errbot.storage", StoragePluginBase)
 
 
 def start_and_be_killed(open_storage: Open) -> None:
     """Start in processes that are killed at every step, then start, and print what is there.
 
-    A step is what Python reports to audit hooks: a file is created or opened for writing, renamed
-    or removed, or something connects.
+    A step is what Python reports to audit hooks (a file is created or opened for writing, renamed
+    or removed, or something connects), or a call of a function that sends or writes something.
     """
 
-    def start_until(last: int) -> tuple[int, list[str]]:
-        """Start in a child, which is killed at its last step. Return its steps and modules."""
+    def is_killed_at(last: int) -> bool:
+        """Start in a child, and kill it at this step. Returns whether it came so far."""
         step = 0
 
-        def count_step(event: str, arguments: tuple[Any, ...]) -> None:
+        def count_step() -> None:
             nonlocal step
-            if arguments[2] & WRITE if event == "open" else event.startswith(STEPS):
-                step += 1
-            if step == last > 0:
+            step += 1
+            if step == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        output, its_output = os.pipe()
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if arguments[2] & WRITE if event == "open" else event.startswith(STEPS):
+                count_step()
+
+        def profile(_frame: FrameType, event: str, argument: Any) -> None:
+            if event == "c_call" and argument.__name__ in CALLS:
+                count_step()
+
         if not (pid := os.fork()):
             with suppress(Exception):
-                sys.addaudithook(count_step)
+                sys.addaudithook(audit)
+                sys.setprofile(profile)
                 open_storage().len()
-                os.write(its_output, " ".join([str(step), *sys.modules]).encode())
             os._exit(0)
-        os.close(its_output)
-        with open(output) as file:
-            steps, *modules = file.read().split() or ["0"]
-        os.waitpid(pid, 0)
-        return int(steps), modules
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
-    for module in start_until(0)[1]:  # Then a start has no steps for imports.
-        with suppress(Exception):
-            import_module(module)
-    for step in range(start_until(0)[0]):
-        start_until(step + 1)
+    sys.dont_write_bytecode = True  # Imports are no steps.
+    with suppress(Exception), patch.object(BackendPluginManager, "load_plugin", import_plugin):
+        open_storage()
+    step = 1
+    while is_killed_at(step):
+        step += 1
     try:
         read(open_storage)
     except Exception as error:
@@ -232,6 +253,22 @@ def replace_large(open_storage: Open) -> None:
 
     for number in range(REPLACERS):
         Thread(target=replace, args=[f"key{number}"]).start()
+
+
+def replace_in_memory(open_storage: Open) -> None:
+    """Replace large values without garbage collection, and print how many stay in memory."""
+
+    def used() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // LARGE
+
+    storage, before = open_storage(), 0
+    gc.disable()  # It counts objects, not their bytes, so it may come very late.
+    for number in range(35):
+        before = used() if number == 5 else before
+        storage.set("key", large_value(number))
+        storage.get("key")
+    print(used() - before)
 
 
 def remove_at_once(open_storage: Open) -> None:
@@ -295,6 +332,7 @@ if __name__ == "__main__":
         "write-many": write_many,
         "replace-many": replace_many,
         "replace-large": replace_large,
+        "replace-in-memory": replace_in_memory,
         "remove-at-once": remove_at_once,
         "remove-many": remove_many,
         "write-values": write_values,

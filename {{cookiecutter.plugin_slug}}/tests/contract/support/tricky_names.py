@@ -29,6 +29,7 @@ ALIKE: dict[str, list[str]] = {
     "one checksum": ["plumless", "buckeroo", "key 100020", "key 100101", "costarring", "liquid"],
     "one beginning of a digest": [
         *["key 132964", "key 216496", "key 134652", "key 135228", "key 147076", "key 157150"],
+        *["key 41080", "key 97862", "key 46706", "key 104355", "key 6646", "key 47002"],
         *["Aa", "BB"],
     ],
     "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
@@ -37,7 +38,8 @@ ALIKE: dict[str, list[str]] = {
 """By aspect: keys and names of namespaces, all different. Every storage must accept them.
 
 Those with equal checksums are pairs with the same crc32, adler32 or FNV-1a. Those with equal
-beginnings are pairs with the same first 32 bits of MD5, SHA-1 or SHA-256, or Java's `hashCode`.
+beginnings are pairs with the same first or last 32 bits of MD5, SHA-1 or SHA-256, or Java's
+`hashCode`.
 """
 
 HARD: list[str] = [
