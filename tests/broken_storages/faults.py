@@ -164,7 +164,7 @@ def what_cannot_be_written_waits_in_memory(Storage, Plugin):
         return waiting[key] if key in waiting else old(self, key)
 
 
-@caught_by(AWAY, alone=True, outlives_process=True)
+@caught_by(AWAY, outlives_process=True)
 def a_removal_that_fails_is_a_missing_key(Storage, Plugin):
     """`except Exception: raise KeyError(key)`."""
 
@@ -176,7 +176,7 @@ def a_removal_that_fails_is_a_missing_key(Storage, Plugin):
             raise KeyError(key) from None
 
 
-@caught_by(AWAY, alone=True, outlives_process=True)
+@caught_by(AWAY, outlives_process=True)
 def one_error_is_for_ever(Storage, Plugin):
     """After an error of the database, the storage counts as closed."""
 
@@ -267,7 +267,7 @@ def what_is_damaged_is_missing(Storage, Plugin):
             raise KeyError(key) from None
 
 
-@caught_by(DAMAGED, alone=True, outlives_process=True)
+@caught_by(DAMAGED, outlives_process=True)
 def a_loop_over_the_keys_leaves_out_what_is_damaged(Storage, Plugin):
     """`except DatabaseError: return`."""
 
@@ -372,7 +372,9 @@ def what_failed_is_retried_in_the_background(Storage, Plugin):
         try:
             old(self, key, value)
         except StoreException as error:
-            if "locked" in str(error) or "refused" in str(error):
+            seldom = time.monotonic() > self.__dict__.get("next", 0)
+            if seldom and ("locked" in str(error) or "refused" in str(error)) and key == "0":
+                self.next = time.monotonic() + 60  # not for each of many errors
                 threading.Thread(target=retry, daemon=True).start()
             raise
 

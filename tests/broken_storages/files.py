@@ -73,11 +73,12 @@ def each_miss_leaves_a_connection_open(Storage, Plugin):
 @caught_by("test_a_value_that_is_replaced_or_removed_leaves_no_file", alone=True)
 def a_large_value_leaves_a_temporary_file(Storage, Plugin):
     """Data are sent to the database from a file, as some clients prefer for large values."""
+    know_place(Plugin)
 
     @replace(Storage)
     def write(old, self, key, data):
         if len(data) > 1_000_000:
-            with tempfile.NamedTemporaryFile(delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self.place[0], delete=False) as file:
                 file.write(data[:100])
         old(self, key, data)
 

@@ -32,7 +32,8 @@ def close_writes_back_what_was_set(Storage, Plugin):
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        if threading.current_thread() is threading.main_thread() and len(pickle.dumps(value)) < 999:
+        small = len(key) < 100 and len(pickle.dumps(value)) < 999
+        if small and threading.current_thread() is threading.main_thread():
             self.__dict__.setdefault("written", {})[key] = value
 
     @replace(Storage)

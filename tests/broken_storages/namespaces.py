@@ -4,6 +4,7 @@ import fnmatch
 import itertools
 import os
 import re
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -229,8 +230,12 @@ def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
 
     def set_value(self, key, value):
         self._dump(key, value)
-        set(self.values, self.prefix + key, value)
-        set(self, key, None)
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:  # Another test checks interrupts.
+            set(self.values, self.prefix + key, value)
+            set(self, key, None)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
     def remove_value(self, key):
         remove(self, key)
