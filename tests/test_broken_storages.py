@@ -2,9 +2,10 @@
 
 For each broken storage in broken_storages/, the tests of a baked project run in a process that
 breaks the project's storage in this way. The end of pytest's output says which tests caught it.
-`make test` runs those of the dict that only one test catches, `make test-slow` the others. So each
-test of the contract is shown to fail. `make test-nightly` runs the whole contract against those
-that only one test may catch. `BROKEN_STORAGES_EVERYWHERE=1` breaks every database.
+`make test` runs those of the dict that only one test catches, and `make test-slow` the others, so
+each test of the contract is shown to fail. `make test-nightly` runs the rest of those on SQLite,
+and the whole contract against those that only one test may catch. `BROKEN_STORAGES_EVERYWHERE=1`
+breaks every database.
 """
 
 import os
@@ -43,9 +44,15 @@ def database_of(broken: Broken) -> str:
     return DATABASES[2 if broken.connects else broken.outlives_process]
 
 
-SLOW = pytest.mark.slow
+def level_of(database: str, broken: Broken) -> list[pytest.MarkDecorator]:
+    """Return the marks of a case: those on SQLite take longest, and 30 of them are alone."""
+    if broken.alone:
+        return [pytest.mark.slow] * (database != "dict")
+    return [pytest.mark.nightly if database == "sqlite" else pytest.mark.slow]
+
+
 CASES = [
-    pytest.param(database, name, marks=[] if broken.alone and database == "dict" else SLOW)
+    pytest.param(database, name, marks=level_of(database, broken))
     for database in DATABASES
     for name, broken in BROKEN.items()
     if database == database_of(broken)
