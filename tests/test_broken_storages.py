@@ -45,7 +45,7 @@ def database_of(broken: Broken) -> str:
 
 
 def level_of(database: str, broken: Broken) -> list[pytest.MarkDecorator]:
-    """Return the marks of a case: those on SQLite take longest, and 30 of them are alone."""
+    """Return the marks that say which target runs a case. Those on SQLite take longest."""
     if broken.alone:
         return [pytest.mark.slow] * (database != "dict")
     return [pytest.mark.nightly if database == "sqlite" else pytest.mark.slow]

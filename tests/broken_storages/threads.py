@@ -537,7 +537,7 @@ def keep_alive(Storage: Any, Plugin: Any, of: Any) -> None:
 @caught_by("test_objects_of_many_threads_may_ask_the_storage_at_once", alone=True)
 def a_value_is_unpickled_before_its_connection_returns(Storage, Plugin):
     """The main thread has its own connection. All others share eight."""
-    pool = threading.BoundedSemaphore(8)
+    pool, process = threading.BoundedSemaphore(8), os.getpid()
 
     @replace(Storage)
     def get(old, self, key):
@@ -545,8 +545,6 @@ def a_value_is_unpickled_before_its_connection_returns(Storage, Plugin):
             return old(self, key)
         with pool:
             return old(self, key)
-
-    process = os.getpid()
 
 
 @caught_by("test_equal_large_values_of_threads_go_their_own_ways", alone=True)

@@ -33,6 +33,19 @@ def change_values(Storage: Any, change: Callable[[Any], Any]) -> None:
         return change(old(self, key, data))
 
 
+def give_up_after(Storage: Any, *errors: type[Exception]) -> None:
+    """Let a value count as missing if unpickling it raises one of these errors."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException as error:
+            if isinstance(error.__cause__, errors):
+                raise KeyError(key) from None
+            raise
+
+
 def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
     """Change a value, and everything in its lists, tuples and dicts."""
     if type(value) is list:
@@ -622,29 +635,13 @@ def what_cannot_change_is_given_again(Storage, Plugin):
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def key_errors_of_unpickling_come_through(Storage, Plugin):
     """`except KeyError: raise` around the whole `get`, not only around the query."""
-
-    @replace(Storage)
-    def _load(old, self, key, data):
-        try:
-            return old(self, key, data)
-        except StoreException as error:
-            if isinstance(error.__cause__, KeyError):
-                raise error.__cause__ from None
-            raise
+    give_up_after(Storage, KeyError)
 
 
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing", alone=True)
 def what_has_lost_its_class_is_missing(Storage, Plugin):
     """KeyError, so the plugin starts over, and overwrites what it had."""
-
-    @replace(Storage)
-    def _load(old, self, key, data):
-        try:
-            return old(self, key, data)
-        except StoreException as error:
-            if isinstance(error.__cause__, (AttributeError, ImportError)):
-                raise KeyError(key) from None
-            raise
+    give_up_after(Storage, AttributeError, ImportError)
 
 
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
@@ -905,15 +902,7 @@ def load_with(data: bytes, buffers: list[bytes]) -> Any:
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def what_a_changed_class_refuses_is_missing(Storage, Plugin):
     """After an update, unpickling raises TypeError, and that counts as a missing key."""
-
-    @replace(Storage)
-    def get(old, self, key):
-        try:
-            return old(self, key)
-        except StoreException as error:
-            if isinstance(error.__cause__, (TypeError, ValueError)):
-                raise KeyError(key) from None
-            raise
+    give_up_after(Storage, TypeError, ValueError)
 
 
 @caught_by("test_a_value_whose_module_is_not_imported_yet_comes_back", alone=True)
@@ -936,15 +925,7 @@ def only_classes_of_imported_modules_come_back(Storage, Plugin):
 @caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def what_is_no_pickle_is_missing(Storage, Plugin):
     """`except (EOFError, UnpicklingError): raise KeyError`, so a damaged value is overwritten."""
-
-    @replace(Storage)
-    def get(old, self, key):
-        try:
-            return old(self, key)
-        except StoreException as error:
-            if isinstance(error.__cause__, (EOFError, pickle.UnpicklingError)):
-                raise KeyError(key) from None
-            raise
+    give_up_after(Storage, EOFError, pickle.UnpicklingError)
 
 
 @caught_by("test_a_deeply_nested_value_comes_back")

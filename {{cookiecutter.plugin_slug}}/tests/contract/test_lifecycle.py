@@ -95,10 +95,9 @@ def test_another_working_directory_changes_nothing(
     if not Path(database.config.BOT_DATA_DIR).is_absolute():
         pytest.skip("BOT_DATA_DIR is relative, so it changes with the working directory")
     storage = skip_if_threads_fail(database.open("namespace"))
-    expected: dict[str, object] = {"key": MARK}
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    expected |= {f"new {number}": [MARK * 20_000] for number in range(32)}
+    expected = dict.fromkeys(["key", *map(str, range(32))], MARK * 20_000)
     at_once(*[partial(storage.set, key, value) for key, value in expected.items()])
     found = contents(storage)
     monkeypatch.undo()

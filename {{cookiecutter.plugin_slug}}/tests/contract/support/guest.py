@@ -36,6 +36,7 @@ from contract.support.deadlines import at_once
 from contract.support.expectations import outcome, refusal
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
+resource: Any = None if sys.platform == "win32" else import_module("resource")
 HOUR = 3_600
 DEEP = 100_000
 """Levels of a value that is nested too deeply."""
@@ -118,11 +119,8 @@ def limits_of_sqlite() -> list[Any]:
 
 def limits() -> dict[str, tuple[int, int]]:
     """Return how many open files and so on this process may have. Windows has no such limits."""
-    with suppress(ImportError):
-        resource: Any = import_module("resource")
-        names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
-        return {name: resource.getrlimit(getattr(resource, name)) for name in names}
-    return {}
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    return {name: resource.getrlimit(getattr(resource, name)) for name in names}
 
 
 def timers() -> list[int]:
@@ -263,8 +261,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with suppress(ImportError):
-        resource: Any = import_module("resource")
+    if resource:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, limits()["RLIMIT_NOFILE"][1]))
     logging.getLogger("errbot.plugins").addHandler(logging.NullHandler())
     logging.getLogger().addHandler(logging.NullHandler())  # without one, warnings are printed

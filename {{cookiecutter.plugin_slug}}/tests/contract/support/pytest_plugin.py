@@ -139,7 +139,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[PROMISES])
     amounts.quick = config.getoption("--quick")
     if config.getoption("--errbot-config"):
-        if config.getoption("numprocesses", None):
+        if config.getoption("tx", None):
             raise pytest.UsageError("--errbot-config: run the tests in one process, without -n")
         config.stash[CONFIGURED] = Configured(config)
         for line in [
