@@ -23,6 +23,8 @@ TUTORIAL = TEMPLATE / "docs/tutorial.md"
 STORAGE = "src/errbot_storage_etcd/storage.py"
 BIN = Path(sys.executable).parent
 PIECE = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
+# What the tutorial's fixture `faults` cannot do. etcd locks nothing for those who read.
+WITHOUT = "damage what is stored", "as a backup does"
 # Not run, because the test's environment has all of this already.
 INSTALLS = ("sudo apt-get install", "python3 -m venv", ".venv/bin/python -m pip install")
 
@@ -160,7 +162,7 @@ def test_the_tutorial_works_as_written(tmp_path: Path, etcd: Etcd, options: str)
             assert not done or done.returncode == 0, done.stdout
             done = shell(folder, block, PYTEST_ADDOPTS=options)
             folder = project
-            assert skipped(done.stdout, but="damage what is stored") == [], done.stdout
+            assert skipped(done.stdout, *WITHOUT) == [], done.stdout
     assert done
     assert done.returncode == 0, done.stdout
     assert "'answer': 42" in done.stdout

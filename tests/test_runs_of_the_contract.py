@@ -379,3 +379,45 @@ AcmeStorage.remove = remove
     assert re.findall("^FAILED .*::(test_[a-z_]+)", output, re.MULTILINE) == [
         "test_removing_a_missing_key_raises_key_error"
     ], output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_what_an_earlier_test_has_broken_is_not_the_fault_of_the_next(
+    run_tests: Run, tmp_path: Path
+) -> None:
+    code = """
+import sqlite3
+from contextlib import suppress
+
+
+def close(self):
+    if self._namespace.endswith("contract"):
+        connection = sqlite3.connect(self._run.__self__._path, timeout=0)
+        with suppress(sqlite3.OperationalError):
+            connection.execute("BEGIN IMMEDIATE")
+        cycle = [connection]
+        cycle.append(cycle)  # Only garbage collection frees the lock.
+
+
+AcmeStorage.close = close
+"""
+    config = configured(tmp_path)
+    with config.open("a") as file:
+        file.write("STORAGE_CONFIG = {'timeout': 0.1}\n")
+    page = tmp_path / "report.md"
+    options = [
+        f"--errbot-config={config}",
+        f"--contract-report={page}",
+        "-k",
+        "getting or removing",
+    ]
+    status, output = run_tests(code, *options, "tests/contract/test_keys.py")
+    assert status == 1, output
+    assert re.findall("^(?:FAILED|ERROR) .*::(test_[a-z_]+)", output, re.MULTILINE) == [
+        "test_removing_a_missing_key_raises_key_error"
+    ]
+    text = page.read_text()
+    assert "The storage keeps 1 promises, breaks 1; 1 were not tested." in text
+    assert "- **A storage works, whatever came before.** (`open, after a test`)" in text
+    assert "After other tests, `set` fails: StoreException: " in text
+    assert "Because the storage did not work any more after other tests." in text

@@ -23,3 +23,11 @@ class SQLiteFaults(Faults):
     def mend(self) -> None:
         """Restore the file."""
         self._path.write_bytes(self._whole)
+
+    @contextmanager
+    def backup(self) -> Iterator[None]:
+        """Read the file in a transaction."""
+        with closing(sqlite3.connect(self._path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM sqlite_master").fetchall()
+            yield

@@ -6,7 +6,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +55,29 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
         return {"url": f"sqlite:///{self._path.parent.as_posix()}/no such folder/storage.sqlite"}
 
 
+class ServerFaults(Proxy):
+    """How a server fails: the tests break the connections to it."""
+
+    def __init__(self, url: sqlalchemy.URL, table: str) -> None:
+        def config(port: int) -> dict[str, Any]:
+            through = url.set(host="127.0.0.1", port=port)
+            return {"url": through.render_as_string(hide_password=False)}
+
+        port = url.port or PORTS[url.get_backend_name()]
+        super().__init__(url.host or "localhost", port, config)
+        self._engine = sqlalchemy.create_engine(
+            url, isolation_level="REPEATABLE READ", poolclass=sqlalchemy.NullPool
+        )
+        self._table = sqlalchemy.table(table)
+
+    @contextmanager
+    def backup(self) -> Iterator[None]:
+        """Read the table in a transaction."""
+        with self._engine.connect() as connection:
+            connection.execute(sqlalchemy.select(sqlalchemy.text("*")).select_from(self._table))
+            yield
+
+
 @pytest.fixture
 def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Iterator[Faults]:
     """Makes the database fail. A file has no connections to drop."""
@@ -62,16 +85,9 @@ def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Iterator[Faults]:
     if not URL:
         yield SQLiteFaults(tmp_path / "storage.sqlite")
         return
-    url = read_url(URL)
-
-    def config(port: int) -> dict[str, Any]:
-        through = url.set(host="127.0.0.1", port=port)
-        return {"url": through.render_as_string(hide_password=False)}
-
-    port = url.port or PORTS[url.get_backend_name()]
-    with Proxy(url.host or "localhost", port, config) as proxy:
-        errbot_config.STORAGE_CONFIG |= proxy.config()
-        yield proxy
+    with ServerFaults(read_url(URL), errbot_config.STORAGE_CONFIG["table"]) as server:
+        errbot_config.STORAGE_CONFIG |= server.config()
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -302,6 +302,31 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     assert len(list(storage.keys())) == LOOPED, "The database is back, but `keys` returns too few."
 
 
+def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> None:
+    """While another program reads the database, as a backup does, a bot starts and works."""
+    storage, other = database.open_twice()
+    expected = {"1": [MARK], "0": NEW, "after": b"large" * 100_000}
+    for key in ["0", "1", "removed"]:
+        storage.set(key, [MARK])
+    with faults.backup(), deadline(SOON, "While a backup reads the database, operations hang."):
+        try:
+            for each in [storage, database.open("namespace", database.plugin())]:
+                for key in ["new", "removed"]:
+                    each.set(key, MARK)
+                    each.remove(key)
+                for key, value in expected.items():
+                    each.set(key, value)
+                database.open("opened meanwhile", database.plugin()).set("key", MARK)
+            database.close(storage)
+        except Exception as error:
+            pytest.fail(
+                f"While another program reads the database, as a backup does, the bot fails:"
+                f" {error!r}. Let the database keep what a reader still needs, instead of locking"
+                " it: in SQLite with `PRAGMA journal_mode = WAL`."
+            )
+    assert contents(other) == expected, "While a backup read the database, changes were lost."
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Prevent this process from writing to files, as if the disk were full."""

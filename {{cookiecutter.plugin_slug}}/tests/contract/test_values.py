@@ -37,7 +37,7 @@ def check_comes_back(storage: StorageBase, value: Any) -> None:
     storage.set("key", value)
     got = storage.get("key")
     assert (type(got), repr(got)) == (type(value), repr(value)), (
-        "A plugin got a different value than it stored. Store all of the pickled bytes."
+        "A plugin got a different value than it stored. Pickle values, and store all of the bytes."
     )
 
 

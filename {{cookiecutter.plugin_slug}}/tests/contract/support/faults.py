@@ -3,7 +3,7 @@
 import select
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
 from typing import Any, NoReturn
@@ -45,6 +45,10 @@ class Faults:
     def drop(self) -> None:
         """Close all connections, as servers and firewalls do after a long time without traffic."""
         cannot("drop its connections")
+
+    def backup(self) -> AbstractContextManager[object]:
+        """Read the database in a transaction of another program, until the block ends."""
+        cannot("read the database as a backup does")
 
     def age(self) -> None:
         """Let the database age by years. By default, nothing is done: databases do not forget."""

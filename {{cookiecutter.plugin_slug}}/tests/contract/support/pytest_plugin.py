@@ -25,8 +25,8 @@ from contract.support.database import (
 )
 from contract.support.deadlines import deadline, end_with_threads, last_resort
 from contract.support.faults import Faults
-from contract.support.first_try import try_once
-from contract.support.report import LOGGED, Promises, explain
+from contract.support.first_try import try_again, try_once
+from contract.support.report import LOGGED, WORKS, Promises, explain
 from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
 
@@ -46,6 +46,7 @@ class Configured:
         self.notes = (
             read_notes(left) if left else Notes(options.rootpath / f"contract-{self.run}.jsonl")
         )
+        self.between_tests = Database(self.config, self.path, self.notes, self.run)
         self.terminated = False
         signal.signal(signal.SIGTERM, self.terminate)
 
@@ -345,6 +346,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
             pytest.exit(stash[FAULT], pytest.ExitCode.TESTS_FAILED)
         if configured:
             configured.clean(attempts=1)
+    elif configured and (harm := try_again(configured.between_tests)):
+        pytest.fail(f"{WORKS} {harm}")
     try:
         yield database
         database.close_all()

@@ -13,6 +13,8 @@ LOGGED = "A value appears in the log."
 SLOW = " is too slow, or hangs."
 FAST = "No operation is too slow, or hangs."
 CLOSED = "A storage can be closed, whatever came before."
+WORKS = "A storage works, whatever came before."
+HARMED = "the storage did not work any more after other tests"
 LOGGED_PROMISE = "No value appears in the log or in the output."
 
 
@@ -57,6 +59,10 @@ class Promises:
         elif report.failed and said.startswith(CLOSED):
             test, words = "close, after a test", CLOSED
             said = said.removeprefix(f"{CLOSED} ")
+        elif report.failed and said.startswith(WORKS):
+            self._promises.setdefault(test, Promise(words, test)).skipped = HARMED
+            test, words = "open, after a test", WORKS
+            said = said.removeprefix(f"{WORKS} ")
         elif report.failed and SLOW in said:
             test, parameter, words = "--time-limit", "", FAST
         promise = self._promises.setdefault(test, Promise(words, test))
