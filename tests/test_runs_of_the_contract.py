@@ -129,14 +129,14 @@ AcmeStorage.set = lambda self, key, value: (
     wait() if sys.argv[-1] == "write" else _set(self, key, value)
 )
 """,
-        "Another process on the same database has not ended",
+        "Another process on the same database is too slow, or hangs.",
     ),
     "a process that reports": (
         "test_processes.py::test_a_killed_process_has_lost_no_set_that_returned",
         """
 AcmeStorage.set = lambda self, key, value: wait() if key == "9" else _set(self, key, value)
 """,
-        "Another process that sets 197 keys hangs",
+        "Another process that sets 197 keys is too slow, or hangs.",
     ),
     "any test": (
         "test_values.py::test_a_value_that_holds_itself_comes_back",
@@ -348,8 +348,11 @@ AcmeStorage.set = lambda self, key, value: (time.sleep(0.01), _set(self, key, va
 """
     config = configured(tmp_path)
     test = "tests/contract/test_keys.py::test_keys_gives_thousands_of_keys_once_each"
-    status, output = run_tests(code, test, f"--errbot-config={config}", "--time-limit=2")
+    page = tmp_path / "report.md"
+    options = [f"--errbot-config={config}", f"--contract-report={page}", "--time-limit=2"]
+    status, output = run_tests(code, test, *options)
     assert status == 1, output
+    assert "`len` counts them. Because its test has not ended in time." in page.read_text()
     assert re.search(
         r"--quick asks for less\. .* after 2 seconds, in which it set \d+ keys", output
     )

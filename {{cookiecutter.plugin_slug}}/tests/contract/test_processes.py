@@ -237,7 +237,7 @@ def await_line(process: "subprocess.Popen[str]") -> str:
     """Return the next line that a process prints. Fails with its error if it ends instead."""
     assert process.stdout
     assert process.stderr
-    with deadline(PROCESS, "Several processes use one database, and one of them hangs."):
+    with deadline(PROCESS, "One of several processes on the database is too slow, or hangs."):
         line = process.stdout.readline()
     if not line:
         why = reason(process.stderr.read())
@@ -353,7 +353,7 @@ def finished_when_killed(database: Database, task: str) -> list[str]:
     """Let a process work until it is killed. Returns the numbers that it has finished."""
     with running(process_command(database, NAME, task)) as process:
         assert process.stdout is not None
-        with deadline(PROCESS, f"Another process that sets {SETS} keys hangs."):
+        with deadline(PROCESS, f"Another process that sets {SETS} keys is too slow, or hangs."):
             done = [process.stdout.readline() for _ in range(SETS)]
         sleep(random.uniform(0.002, 0.02))  # so that the kill comes in the middle of a `set`
         process.kill()

@@ -148,9 +148,9 @@ def run_command(
             env=environment,
         )
     pytest.fail(
-        f"Another process on the same database has not ended after {PROCESS} seconds:"
-        f" `{' '.join(command[-2:])}`. It is slow, or waits for a lock that the bot holds all the"
-        " time, or for a non-daemon thread."
+        f"Another process on the same database is too slow, or hangs. It has not ended after"
+        f" {PROCESS} seconds: `{' '.join(command[-2:])}`. It may wait for a lock that the bot holds"
+        " all the time, or for a non-daemon thread."
     )
 
 

@@ -227,7 +227,8 @@ class Waiting:
 def keeps_others_from_work(storage: StorageBase) -> bool:
     """Return whether other threads can start no program while the storage unpickles a value."""
     if refusal(storage.set, "key", Waiting()):
-        return False  # Another test checks whether it can be stored.
+        outcome(storage.remove, "key")
+        return False  # Other tests check whether it can be stored, and what is left if not.
     Waiting.began.clear()
     thread = threading.Thread(target=outcome, args=[storage.get, "key"])
     thread.start()
@@ -284,7 +285,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         with suppress(Exception):  # Another test checks whether threads can use it.
             at_once(*[partial(use, storage)] * THREADS)
         found += ["what other threads do while it reads a value"] * keeps_others_from_work(storage)
-        storage.close()
+        outcome(storage.close)
         del storage
         gc.collect()
         randoms.append(random.getstate())

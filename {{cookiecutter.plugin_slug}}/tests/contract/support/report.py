@@ -14,6 +14,7 @@ SLOW = " is too slow, or hangs."
 FAST = "No operation is too slow, or hangs."
 CLOSED = "A storage can be closed, whatever came before."
 WORKS = "A storage works, whatever came before."
+ENDLESS = "its test has not ended in time"
 HARMED = "the storage did not work any more after other tests"
 LOGGED_PROMISE = "No value appears in the log or in the output."
 
@@ -64,6 +65,7 @@ class Promises:
             test, words = "open, after a test", WORKS
             said = said.removeprefix(f"{WORKS} ")
         elif report.failed and SLOW in said:
+            self._promises.setdefault(test, Promise(words, test)).skipped = ENDLESS
             test, parameter, words = "--time-limit", "", FAST
         promise = self._promises.setdefault(test, Promise(words, test))
         if report.failed:
