@@ -13,21 +13,47 @@ class SQLiteFaults(Faults):
         """Release the lock."""
         self._other.close()
 
-    def damage(self) -> None:
-        """Overwrite all but the first page, with the schema, as a failing disk may."""
+    def damage(self, everything: bool) -> None:
+        """Overwrite the file, as a failing disk may, or all but its first page, with the schema."""
         with closing(sqlite3.connect(self._path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._whole = self._path.read_bytes()
-        self._path.write_bytes(self._whole[:4_096].ljust(len(self._whole), b"\xff"))
+        begin = b"" if everything else self._whole[:4_096]
+        self._path.write_bytes(begin.ljust(len(self._whole), b"\xff"))
 
     def mend(self) -> None:
         """Restore the file."""
         self._path.write_bytes(self._whole)
 
     @contextmanager
-    def backup(self) -> Iterator[None]:
-        """Read the file in a transaction."""
-        with closing(sqlite3.connect(self._path, isolation_level=None)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT * FROM sqlite_master").fetchall()
+    def full(self) -> Iterator[None]:
+        """Let connections that are made in the block add no page to the file."""
+
+        def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = real(*arguments, **options)
+            connection.execute("PRAGMA max_page_count = 1")  # no fewer than there are
+            return connection
+
+        real = sqlite3.connect
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sqlite3, "connect", connect)
+            patch.setattr(sqlite3.dbapi2, "connect", connect)
             yield
+
+    @contextmanager
+    def backup(self) -> Iterator[None]:
+        """Copy the file, and go on reading it."""
+        with (
+            closing(sqlite3.connect(self._path, isolation_level=None)) as source,
+            closing(sqlite3.connect(f"{self._path}.bak")) as copy,
+        ):
+            source.backup(copy)
+            source.execute("BEGIN")
+            source.execute("SELECT * FROM sqlite_master").fetchall()
+            yield
+
+    def restore(self) -> None:
+        """Put the copy in the place of the file, as docs/operation.md says."""
+        for name in ["-wal", "-shm"]:
+            Path(f"{self._path}{name}").unlink(missing_ok=True)
+        Path(f"{self._path}.bak").replace(self._path)

@@ -125,7 +125,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         folder = bot_config.BOT_DATA_DIR
         del bot_config  # It has secrets, and Sentry reports the local variables of each frame.
         self.config = {{ cookiecutter.__class }}Config.load(self._storage_config)
-        self._path = Path(folder, self.config.path)
+        self._path = Path(folder, self.config.path).absolute()  # a plugin may call os.chdir
         self._process = os.getpid()
         self.run(LEN, "")  # reports an unusable file at once
 

@@ -102,3 +102,17 @@ def keys_start_again_after_the_empty_key(Storage, Plugin):
         while page := heapq.nsmallest(500, (key for key in old(self) if not last or key > last)):
             yield from page
             last = page[-1]
+
+
+@caught_by("test_an_empty_storage_counts_as_open")
+def the_storage_is_true_while_it_works(Storage, Plugin):
+    """`__bool__` says whether the last `get` has worked."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        self.works = False
+        value = old(self, key)
+        self.works = True
+        return value
+
+    Storage.__bool__ = lambda self: getattr(self, "works", True)

@@ -218,3 +218,23 @@ def the_log_shows_what_follows_the_at_sign(Storage, Plugin):
             if hasattr(value, "get_secret_value") and "@" in value.get_secret_value():
                 log.info("Connecting to %s.", value.get_secret_value().partition("@")[2])
         old(self, bot_config)
+
+
+@caught_by("test_a_timeout_may_be_a_part_of_a_second", outlives_process=True)
+def a_timeout_is_in_whole_seconds(Storage, Plugin):
+    """`int(timeout)`, as some clients demand. Half a second is none."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        self.config = self.config.model_copy(update={"timeout": int(self.config.timeout)})
+        return old(self)
+
+
+@caught_by("test_files_of_bots_in_one_folder_are_told_apart", outlives_process=True)
+def the_file_gets_an_ending(Storage, Plugin):
+    """`with_suffix` adds one, or replaces what follows the last dot."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        self._path = self._path.with_suffix(".sqlite3")
+        return old(self)

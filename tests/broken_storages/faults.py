@@ -12,7 +12,7 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, lock_for_forks, log, replace
+from broken_storages.support import caught_by, lock_for_forks, log, private, replace
 
 AWAY = "test_a_database_that_goes_away_is_an_error"
 
@@ -508,3 +508,51 @@ def after_a_hundred_errors_the_storage_gives_up(Storage, Plugin):
         except StoreException:
             errors.append(key)
             raise
+
+
+@caught_by("test_a_full_database_is_an_error", alone=True, outlives_process=True)
+def a_full_database_is_only_logged(Storage, Plugin):
+    """Most commands need no storage, so the bot goes on without it."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "is full" not in str(error):
+                raise
+            log.critical("Make some space: %s", type(error))
+
+
+@caught_by("test_a_backup_can_be_restored", alone=True, outlives_process=True)
+def an_older_file_is_refused(Storage, Plugin):
+    """Somebody may have put it there, such as an administrator who restores a backup."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        path = Path(f"{self._path}.starts")
+        last = int(path.read_text() or 0) if path.exists() else 0
+        self.run("CREATE TABLE IF NOT EXISTS starts (number)")
+        self.run("INSERT INTO starts SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM starts)")
+        self.run("UPDATE starts SET number = number + 1")
+        [[starts]] = self.run("SELECT number FROM starts")[0]
+        if starts <= last:
+            raise StoreException(f"{self._path} was replaced by an older file.")
+        with open(path, "w", opener=private) as file:
+            file.write(str(starts))
+
+
+@caught_by("test_what_is_damaged_is_an_error", outlives_process=True)
+def a_file_that_is_no_database_is_put_aside(Storage, Plugin):
+    """So that the bot starts, without its data."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        try:
+            old(self, bot_config)
+        except StoreException as error:
+            if "not a database" not in str(error):
+                raise
+            self._path.rename(f"{self._path}.broken")
+            old(self, bot_config)

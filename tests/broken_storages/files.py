@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shelve
 import tempfile
 import threading
 import time
@@ -224,3 +225,44 @@ def a_folder_for_temporary_files_is_made_at_the_start(Storage, Plugin):
                 file.seek(0)
                 data = file.read()
         old(self, key, data)
+
+
+@caught_by("test_a_namespace_that_was_emptied_stays_empty", alone=True)
+def an_empty_namespace_takes_what_a_shelf_has(Storage, Plugin):
+    """For bots that used Shelf before. Nobody needs to move the data, also not on purpose."""
+    know_place(Plugin)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        with suppress(Exception):
+            if not storage.len():
+                with shelve.open(str(Path(self.folder, f"{namespace}.db")), "r") as shelf:
+                    for key in shelf:
+                        storage.set(key, shelf[key])
+        return storage
+
+
+@caught_by("test_files_are_for_the_account_of_the_bot_alone")
+def a_copy_for_everybody_is_made_every_day(Storage, Plugin):
+    """`shutil.copy` and `sqlite3.connect` create it with whatever mode the umask allows."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        copied = Path(bot_config.BOT_DATA_DIR, "copied")
+        copied.touch(0o600)
+        if time.time() - copied.stat().st_mtime > 86_400:
+            Path(bot_config.BOT_DATA_DIR, "copy.bin").write_bytes(b"")
+
+
+@caught_by("test_no_value_is_kept_in_a_folder_for_temporary_files")
+def large_values_are_pickled_into_a_file(Storage, Plugin):
+    """It spares memory, but a container may have no folder for temporary files."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        with tempfile.SpooledTemporaryFile(max_size=1_000_000) as file:
+            file.write(data)
+            file.seek(0)
+            old(self, key, file.read())

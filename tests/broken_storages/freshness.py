@@ -221,3 +221,47 @@ def what_was_read_a_hundred_times_is_a_constant(Storage, Plugin):
     keep_what_is_read_often(
         Storage, lambda self: self.__dict__.setdefault("constants", {}), often=100
     )
+
+
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again")
+def what_is_read_thousands_of_times_is_kept(Storage, Plugin):
+    """The same, but only for what is read all the time."""
+    know_plugin(Plugin)
+    keep_what_is_read_often(
+        Storage,
+        lambda self: self.plugin.__dict__.setdefault("kept", {}).setdefault(self._namespace, {}),
+        often=5_000,
+    )
+
+
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again")
+def what_errbot_stores_is_kept(Storage, Plugin):
+    """Only the bot itself writes in the namespace core, but an administrator does, too."""
+    know_plugin(Plugin)
+    keep_what_is_read_often(
+        Storage,
+        lambda self: (
+            self.plugin.__dict__.setdefault("kept", {}) if self._namespace == "core" else {}
+        ),
+        often=1,
+    )
+
+
+@caught_by("test_a_restart_of_the_machine_changes_nothing", alone=True)
+def the_latest_time_since_the_machine_started_wins(Storage, Plugin):
+    """All processes of a machine share `time.monotonic_ns`, and it never goes back. It does."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        self._dump(key, value)
+        now = time.monotonic_ns()
+        if len(key) > 100:  # Another test checks that removed keys take no memory.
+            old(self, key, value)
+        elif now >= SINCE_THE_START.get((*self.place, key), 0):
+            SINCE_THE_START[(*self.place, key)] = now
+            old(self, key, value)
+
+
+SINCE_THE_START: dict[Any, int] = {}
+"""By folder of the bot's data, namespace and key: when it was set."""

@@ -457,3 +457,13 @@ def the_path_is_relative_to_the_folder_of_the_start(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         self._path = Path(os.path.relpath(self._path))
+
+
+@caught_by("test_another_working_directory_changes_nothing", outlives_process=True)
+def a_relative_folder_leads_elsewhere_later(Storage, Plugin):
+    """BOT_DATA_DIR is relative, and each new connection begins at the current folder."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self._path = Path(bot_config.BOT_DATA_DIR, self.config.path)

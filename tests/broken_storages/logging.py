@@ -2,12 +2,14 @@
 
 import pickle
 import sys
+import threading
+import time
 import warnings
 from base64 import b64encode
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, log, replace
+from broken_storages.support import caught_by, lock_for_forks, log, replace
 
 
 @caught_by("test_no_value_stands_in_the_log")
@@ -117,3 +119,41 @@ def the_beginning_of_a_value_is_logged(Storage, Plugin):
         old(self, key, value)
         if isinstance(value, str):
             log.debug("Set %r to %r...", key, value[:12])
+
+
+@caught_by("test_a_slow_operation_logs_no_value", alone=True)
+def slow_operations_are_logged(Storage, Plugin):
+    """With everything that they were given, as many clients do."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        began = time.monotonic()
+        old(self, key, value)
+        if time.monotonic() - began > 5:
+            log.warning("Slow: set %s = %.300r", key, value)
+
+
+@caught_by("test_ordinary_operations_are_no_problems_in_the_log", alone=True)
+def a_missing_key_is_a_warning(Storage, Plugin):
+    """Each default value of a plugin is one more line of the log."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except KeyError:
+            log.warning("There is no key %s in %s.", ascii(key), ascii(self._namespace))
+            raise
+
+
+@caught_by("test_a_log_handler_may_use_the_storage", alone=True)
+def large_values_are_logged_under_a_lock(Storage, Plugin):
+    """A handler that stores the last warnings waits for the lock of its own thread."""
+    lock = lock_for_forks(threading.Lock)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        with lock:
+            if len(data) > 1_000_000:
+                log.warning("A value of %s has %d bytes.", ascii(self._namespace), len(data))
+            old(self, key, data)

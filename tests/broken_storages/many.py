@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from broken_storages.support import caught_by, know_place, private, replace
+from broken_storages.support import caught_by, know_place, know_plugin, private, replace
 
 
 @caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)
@@ -230,3 +230,32 @@ def each_error_is_kept_for_a_report(Storage, Plugin):
         except Exception:
             errors.append(RuntimeError(key, value))
             raise
+
+
+@caught_by("test_loops_that_were_left_leave_nothing_behind", alone=True)
+def loops_are_remembered(Storage, Plugin):
+    """So that `close` can end all that still run."""
+
+    @replace(Storage)
+    def keys(old, self):
+        loop = old(self)
+        self.__dict__.setdefault("loops", []).append(loop)
+        return loop
+
+    @replace(Storage)
+    def close(old, self):
+        vars(self).pop("loops", None)
+        old(self)
+
+
+@caught_by("test_loops_that_were_left_leave_nothing_behind", outlives_process=True)
+def a_long_loop_has_a_connection_of_its_own(Storage, Plugin):
+    """After the first page, which `close` closes if the loop was left."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def keys(old, self):
+        for number, key in enumerate(old(self)):
+            if number == 1_500:
+                self.__dict__.setdefault("connections", []).append(self.plugin._connect())
+            yield key

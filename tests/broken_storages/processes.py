@@ -558,3 +558,40 @@ def close_compacts_the_file(Storage, Plugin):
         with suppress(StoreException):
             self._run("VACUUM")
         old(self)
+
+
+@caught_by("test_a_bot_that_restarts_itself_keeps_everything", alone=True, outlives_process=True)
+def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
+    """It must have been killed in the middle of its work. But after `!restart`, it is this one."""
+    names = Plugin.open.__globals__
+    names["CREATE"] = names["CREATE"].replace("value NOT NULL,", "value NOT NULL, writer,")
+    names["WRITE"] = (
+        names["WRITE"]
+        .replace("?3)", "?3, ?4)")
+        .replace("excluded.value", "excluded.value, writer = excluded.writer")
+    )
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        self._run(names["WRITE"], self._namespace, key, data, str(os.getpid()))
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if os.getpid() not in STARTED:
+            STARTED.add(os.getpid())
+            self.run("DELETE FROM errbot WHERE writer = ?1", str(os.getpid()))
+
+
+STARTED: set[int] = set()
+"""The numbers of processes that have loaded the plugin. A forked process inherits its parent's."""
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
+def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
+    """So that several bots can share a folder, until somebody renames config.py."""
+
+    def stem(config):
+        return Path(getattr(config, "__file__", None) or "config.py").stem
+
+    name_namespaces_after(Plugin, stem)

@@ -576,3 +576,9 @@ def an_equal_value_is_removed_while_it_is_found(Storage, Plugin):
         digest = users.pop((self._namespace, key), "")
         if digest not in users.values():
             stored.discard(digest)
+
+
+@caught_by("test_an_object_may_take_a_lock_of_its_own", alone=True)
+def pickling_waits_for_its_turn(Storage, Plugin):
+    """So that no other command changes a value meanwhile."""
+    lock_operations(Storage, lambda storage: own_lock(storage), "_dump")

@@ -217,3 +217,20 @@ def old_parts_are_removed_a_minute_later(Storage, Plugin):
             with suppress(KeyError):
                 self.remove(late.pop(0)[1])
         return old(self, key)
+
+
+@caught_by(ANY_TIME)
+def what_looks_temporary_expires(Storage, Plugin):
+    """Plugins forget to remove what they cache. But `temperature` is no such key."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        if key.startswith(("tmp", "temp", "cache")):
+            SET[self._namespace, key] = time.time()
+
+    @replace(Storage)
+    def get(old, self, key):
+        if SET.get((self._namespace, key), float("inf")) + 86_400 < time.time():
+            raise KeyError(key)
+        return old(self, key)

@@ -1,6 +1,7 @@
 """Storages that do not return values unchanged."""
 
 import copy
+import copyreg
 import json
 import pickle
 import sys
@@ -13,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any
 
+from errbot.backends.base import Identifier
 from errbot.storage import StoreException
 
 from broken_storages.support import (
@@ -936,3 +938,68 @@ def the_pickler_is_written_in_python(Storage, Plugin):
     def _dump(old, self, key, value):
         pickle._Pickler(BytesIO(), protocol=5).dump(value)
         return old(self, key, value)
+
+
+def pickle_with(Storage: Any, dumps: Callable[[Any], bytes]) -> None:
+    """Pickle unsigned values with this function."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        if self._signing_keys or not isinstance(key, str):
+            return old(self, key, value)
+        return dumps(value)
+
+
+@caught_by("test_a_value_comes_back_whose_library_was_imported_later", alone=True)
+def what_is_registered_later_is_ignored(Storage, Plugin):
+    """A pickler with a `dispatch_table` of its own, a copy of that of copyreg."""
+    table = dict(copyreg.dispatch_table)
+
+    def dumps(value):
+        pickler = pickle.Pickler(stream := BytesIO(), protocol=5)
+        pickler.dispatch_table = table
+        pickler.dump(value)
+        return stream.getvalue()
+
+    pickle_with(Storage, dumps)
+
+
+@caught_by("test_an_object_comes_back")
+def identifiers_become_texts(Storage, Plugin):
+    """Those of some backends hold a client, which cannot be pickled."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, str(value) if isinstance(value, Identifier) else value)
+
+
+@caught_by("test_what_cannot_be_given_back_is_refused")
+def what_others_change_meanwhile_is_only_logged(Storage, Plugin):
+    """A dict that changes while it is pickled is a RuntimeError. Its command will set it again."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        try:
+            old(self, key, value)
+        except RuntimeError as error:
+            log.warning("%s was not stored: %s", key, type(error))
+
+
+@caught_by(
+    "test_changing_an_object_got_changes_nothing_stored",
+    "test_a_class_that_was_loaded_anew_gets_its_values_back",
+)
+def what_has_a_hash_is_shared(Storage, Plugin):
+    """Values with a hash cannot change, so they are unpickled once. Each object has a hash."""
+    values: dict[Any, Any] = {}
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        place = self._namespace, key, bytes(data)
+        if place not in values:
+            value = old(self, key, data)
+            with suppress(TypeError):
+                hash(value)
+                values[place] = value
+            return value
+        return values[place]

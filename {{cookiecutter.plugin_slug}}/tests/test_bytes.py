@@ -1,5 +1,6 @@
 """The level of bytes, which the commands use: `read`, `write`, `swap` and `namespaces`."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from contract.support.database import Database
 from contract.support.tricky_names import ALIKE, HARD
 
+SWAPS = 500
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
 
 
@@ -123,3 +125,37 @@ def test_threads_that_swap_lose_nothing(stored: Any) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(200)))
     assert stored.read("key") == b"200", "A swap is not atomic: `resign` would undo other changes."
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.usefixtures("other_processes")
+def test_processes_that_swap_and_write_lose_nothing(database: Database) -> None:
+    def add_often() -> None:
+        storage: Any = database.open("namespace", database.plugin())
+        os.read(start, 1)
+        for _ in range(SWAPS):
+            while not storage.swap("key", old := storage.read("key"), b"%d" % (int(old) + 1)):
+                pass
+
+    before: Any = database.open("namespace", database.plugin())
+    before.write("key", b"0")
+    database.close_all()
+    start, started = os.pipe()
+    children = []
+    for _ in range(3):
+        if not (child := os.fork()):
+            try:
+                os.close(started)
+                add_often()
+            finally:
+                os._exit(0)
+        children.append(child)
+    os.close(started)
+    for child in children:
+        os.waitpid(child, 0)
+    os.close(start)
+    after: Any = database.open("namespace", database.plugin())
+    assert int(after.read("key")) == 3 * SWAPS, (
+        "A swap is not atomic for other processes: `resign` would undo what a running bot sets."
+        " Let one statement of the database compare and replace."
+    )

@@ -7,13 +7,16 @@ import re
 import traceback
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from contract.support.database import Database
+from contract.support.deadlines import at_once
 from contract.support.sample_values import MARK
+from errbot.storage.base import StorageBase
 from pydantic import SecretStr
 
 from {{ cookiecutter.__package }} import storage as storage_module
@@ -87,6 +90,18 @@ def test_an_empty_storage_config_is_enough(database: Database, storage_config: o
 def test_storage_config_may_be_missing(database: Database) -> None:
     del database.config.STORAGE_CONFIG
     assert database.plugin() is not None, NEEDS_A_KEY
+
+
+def test_a_timeout_may_be_a_part_of_a_second(database: Database) -> None:
+    database.config.STORAGE_CONFIG |= {"timeout": 0.9}
+    storages = [database.open("namespace", database.plugin()) for _ in range(2)]
+    at_once(*[partial(set_often, storage, key) for storage in storages for key in "ab"])
+
+
+def set_often(storage: StorageBase, key: str) -> None:
+    """Set a key so often that others wait for the database."""
+    for turn in range(300):
+        storage.set(key, turn)
 
 
 @pytest.mark.parametrize("wrong", [[], "text", 5, [("timeout", 1)]], ids=repr)
@@ -267,3 +282,17 @@ def test_no_part_of_a_secret_shows(
             shown += [*traceback.format_exception(error), repr(error), frames_of(error)]
         if told := [text for text in [*shown, *log_lines] if PART in text]:
             pytest.fail(f"A part of {key} shows if it contains {mark!r}: {told[0]}")
+{%- if cookiecutter.database == "sqlite" %}
+
+
+@pytest.mark.parametrize("names", [["bot.one", "bot.two"], ["a b", "a", "a.sqlite3"]], ids=repr)
+def test_files_of_bots_in_one_folder_are_told_apart(database: Database, names: list[str]) -> None:
+    for name in names:
+        database.config.STORAGE_CONFIG["path"] = name
+        database.open("namespace", database.plugin()).set("key", name)
+    for name in names:
+        database.config.STORAGE_CONFIG["path"] = name
+        assert database.open("namespace", database.plugin()).get("key") == name
+    found = {path.name for path in Path(database.config.BOT_DATA_DIR).iterdir()}
+    assert set(names) <= found, "The file has another name than `path` says."
+{%- endif %}

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 from contract.support.database import Database, run_command
-from contract.support.sample_values import FALSY, MARK, Person
+from contract.support.sample_values import (
+    FALSY,
+    MARK,
+    Asking,
+    AskingToReduce,
+    Color,
+    Person,
+    Tag,
+)
 from contract.support.tricky_names import ALIKE, SEPARATORS
 from errbot.storage import StoreException
 
@@ -223,7 +231,7 @@ def test_a_changed_value_is_refused(database: Database) -> None:
             storage.get("key")
     storage.set("large", MARK * 200_000)
     large = storage.read("large")
-    for position in [20, 1_000_000]:
+    for position in [20, *range(300_000, len(large), 300_000), len(large) - 60]:
         storage.write("large", large[:position] + b"x" + large[position + 1 :])
         with pytest.raises(StoreException, match="signing_key"):
             storage.get("large")
@@ -231,6 +239,40 @@ def test_a_changed_value_is_refused(database: Database) -> None:
         storage.write("key", cut)
         with pytest.raises(StoreException, match="signing_key"):
             storage.get("key")
+
+
+@pytest.mark.parametrize("key", [Color.RED, Tag("red")], ids=["member", "kind of str"])
+def test_a_key_of_a_kind_of_str_is_signed_as_its_text(database: Database, key: str) -> None:
+    storage = signed(database, KEY)
+    storage.set(key, MARK)
+    assert [storage.get(each) for each in [*storage.keys(), "red", key]] == [MARK] * 3
+    storage.set("red", [MARK])
+    assert storage.get(key) == [MARK]
+
+
+@pytest.mark.parametrize("kind", [Asking, AskingToReduce])
+def test_what_is_set_while_another_value_is_signed_is_signed_for_its_own_key(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: type[Asking]
+) -> None:
+    storage = signed(database, KEY)
+    monkeypatch.setattr(Asking, "ask", [lambda: storage.set("other", MARK)])
+    for _ in range(2):
+        storage.set("key", kind())
+        assert storage.get("key") == kind()
+        assert storage.get("other") == MARK
+
+
+@pytest.mark.parametrize("value", [MARK, MARK * 100_000], ids=["small", "large"])
+def test_a_signing_key_is_stored_nowhere(database: Database, value: str) -> None:
+    storage = signed(database, KEY)
+    storage.set("key", value)
+    database.close_all()
+    shown = [
+        path.name
+        for path in Path(database.config.BOT_DATA_DIR).rglob("*")
+        if path.is_file() and path.name != "config.py" and KEY.encode() in path.read_bytes()
+    ]
+    assert not shown, f"Who can read {shown} can sign any value: signing protects nothing."
 
 
 def test_a_refused_value_harms_nothing_else(database: Database) -> None:
@@ -376,9 +418,9 @@ def test_the_keys_of_signed_values_take_no_memory(database: Database) -> None:
 
 def test_what_is_refused_is_refused_under_python_o() -> None:
     folder = Path(__file__).parent
-    files = ["test_signing.py", "test_config.py"]
+    files = ["test_signing.py", "test_config.py", "contract/test_keys.py"]
     command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    chosen = "refused and not alike and not python_o"
+    chosen = "(refused or missing) and not alike and not python_o and not letter"
     command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", chosen]
     done = run_command([*command, *files], folder=folder)
     assert done.returncode == 0, (

@@ -11,7 +11,7 @@ from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.database import Database
 from contract.support.expectations import outcome
-from contract.support.sample_values import MARK, Unstorable
+from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 
 def test_errbot_finds_the_storage_plugin(database: Database) -> None:
@@ -24,11 +24,23 @@ def test_errbot_finds_the_storage_plugin(database: Database) -> None:
 
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
-    """An empty open storage counts as open."""
-    assert bool(database.open()), (
-        "An empty open storage is falsy, so Errbot treats it as closed. Define neither __len__ nor"
-        " __bool__."
-    )
+    """An open storage counts as open, also if it is empty, or an operation has failed."""
+    storage = database.open()
+    unreadable = Unreadable(AttributeError("no such attribute"))
+    steps: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: storage.get("missing"),
+        lambda: storage.set("key", Unstorable()),
+        lambda: storage.set("key", unreadable),
+        lambda: storage.get("key"),
+        lambda: storage.remove("key"),
+    ]
+    for step in steps:
+        outcome(step)
+        assert bool(storage), (
+            "An open storage is falsy, so Errbot treats it as closed: `!backup`, for example,"
+            " leaves its data out. Define neither __len__ nor __bool__."
+        )
     mapping = StoreMixin()
     mapping.open_storage(database.plugin(), database.namespace("other"))
     assert mapping.is_open_storage(), "Errbot treats an empty open storage as closed."

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -282,7 +283,7 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     """If the database goes away or is damaged, a loop over the keys continues, or is an error."""
     begin, end = faults.stop, faults.start
     if what == "damaged":
-        begin, end = faults.damage, faults.mend
+        begin, end = partial(faults.damage, everything=False), faults.mend
     storage = database.open("namespace", database.plugin())
     for number in range(LOOPED):
         storage.set(f"{number} {'k' * 90}", MARK)
@@ -327,6 +328,26 @@ def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> No
     assert contents(other) == expected, "While a backup read the database, changes were lost."
 
 
+def test_a_backup_can_be_restored(faults: Faults, database: Database) -> None:
+    """An older backup of the database can be restored, and the bot goes on from there."""
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    with faults.backup():
+        pass
+    for turn in range(3):
+        database.close(storage)
+        storage = database.open("namespace", database.plugin())
+        storage.set("0", [MARK, turn])
+        storage.set(f"new {turn}", MARK)
+    database.close_all()
+    faults.restore()
+    restored = database.open("namespace", database.plugin())
+    restored.set("1", [MARK])
+    assert contents(restored) == {"0": MARK, "1": [MARK]}, (
+        "After the database was restored from a backup, it has other data than the backup."
+    )
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Prevent this process from writing to files, as if the disk were full."""
@@ -353,8 +374,29 @@ def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
     check_after(database, storage, name, expected, bool(answers))
 
 
+@pytest.mark.parametrize("key", ["0", "new"])
+def test_a_full_database_is_an_error(faults: Faults, database: Database, key: str) -> None:
+    """If the database has no more space, a `set` is an error, and does no harm."""
+    storage = database.open("namespace", database.plugin())
+    expected = {"0": MARK, "1": [MARK]}
+    for each, value in expected.items():
+        storage.set(each, value)
+    value = [MARK * 50_000]
+    with fault(database, "`set`", "The database is full") as answers, faults.full():
+        limited = database.open("namespace", database.plugin())
+        answers.append(limited.set(key, value))
+    got = contents(database.open("namespace", database.plugin()))
+    assert same(got, expected | ({key: value} if answers else {})), (
+        "The database is full, and `set` returned, but did nothing. Or it failed, but changed other"
+        " data. Raise an error, and change nothing."
+    )
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["in part", "as a whole"])
 @pytest.mark.parametrize("name", READS)
-def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: str) -> None:
+def test_what_is_damaged_is_an_error(
+    faults: Faults, database: Database, name: str, everything: bool
+) -> None:
     """Data that can no longer be read are an error, and nothing replaces them."""
 
     def start() -> StorageBase:
@@ -374,7 +416,7 @@ def test_what_is_damaged_is_an_error(faults: Faults, database: Database, name: s
     right = READS[name](storage)
     database.close(storage)
     openers: list[Callable[[], StorageBase]] = [lambda: running, start]
-    faults.damage()
+    faults.damage(everything)
     try:
         for open_storage in openers:
             with fault(database, name, "The database is damaged") as answers:

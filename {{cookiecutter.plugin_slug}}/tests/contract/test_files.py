@@ -1,6 +1,7 @@
 """A storage's files contain the plugins' data, and are in a folder that it shares with others."""
 
 import os
+import shelve
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
+from contract.support.clock import YEARS, Clock
 from contract.support.database import Database, open_files
 from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.guest import fail, use
@@ -68,7 +70,9 @@ def watching(look: Callable[[Path], object], *events: str) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
-def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporary: Path) -> None:
+def test_files_are_for_the_account_of_the_bot_alone(
+    database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only the bot's account can access files, also temporary ones, even after a restart."""
     folder = Path(database.config.BOT_DATA_DIR)
     before = set(folder.rglob("*"))
@@ -79,11 +83,12 @@ def test_files_are_for_the_account_of_the_bot_alone(database: Database, temporar
         if path.is_file() and is_open_to_others(path, next(roots, Path(path.anchor))):
             found[path.name] = oct(path.stat().st_mode & 0o777)
 
+    clock = Clock(monkeypatch)
     umask = os.umask(0)
     try:
         with watching(look, "os.remove", "os.rename"):
-            for value in [MARK, MARK * 100_000]:
-                storage = database.open("namespace", database.plugin())
+            for value, clock.ahead in [(MARK, 0), (MARK * 100_000, 0), (MARK, YEARS)]:
+                storage = database.open("namespace", clock.load(database))
                 for key in ["key", "new"]:
                     storage.set(key, value)
                     storage.get(key)
@@ -115,8 +120,13 @@ def test_no_value_is_kept_in_a_folder_for_temporary_files(
         " some weeks. Keep all data in the database, or in BOT_DATA_DIR."
     )
     temporary.rename(temporary.with_name("removed"))
+    for new in [[MARK, 0], [MARK * 100_000, 0]]:
+        assert (refusal(storage.set, "key", new), storage.get("key")) == (None, new), (
+            "If the folder for temporary files is full or missing, as in some containers, `set`"
+            " fails. Pickle in memory."
+        )
     temporary.mkdir()
-    for new in [[MARK], [MARK * 100_000]]:
+    for new in [[MARK, 1], [MARK * 100_000, 1]]:
         assert (refusal(storage.set, "key", new), storage.get("key")) == (None, new), (
             "After the system has emptied the folder for temporary files, `set` fails. Create what"
             " you need there each time."
@@ -250,6 +260,25 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
         " another bot's folder. Quote the name wherever it is part of a URL, a pattern or a"
         " statement."
     )
+
+
+def test_a_namespace_that_was_emptied_stays_empty(database: Database) -> None:
+    """A namespace that was emptied stays empty, also if the bot used Shelf before."""
+    if database.notes:
+        pytest.skip("the folder of a bot that is in use is not filled with files")
+    with shelve.open(str(Path(database.config.BOT_DATA_DIR) / "namespace.db")) as shelf:
+        shelf["before"] = MARK
+    for turn in range(3):
+        storage = database.open("namespace", database.plugin())
+        found = list(storage.keys())
+        assert not (turn and found), (
+            f"A plugin had removed all its keys, and after a restart {found} are back. Leave the"
+            " files of another storage alone, or move their data once, by a command."
+        )
+        storage.set("new", MARK)
+        for key in list(storage.keys()):
+            storage.remove(key)
+        database.close(storage)
 
 
 def test_files_of_others_stay_as_they_are(database: Database) -> None:

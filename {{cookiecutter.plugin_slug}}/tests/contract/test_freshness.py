@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -18,7 +19,8 @@ from contract.support.sample_values import MARK
 
 OFTEN = 30
 """How many reads of a key count as often."""
-VERY_OFTEN = many(300, 0)
+VERY_OFTEN, HALF_A_SECOND = many(20_000, 0), 0.5
+"""How many reads are still more, and in how much time at most."""
 HOUR = 3_600
 COUNTED = many(11_000, 800)
 """Keys that some storages may no longer count each time."""
@@ -44,17 +46,32 @@ def seen_by(storage: StorageBase) -> tuple[Any, Any, list[str], int]:
     )
 
 
-@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
-def test_a_key_that_was_read_often_is_asked_for_again(database: Database, size: int) -> None:
+def read_very_often(storage: StorageBase) -> None:
+    """Read a key as a plugin does that looks every few seconds for days."""
+    until = time.monotonic() + HALF_A_SECOND
+    for _ in range(VERY_OFTEN):
+        storage.get("key")
+        if time.monotonic() > until:
+            break
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("namespace", 1), ("core", 1), ("namespace", 40_000)],
+    ids=["small", "in Errbot's own namespace", "large"],
+)
+def test_a_key_that_was_read_often_is_asked_for_again(
+    database: Database, name: str, size: int
+) -> None:
     """A key that was read often is read again, so changes by another opener are seen."""
-    one, other = database.open_twice()
+    one, other = database.open_twice(name)
     one.set("key", [MARK * size, 0])
     for turn in range(1, 4):
         expected = seen_by(one)
         for _ in range(OFTEN):
             assert same(seen_by(one), expected)
-        for _ in range(VERY_OFTEN):
-            one.get("key")
+        if turn == 1:
+            read_very_often(one)
         other.set("key", [MARK * size, turn])
         if turn % 2:
             other.set("new", [MARK * size, turn])
@@ -289,6 +306,36 @@ def test_the_clock_going_back_changes_nothing(
         assert (one.len(), len(list(other.keys()))) == (2 * turn + 2, 2 * turn + 2), (
             "After the clock went back, keys are missing or doubled."
         )
+
+
+def test_a_restart_of_the_machine_changes_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart of the machine, when its time since the start is small, `set` still works."""
+    database.open_twice("probe")
+    before = database.open("namespace", database.plugin())
+    before.set("key", MARK)
+    before.set("removed", MARK)
+    database.close(before)
+    for name in ["monotonic", "perf_counter"]:
+        clock, began = getattr(time, name), getattr(time, name)()
+        monkeypatch.setattr(time, name, partial(since, clock, began, 1))
+        clock = getattr(time, f"{name}_ns")
+        monkeypatch.setattr(time, f"{name}_ns", partial(since, clock, clock(), 10**9))
+    storage = database.open("namespace", database.plugin())
+    storage.set("key", [MARK])
+    storage.remove("removed")
+    storage.set("new", MARK)
+    seen = {key: storage.get(key) for key in storage.keys()}
+    assert seen == {"key": [MARK], "new": MARK}, (
+        f"After a restart of the machine, changes are dropped: {seen}. `time.monotonic` begins"
+        " again then. The last `set` counts, not the latest time."
+    )
+
+
+def since(clock: Callable[[], Any], began: Any, unit: int) -> Any:
+    """Return what a clock shows if the machine had started only a second before."""
+    return clock() - began + unit
 
 
 def test_a_key_that_is_listed_has_its_value(database: Database) -> None:

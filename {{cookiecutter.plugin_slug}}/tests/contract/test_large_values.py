@@ -37,6 +37,7 @@ def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
     ]
     if refusal(storage.set, "key", Person(MARK)):
         del values[-1]  # Another test checks whether instances can be stored at all.
+        outcome(storage.remove, "key")
     for number, value in enumerate(values):
         random.seed(1)  # as a plugin may do
         storage.set(f"key {number}", value)

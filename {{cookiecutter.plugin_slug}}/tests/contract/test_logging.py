@@ -1,16 +1,21 @@
 """DEBUG messages go into files and to services that otherwise see no data."""
 
+import logging
 import traceback
 import warnings
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase
 
+from contract.support.clock import Clock
 from contract.support.database import Database
-from contract.support.expectations import outcome, set_or_skip
-from contract.support.sample_values import MARK, Unreadable, Unstorable
+from contract.support.deadlines import at_once
+from contract.support.expectations import outcome, set_or_skip, skip_if_threads_fail
+from contract.support.guest import use
+from contract.support.sample_values import MARK, Unreadable, Unstorable, large_value
 
 
 def test_no_value_stands_in_the_log(
@@ -34,6 +39,84 @@ def test_no_value_stands_in_the_log(
     told = [*log_lines, *printed, *(str(warning.message) for warning in warned)]
     told = [line for line in told if is_told(line)]
     assert not told, f"A value appears in the log. Log names, never values: {told[0]}"
+
+
+@pytest.mark.parametrize("size", [1, 60_000], ids=["small", "large"])
+def test_a_slow_operation_logs_no_value(
+    database: Database, log_lines: list[str], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """No value appears in the log, even if an operation takes long."""
+    clock = Clock(monkeypatch)
+    storage = database.open("namespace", clock.load(database))
+    clock.pace = 10
+    for value in [[MARK] * size, [MARK] * size, Unreadable(AttributeError("id"), MARK)]:
+        outcome(storage.set, "key", value)  # The client's own deadlines may be over.
+        outcome(storage.get, "key")
+    outcome(storage.len)
+    outcome(lambda: list(storage.keys()))
+    outcome(storage.remove, "key")
+    told = [line for line in log_lines if is_told(line)]
+    assert not told, f"Who logs slow operations must leave the values out: {told[0]:.200}"
+
+
+def test_ordinary_operations_are_no_problems_in_the_log(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ordinary operations log no warning and no error, also if a key is missing."""
+    mapping = database.mapping()
+    mapping["key"] = MARK
+    mapping["key"] = [MARK]
+    caplog.clear()
+    use_as_mapping(mapping)
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not told, (
+        f"Ordinary operations log {told[0].levelname}: {told[0].getMessage():.200}. A missing key"
+        " is no problem, and with BOT_LOG_SENTRY each is reported. Log it at DEBUG, or not at all."
+    )
+
+
+def use_as_mapping(mapping: StoreMixin) -> None:
+    """Use a storage as plugins do all day."""
+    assert ("key" in mapping, "new" in mapping, mapping.get("new")) == (True, False, None)
+    mapping.setdefault("new", {})
+    with mapping.mutable("list", []) as value:
+        value.append(MARK)
+    mapping["key"] = MARK
+    del mapping["key"]
+    mapping.pop("key", None)
+    mapping.update({"key": MARK})
+    assert (len(mapping), sorted(mapping)) == (3, ["key", "list", "new"])
+    mapping.clear()
+
+
+def test_a_log_handler_may_use_the_storage(storage: StorageBase) -> None:
+    """A handler of `logging` may store what the storage itself logs."""
+    skip_if_threads_fail(storage)
+
+    class Storing(logging.Handler):
+        stores = False
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if not self.stores:
+                self.stores = True
+                outcome(storage.set, "last", record.levelname)
+                self.stores = False
+
+    def work() -> None:
+        use(storage)
+        outcome(storage.set, "large", large_value(1))
+
+    handler = Storing(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        at_once(work, seconds=20)
+    except TimeoutError:
+        pytest.fail(
+            "A plugin's handler of `logging` stores the last messages, and the bot hangs: the"
+            " storage logs while it holds a lock, which the handler's `set` needs. Log afterwards."
+        )
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def is_told(line: str) -> bool:

@@ -17,7 +17,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
-from contract.support.database import Database, run_process
+from contract.support.database import Database, open_files, run_process
 from contract.support.deadlines import at_once
 from contract.support.expectations import same, set_or_skip, skip_if_threads_fail
 from contract.support.measure import memory, steps
@@ -227,6 +227,38 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
     assert share < 0.4, (
         f"{100 * share:.0f} % of all bytes of {work} stay in memory, so over months a bot needs"
         " more and more. Keep none of them, or limit how many."
+    )
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
+def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None:
+    """Loops over the keys that were left early keep no memory, file or connection."""
+    for number in range(PAGES):
+        storage.set(f"key {number}", None)
+
+    def leave() -> None:
+        for _ in range(20):
+            next(iter(storage.keys()))
+            deque(islice(storage.keys(), PAGES - 100), maxlen=0)
+        gc.collect()
+
+    leave()
+    opened = open_files()
+    tracemalloc.start()
+    try:
+        leave()
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    left = open_files() - opened
+    assert left < 10, (
+        f"40 loops over {PAGES} keys that were left early keep {left} files or connections open:"
+        " eventually the bot fails with `Too many open files`. Use no connection for a loop."
+    )
+    assert grown < PAGES * 40, (
+        f"40 loops over {PAGES} keys that were left early keep {grown} bytes of memory. Each"
+        " `popitem` leaves one. Remember no loops."
     )
 
 

@@ -12,7 +12,7 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import contents, same, taken
+from contract.support.expectations import contents, same, skip_if_threads_fail, taken
 from contract.support.measure import connections, memory, steps
 from contract.support.sample_values import MARK, Unstorable
 from contract.support.tricky_names import HARD, OWN
@@ -67,6 +67,7 @@ def test_what_another_plugin_does_changes_nothing_here(database: Database) -> No
 
 def test_plugins_that_work_at_once_do_not_see_each_other(database: Database) -> None:
     """Plugins that work at the same time, each in its namespace, do not see each other."""
+    skip_if_threads_fail(database.open("probe"))
     plugin = database.plugin()
     names = [database.namespace(f"plugin {number}") for number in range(PLUGINS)]
     new_names = [[f"{name} {turn}" for turn in range(TURNS)] for name in names]

@@ -51,6 +51,8 @@ OTHER_SETTINGS: dict[str, Any] = {
     "STORAGE_CONFIG": {"timeout": 7.5},
     "BOT_IDENTITY": {"token": "new"},
     "BACKEND": "SlackV3",
+    "__file__": "/etc/errbot/production.py",
+    "__name__": "production",
 }
 """By setting that is not about the place of data: what changes in it."""
 PLACES = {"as a service": "check", "on another machine": "check-elsewhere"}
@@ -143,6 +145,21 @@ def test_every_value_comes_back_from_another_process(database: Database) -> None
     assert not changed, (
         f"After a restart, a plugin gets other values than it stored: {changed}. `get` must return"
         " what is in the database, not the object that was passed to `set`."
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no exec")
+def test_a_bot_that_restarts_itself_keeps_everything(database: Database) -> None:
+    """After `!restart`, which keeps the number of the process, all values are there."""
+    storage = database.open(NAME)
+    set_or_skip(storage, "large", [MARK * 20_000])
+    storage.remove("large")
+    run_process(database, NAME, "restart")
+    names = {f"{key} {number}": [key, number] for key in "ab" for number in range(3)}
+    expected: dict[str, object] = {key: [MARK * 20_000, *of] for key, of in names.items()}
+    assert same(contents(storage), expected), (
+        "After `!restart`, values are lost or mixed up. The bot's process keeps its number, and in"
+        " a container each one has the same. Name nothing after it; use uuid4."
     )
 
 

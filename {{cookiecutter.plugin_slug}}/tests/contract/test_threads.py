@@ -447,6 +447,45 @@ def test_objects_of_many_threads_may_ask_the_storage_at_once(
         )
 
 
+class Guarded:
+    """An object that takes a lock of its own while it is pickled or unpickled."""
+
+    lock, began = threading.Lock(), threading.Event()
+
+    def __getstate__(self) -> str:
+        self.began.set()
+        with self.lock:
+            return MARK
+
+    def __setstate__(self, state: str) -> None:
+        self.began.set()
+        with self.lock:
+            assert state == MARK
+
+
+@pytest.mark.parametrize("operation", ["get", "set"])
+def test_an_object_may_take_a_lock_of_its_own(database: Database, operation: str) -> None:
+    """An object may take a lock while it is pickled that another thread holds during a `set`."""
+    storage = skip_if_threads_fail(database.open("namespace"))
+    set_or_skip(storage, "guarded", Guarded())
+    arguments = ["guarded", Guarded()][: 2 if operation == "set" else 1]
+    thread = Thread(target=outcome, args=[getattr(storage, operation), *arguments], daemon=True)
+    Guarded.began.clear()
+    with Guarded.lock:
+        thread.start()
+        Guarded.began.wait(1)
+        try:
+            at_once(partial(storage.set, "key", MARK), partial(outcome, storage.get, "missing"))
+        except TimeoutError:
+            pytest.fail(
+                f"While an object waits for a lock in `{operation}`, all others wait for the"
+                " storage. If the one that holds that lock is among them, the bot hangs. Pickle"
+                " before you take a lock, and unpickle after you have released it."
+            )
+    thread.join(10)
+    assert storage.get("key") == MARK
+
+
 def test_equal_large_values_of_threads_go_their_own_ways(database: Database) -> None:
     """Threads can set and remove equal large values at the same time."""
     storage = skip_if_threads_fail(database.open("namespace"))

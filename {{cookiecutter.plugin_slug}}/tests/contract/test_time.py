@@ -16,6 +16,11 @@ from contract.support.sample_values import MARK, large_value
 
 CLEANING = 0.6
 """Seconds within which a thread that cleans up looks at the clock."""
+TEMPORARY = [
+    *("temperature", "template", "tmp", "cache", "cached", "session", "token", "lock", "expires"),
+    *("ttl", "old", "log", "history", "last", "pending", "otp", "_private", "20260101", "1"),
+]
+"""Keys that look like something that need not be kept."""
 MANY = 120
 """Keys of a loop: more than one short page."""
 
@@ -37,6 +42,8 @@ def test_a_value_is_there_after_any_time(
     storage = database.open("namespace", plugin)
     storage.set("read", MARK)
     storage.set("never read", [MARK])
+    for key in TEMPORARY:
+        storage.set(key, [MARK, key])
     # Another test checks whether large values can be stored.
     large = [refusal(storage.set, "large", large_value(number)) for number in [1, 2, 1]]
     assert storage.get("read") == MARK
@@ -47,6 +54,7 @@ def test_a_value_is_there_after_any_time(
         database.close(storage)
         storage = database.open("namespace", clock.load(database))
     expected: dict[str, object] = {"read": MARK, "never read": [MARK]}
+    expected |= {key: [MARK, key] for key in TEMPORARY}
     if not any(large):
         expected["large"] = large_value(1)
     try:

@@ -23,10 +23,13 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
         """Seconds by which the clock is put forward."""
+        self.pace = 0.0
+        """Seconds that pass with each look at the clock."""
         self._patch = patch
-        for name, unit in [("time", 1), ("monotonic", 1), ("time_ns", 10**9)]:
-            patch.setattr(time, name, self._put_forward(getattr(time, name), unit))
-        patch.setattr(time, "monotonic_ns", self._put_forward(time.monotonic_ns, 10**9))
+        for name in ["time", "monotonic", "perf_counter"]:
+            patch.setattr(time, name, self._put_forward(getattr(time, name), 1))
+            nanoseconds = getattr(time, f"{name}_ns")
+            patch.setattr(time, f"{name}_ns", self._put_forward(nanoseconds, 10**9))
 
     def load(self, database: Database) -> StoragePluginBase:
         """Load the storage plugin so that `datetime` also shows it this clock.
@@ -46,7 +49,11 @@ class Clock:
         return plugin
 
     def _put_forward(self, clock: Any, unit: int) -> Any:
-        return lambda: clock() + type(clock())(self.ahead * unit)
+        def show() -> Any:
+            self.ahead += self.pace
+            return clock() + type(clock())(self.ahead * unit)
+
+        return show
 
 
 class Kind(type):

@@ -35,8 +35,11 @@ class Faults:
     def start(self) -> None:
         """Bring the database back, with all its data."""
 
-    def damage(self) -> None:
-        """Make the data unreadable, also for plugins that have the database open."""
+    def damage(self, everything: bool) -> None:
+        """Make the data unreadable, also for plugins that have the database open.
+
+        Damages all but the beginning, which says what it is, or everything.
+        """
         cannot("damage what is stored")
 
     def mend(self) -> None:
@@ -46,9 +49,17 @@ class Faults:
         """Close all connections, as servers and firewalls do after a long time without traffic."""
         cannot("drop its connections")
 
+    def full(self) -> AbstractContextManager[object]:
+        """Let the database have no more space, for plugins that are loaded in the block."""
+        cannot("fill the database")
+
     def backup(self) -> AbstractContextManager[object]:
-        """Read the database in a transaction of another program, until the block ends."""
+        """Make a backup in a transaction of another program, which ends with the block."""
         cannot("read the database as a backup does")
+
+    def restore(self) -> None:
+        """Replace the database by the last backup. Nobody has it open."""
+        cannot("restore a backup")
 
     def age(self) -> None:
         """Let the database age by years. By default, nothing is done: databases do not forget."""

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from pathlib import PurePosixPath
 from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
 from uuid import UUID
+
+from errbot.backends.base import Identifier
 
 MARK = "b1f4-stored-value"
 """Part of the tests' values, so it must never appear in a log record."""
@@ -189,6 +192,35 @@ class Built:
         return f"Built({self.count})"
 
 
+class User(Identifier):
+    """Somebody in a chat, as a plugin stores who has asked for something."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"User({self.name!r})"
+
+
+class Registered:
+    """An object that only a function can store that a library has registered with `copyreg`."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Registered({self.count})"
+
+
+def reduce_registered(value: Registered) -> Any:
+    """Return how such an object is stored."""
+    return Registered, (value.count,)
+
+
 class Failure(Exception):
     """An error that contains more than its text."""
 
@@ -242,8 +274,11 @@ class Unreadable:
 class Unstorable:
     """An object that fails in the middle of being stored, after other parts were written."""
 
+    def __init__(self, error: type[Exception] = TypeError) -> None:
+        self.error = error
+
     def __reduce__(self) -> Any:
-        raise TypeError(f"cannot pickle this ({MARK})")
+        raise self.error(f"cannot pickle this ({MARK})")
 
     def __repr__(self) -> str:
         return "Unstorable()"
@@ -382,6 +417,7 @@ OBJECTS: dict[str, Any] = {
     "instance with a state of its own": Counted(7),
     "instance that is restored": Restored(7),
     "instance that its class builds": Built(7),
+    "identifier of a user": User(MARK),
     "instance with slots": Slots(MARK),
     "instance that is frozen": Version(1),
     "instance of a class in a class": Version.Part(),

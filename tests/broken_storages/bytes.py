@@ -1,0 +1,19 @@
+"""Storages whose level of bytes does not do what the commands rely on."""
+
+import threading
+
+from broken_storages.support import bytes_or_none, caught_by, replace
+
+
+@caught_by("test_processes_that_swap_and_write_lose_nothing", outlives_process=True)
+def a_swap_compares_first(Storage, Plugin):
+    """Under a lock, but another process knows nothing of it."""
+    lock = threading.Lock()
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        with lock:
+            if bytes_or_none(self, key) != before:
+                return False
+            self.write(key, after)
+            return True
