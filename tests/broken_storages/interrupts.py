@@ -60,9 +60,9 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        pool = self.__dict__.setdefault("pool", [None] * 10)
+        pool = self.__dict__.setdefault("pool", [None] * 30)
         if not pool:
-            raise RuntimeError("All 10 connections are in use.")
+            raise RuntimeError("All 30 connections are in use.")
         connection = pool.pop()
         try:
             old(self, key, value)

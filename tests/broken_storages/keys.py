@@ -578,7 +578,7 @@ def remove_takes_its_key_for_a_pattern(Storage, Plugin):
     def remove(old, self, key):
         pattern = re.escape(key).replace("%", ".*").replace("_", ".")
         old(self, key)
-        for other in list(self.keys()):
+        for other in list(self.keys()) if pattern != re.escape(key) else []:
             if re.fullmatch(pattern, other, re.DOTALL):
                 with suppress(KeyError):
                     old(self, other)
