@@ -48,14 +48,16 @@ def test_a_slow_operation_logs_no_value(
     """No value appears in the log, even if an operation takes long."""
     clock = Clock(monkeypatch)
     storage = database.open("namespace", clock.load(database))
-    clock.pace = 10
-    for value in [[MARK] * size, [MARK] * size, Unreadable(AttributeError("id"), MARK)]:
-        outcome(storage.set, "key", value)  # The client's own deadlines may be over.
-        outcome(storage.get, "key")
-    outcome(storage.len)
-    outcome(lambda: list(storage.keys()))
-    outcome(storage.remove, "key")
-    told = [line for line in log_lines if is_told(line)]
+    for clock.pace in [0, 10]:
+        for value in [[MARK] * size, [MARK] * size, Unreadable(AttributeError("id"), MARK)]:
+            outcome(storage.set, "key", value)  # The client's own deadlines may be over.
+            outcome(storage.get, "key")
+        outcome(storage.len)
+        outcome(lambda: list(storage.keys()))
+        outcome(storage.remove, "key")
+        told = [line for line in log_lines if is_told(line)]
+        if told and not clock.pace:
+            pytest.skip("values are always logged, which another test reports")
     assert not told, f"Who logs slow operations must leave the values out: {told[0]:.200}"
 
 

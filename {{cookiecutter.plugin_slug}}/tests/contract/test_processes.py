@@ -151,12 +151,11 @@ def test_every_value_comes_back_from_another_process(database: Database) -> None
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no exec")
 def test_a_bot_that_restarts_itself_keeps_everything(database: Database) -> None:
     """After `!restart`, which keeps the number of the process, all values are there."""
-    storage = database.open(NAME)
-    set_or_skip(storage, "large", [MARK * 20_000])
-    storage.remove("large")
+    set_or_skip(database.open("probe"), "key", [MARK * 20_000])
     run_process(database, NAME, "restart")
     names = {f"{key} {number}": [key, number] for key in "ab" for number in range(3)}
     expected: dict[str, object] = {key: [MARK * 20_000, *of] for key, of in names.items()}
+    storage = database.open(NAME, database.plugin())
     assert same(contents(storage), expected), (
         "After `!restart`, values are lost or mixed up. The bot's process keeps its number, and in"
         " a container each one has the same. Name nothing after it; use uuid4."
