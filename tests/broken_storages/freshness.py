@@ -133,20 +133,31 @@ def a_row_that_was_inserted_is_updated(Storage, Plugin):
 STAMPS: dict[Any, int] = {}
 
 
-@caught_by("test_the_clock_going_back_changes_nothing", alone=True)
-def the_latest_time_wins(Storage, Plugin):
-    """As in Cassandra: a change counts only if its time is later than that of the one before."""
+def let_the_latest_win(Storage: Any, Plugin: Any, clock: str) -> None:
+    """Let a `set` count only if this clock of `time` shows more than at the one before."""
     know_place(Plugin)
 
     @replace(Storage)
     def set(old, self, key, value):
         self._dump(key, value)
-        now = time.time_ns()
+        now = getattr(time, clock)()
         if len(key) > 100:  # Another test checks that removed keys take no memory.
             old(self, key, value)
         elif now > STAMPS.get((*self.place, key), 0):
             STAMPS[(*self.place, key)] = now
             old(self, key, value)
+
+
+@caught_by("test_the_clock_going_back_changes_nothing", alone=True)
+def the_latest_time_wins(Storage, Plugin):
+    """As in Cassandra: a change counts only if its time is later than that of the one before."""
+    let_the_latest_win(Storage, Plugin, "time_ns")
+
+
+@caught_by("test_a_restart_of_the_machine_changes_nothing", alone=True)
+def the_latest_time_since_the_machine_started_wins(Storage, Plugin):
+    """All processes of a machine share `time.monotonic_ns`, and it never goes back. It does."""
+    let_the_latest_win(Storage, Plugin, "monotonic_ns")
 
 
 @caught_by("test_a_key_that_is_listed_has_its_value", alone=True)
@@ -245,23 +256,3 @@ def what_errbot_stores_is_kept(Storage, Plugin):
         ),
         often=1,
     )
-
-
-@caught_by("test_a_restart_of_the_machine_changes_nothing", alone=True)
-def the_latest_time_since_the_machine_started_wins(Storage, Plugin):
-    """All processes of a machine share `time.monotonic_ns`, and it never goes back. It does."""
-    know_place(Plugin)
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        self._dump(key, value)
-        now = time.monotonic_ns()
-        if len(key) > 100:  # Another test checks that removed keys take no memory.
-            old(self, key, value)
-        elif now >= SINCE_THE_START.get((*self.place, key), 0):
-            SINCE_THE_START[(*self.place, key)] = now
-            old(self, key, value)
-
-
-SINCE_THE_START: dict[Any, int] = {}
-"""By folder of the bot's data, namespace and key: when it was set."""

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,14 +18,13 @@ SET: dict[Any, float] = {}
 """When a key was set, by namespace and key, in all plugin instances of this process."""
 
 
-@caught_by(ANY_TIME, alone=True)
-def values_expire(Storage, Plugin):
-    """A time to live, as in caches: one day for every value."""
+def expire_after_a_day(Storage: Any, expires: Callable[[str], bool]) -> None:
+    """Let the values of these keys expire."""
 
     @replace(Storage)
     def set(old, self, key, value):
         old(self, key, value)
-        if len(key) < 100:  # Another test checks that removed keys take no memory.
+        if expires(key):
             SET[self._namespace, key] = time.time()
 
     @replace(Storage)
@@ -32,6 +32,19 @@ def values_expire(Storage, Plugin):
         if SET.get((self._namespace, key), float("inf")) + 86_400 < time.time():
             raise KeyError(key)
         return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True)
+def values_expire(Storage, Plugin):
+    """A time to live, as in caches: one day for every value."""
+    # Another test checks that removed keys, which are long, take no memory.
+    expire_after_a_day(Storage, lambda key: len(key) < 100)
+
+
+@caught_by(ANY_TIME)
+def what_looks_temporary_expires(Storage, Plugin):
+    """Plugins forget to remove what they cache. But `temperature` is no such key."""
+    expire_after_a_day(Storage, lambda key: key.startswith(("tmp", "temp", "cache")))
 
 
 @caught_by(ANY_TIME)
@@ -216,21 +229,4 @@ def old_parts_are_removed_a_minute_later(Storage, Plugin):
         while late and late[0][0] < time.monotonic():
             with suppress(KeyError):
                 self.remove(late.pop(0)[1])
-        return old(self, key)
-
-
-@caught_by(ANY_TIME)
-def what_looks_temporary_expires(Storage, Plugin):
-    """Plugins forget to remove what they cache. But `temperature` is no such key."""
-
-    @replace(Storage)
-    def set(old, self, key, value):
-        old(self, key, value)
-        if key.startswith(("tmp", "temp", "cache")):
-            SET[self._namespace, key] = time.time()
-
-    @replace(Storage)
-    def get(old, self, key):
-        if SET.get((self._namespace, key), float("inf")) + 86_400 < time.time():
-            raise KeyError(key)
         return old(self, key)

@@ -2,13 +2,15 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any
 
 import pytest
 from contract.support.database import Database
 from contract.support.tricky_names import ALIKE, HARD
 
-SWAPS = 500
+SWAPS, SECONDS = 1_000, 3
+"""How often each process tries to swap, and for how long at most."""
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
 
 
@@ -130,32 +132,42 @@ def test_threads_that_swap_lose_nothing(stored: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.usefixtures("other_processes")
 def test_processes_that_swap_and_write_lose_nothing(database: Database) -> None:
+    start, started = os.pipe()
+    told, tell = os.pipe()
+
     def add_often() -> None:
         storage: Any = database.open("namespace", database.plugin())
         os.read(start, 1)
+        until = monotonic() + SECONDS
         for _ in range(SWAPS):
-            while not storage.swap("key", old := storage.read("key"), b"%d" % (int(old) + 1)):
-                pass
+            old = storage.read("key")
+            if storage.swap("key", old, b"%d" % (int(old) + 1)):
+                os.write(tell, b"+")
+            if monotonic() > until:
+                break
 
     before: Any = database.open("namespace", database.plugin())
     before.write("key", b"0")
     database.close_all()
-    start, started = os.pipe()
     children = []
     for _ in range(3):
         if not (child := os.fork()):
+            status = 1
             try:
                 os.close(started)
                 add_often()
+                status = 0
             finally:
-                os._exit(0)
+                os._exit(status)
         children.append(child)
-    os.close(started)
-    for child in children:
-        os.waitpid(child, 0)
-    os.close(start)
+    for end in [started, tell]:
+        os.close(end)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0], "A process fails."
+    done = len(os.read(told, 3 * SWAPS))
+    for end in [start, told]:
+        os.close(end)
     after: Any = database.open("namespace", database.plugin())
-    assert int(after.read("key")) == 3 * SWAPS, (
+    assert int(after.read("key")) == done, (
         "A swap is not atomic for other processes: `resign` would undo what a running bot sets."
         " Let one statement of the database compare and replace."
     )
