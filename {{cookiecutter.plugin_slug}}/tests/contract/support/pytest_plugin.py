@@ -344,10 +344,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
                 request.session.shouldfail = stash[FAULT]
                 pytest.skip(stash[FAULT])
             pytest.exit(stash[FAULT], pytest.ExitCode.TESTS_FAILED)
-        if configured:
-            configured.clean(attempts=1)
     elif configured and (harm := try_again(configured.between_tests)):
         pytest.fail(f"{WORKS} {harm}")
+    if configured:
+        configured.clean(attempts=1)
     try:
         yield database
         database.close_all()
