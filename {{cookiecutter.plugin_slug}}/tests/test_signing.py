@@ -419,7 +419,8 @@ def test_the_keys_of_signed_values_take_no_memory(database: Database) -> None:
 def test_what_is_refused_is_refused_under_python_o() -> None:
     folder = Path(__file__).parent
     files = ["test_signing.py", "test_config.py", "contract/test_keys.py"]
-    command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    without = [f"-pno:{plugin}" for plugin in ["cacheprovider", "hypothesispytest", "xdist"]]
+    command = [sys.executable, "-O", "-m", "pytest", "-q", *without]
     chosen = "(refused or missing) and not alike and not python_o and not letter"
     command += ["-W", "ignore::pytest.PytestConfigWarning", "-k", chosen]
     done = run_command([*command, *files], folder=folder)
