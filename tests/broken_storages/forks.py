@@ -131,7 +131,7 @@ def the_error_of_a_forked_process_does_not_say_why(Storage, Plugin):
 def a_lock_is_taken_at_a_fork(Storage, Plugin):
     """A lock of the plugin, which a forked child inherits in whatever state it is."""
     lock = threading.RLock()
-    lock_operations(Storage, lambda _: lock, "get", "set")
+    lock_operations(Storage, lambda _: lock, "read", "write")
 
 
 @caught_by("test_what_a_forked_process_has_set_is_there", connects=True)

@@ -197,7 +197,7 @@ def own_lock(owner: Any) -> Any:
 
 
 def lock_operations(Storage: Any, lock_of: Callable[[Any], Any], *names: str) -> None:
-    """Run these operations under a lock: by default all but `keys`."""
+    """Run these operations under a lock: by default those of bytes, but not `keys`."""
 
     def locked(old):
         @wraps(old)
@@ -207,7 +207,7 @@ def lock_operations(Storage: Any, lock_of: Callable[[Any], Any], *names: str) ->
 
         return method
 
-    for name in names or ["get", "set", "remove", "len"]:
+    for name in names or ["read", "write", "remove", "len"]:
         setattr(Storage, name, locked(getattr(Storage, name)))
 
 
