@@ -353,12 +353,13 @@ def set_of_keys(storage: Any) -> Any:
 
 @caught_by("test_changing_an_object_after_set_changes_nothing_stored", alone=True)
 def what_was_just_pickled_is_not_unpickled(Storage, Plugin):
-    """To avoid unpickling, the pickled objects are kept."""
+    """To avoid unpickling, small pickled objects are kept."""
 
     @replace(Storage)
     def _dump(old, self, key, value):
         data, known = old(self, key, value), self.__dict__.setdefault("pickled", {})
-        known[data] = value
+        if len(data) < 10_000:
+            known[data] = value
         for oldest in list(known)[:-20]:
             known.pop(oldest, None)
         return data
