@@ -17,6 +17,7 @@ from typing import Any
 from errbot.storage import StoreException
 
 from broken_storages.support import (
+    bytes_or_none,
     caught_by,
     know_plugin,
     lock_for_forks,
@@ -270,6 +271,32 @@ def set_removes_and_adds_under_a_lock_of_its_own(Storage, Plugin):
             old(self, key, value)
 
     lock_by_storage(Storage)
+
+
+@caught_by("test_threads_can_set_one_new_key_at_once", alone=True)
+def a_new_key_is_inserted_in_a_second_statement(Storage, Plugin):
+    """UPDATE, and INSERT if it changed no row. Of threads that set one new key, one succeeds."""
+    insert_in_a_second_statement(Storage, among=12)
+
+
+@caught_by("test_two_openers_can_set_one_new_key_at_once", alone=True)
+def a_new_key_is_inserted_in_a_second_statement_under_a_lock(Storage, Plugin):
+    """The same, under a lock that separates only the threads of this storage."""
+    insert_in_a_second_statement(Storage)
+    lock_by_storage(Storage)
+
+
+def insert_in_a_second_statement(Storage: Any, among: int = 2) -> None:
+    """Fail, among so many threads, if another one has set a new key since `write` has looked."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        alone = threading.active_count() < among
+        if not alone and key.startswith("new ") and bytes_or_none(self, key) is None:
+            time.sleep(0.0005)
+            if bytes_or_none(self, key) is not None:
+                raise StoreException("UNIQUE constraint failed")
+        old(self, key, data)
 
 
 @caught_by("test_two_openers_that_remove_one_key_succeed_once", alone=True)

@@ -805,10 +805,10 @@ def store_once(Storage: Any, sizes: range) -> None:
             STORED.remove(data)
 
     @replace(Storage)
-    def set(old, self, key, value):
+    def write(old, self, key, data):
         with STORING:
-            data, before = self._dump(key, value), bytes_or_none(self, key)
-            old(self, key, value)
+            before = bytes_or_none(self, key)
+            old(self, key, data)
             if before != data:
                 drop(before)
             if len(data) in sizes and data not in STORED:

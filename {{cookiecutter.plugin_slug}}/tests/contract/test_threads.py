@@ -122,6 +122,19 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
     )
 
 
+def test_threads_can_set_one_new_key_at_once(storages: list[StorageBase]) -> None:
+    """Several threads can set the same new key at once."""
+    keys = [f"new {turn:02}" for turn in range(ROUNDS)]
+
+    def work(number: int) -> None:
+        for key in keys:
+            storages[number].set(key, MARK)
+
+    in_threads(work)
+    found = sorted(storages[0].keys())
+    assert same(found, ["key", *keys]), "Threads that set one key made several keys."
+
+
 def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -> None:
     """If several threads remove a key at once, exactly one succeeds."""
 
@@ -209,6 +222,22 @@ def test_a_key_that_another_opener_replaces_is_always_there_and_whole(database: 
             "A key is missing for another opener while it is replaced. Replace it in one step of"
             " the database: a lock of the storage does not bind other openers."
         )
+
+
+def test_two_openers_can_set_one_new_key_at_once(database: Database) -> None:
+    """Two openers can set the same new key at once."""
+    keys = [f"new {turn:02}" for turn in range(2 * ROUNDS)]
+    open_storage = two_openers(database, {"key": MARK})
+
+    def work(number: int) -> None:
+        storage = open_storage(number)
+        for key in keys:
+            storage.set(key, MARK)
+        storage.close()
+
+    in_threads(work, 2)
+    found = sorted(database.open("namespace").keys())
+    assert same(found, ["key", *keys]), "Two openers that set one key made several keys."
 
 
 def test_two_openers_that_remove_one_key_succeed_once(database: Database) -> None:
