@@ -256,3 +256,31 @@ def what_errbot_stores_is_kept(Storage, Plugin):
         ),
         often=1,
     )
+
+
+# By folder of the bot's data and namespace: how often a key was set or removed.
+VERSIONS: dict[Any, int] = {}
+
+
+@caught_by("test_a_key_that_was_read_often_is_asked_for_again")
+def an_emptied_namespace_begins_anew_with_version_one(Storage, Plugin):
+    """A cache checks the version of its namespace, whose row is removed with the last key."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        VERSIONS[self.place] = VERSIONS.get(self.place, 0) + 1
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        VERSIONS[self.place] = VERSIONS.get(self.place, 0) + 1
+        if not self.len():
+            del VERSIONS[self.place]
+
+    @replace(Storage)
+    def get(old, self, key):
+        data, version = self.read(key), VERSIONS.get(self.place, 0)
+        kept = self.__dict__.setdefault("kept", {}).setdefault(key, {})
+        return self._load(key, kept.setdefault(version, data))

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from requests.sessions import Session
@@ -402,3 +403,27 @@ def the_process_may_open_other_numbers_of_files(Storage, Plugin):
         resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, 1_024))
 
     at_start(Plugin, limit)
+
+
+@caught_by(NOTHING)
+def the_umask_becomes_the_usual_one(Storage, Plugin):
+    """Restored to 022, not to what it was. With UMask=0077, all new files become readable."""
+    at_start(Plugin, lambda: os.umask(0o022))
+
+
+@caught_by(NOTHING)
+def the_process_gets_a_group_of_its_own(Storage, Plugin):
+    """So that Ctrl-C does not reach the client, but it does not reach the bot either."""
+    at_start(Plugin, lambda: os.setpgid(0, 0))
+
+
+@caught_by(NOTHING)
+def garbage_is_kept(Storage, Plugin):
+    """Left from the search for a leak: objects in a cycle are never freed."""
+    at_start(Plugin, lambda: gc.set_debug(gc.DEBUG_SAVEALL))
+
+
+@caught_by(NOTHING)
+def its_helpers_are_a_module_named_utils(Storage, Plugin):
+    """Errbot executes storage.py by its path. Plugins have a utils.py of their own."""
+    at_start(Plugin, lambda: sys.modules.setdefault("utils", ModuleType("utils")))

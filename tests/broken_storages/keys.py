@@ -911,3 +911,14 @@ def pages_follow_the_greatest_code_point(Storage, Plugin):
             yield from page
             last = order(max(page))
             page = [key for key in rows if order(key) > last][:1000]
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
+def long_numbers_are_doubles(Storage, Plugin):
+    """A script of the database makes numbers of such keys. Users with similar ids share a value."""
+
+    def rounded(self, key):
+        is_number = type(key) is str and re.fullmatch("[1-9][0-9]{0,18}", key)
+        return str(int(float(key))) if is_number else key
+
+    rename_keys(Storage, rounded)

@@ -1,8 +1,10 @@
 """Storages that store large values in parts, or have a limit."""
 
 import random
+import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from broken_storages.support import (
@@ -166,3 +168,50 @@ def a_compaction_undoes_what_others_do(Storage, Plugin):
 def names_of_parts_are_random_numbers(Storage, Plugin):
     """`random.getrandbits`, which repeats itself if a plugin calls `random.seed`."""
     keep_large_values_apart(Storage, lambda *_: f"{random.getrandbits(64):x}")
+
+
+@caught_by("test_large_values_of_each_kind_come_back")
+def large_dicts_come_back_sorted(Storage, Plugin):
+    """Stored item by item, and read with ORDER BY. Who came first is not known any more."""
+    change_large(Storage, dict, lambda value: dict(sorted(value.items(), key=repr)))
+
+
+@caught_by("test_large_values_of_each_kind_come_back")
+def large_texts_lose_their_line_ends(Storage, Plugin):
+    """They go through a text stream, which translates CRLF."""
+    change_large(Storage, str, lambda value: value.replace("\r\n", "\n"))
+
+
+@caught_by("test_large_values_of_each_kind_come_back")
+def large_bytes_come_back_as_a_bytearray(Storage, Plugin):
+    """Collected part by part. They are equal, but no key of a dict, and no `bytes`."""
+    change_large(Storage, bytes, bytearray)
+
+
+def change_large(Storage: Any, kind: type, change: Callable[[Any], object]) -> None:
+    """Give large values of one type back changed."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        value = old(self, key)
+        return change(value) if type(value) is kind and sys.getsizeof(value) > 9_000 else value
+
+
+@caught_by("test_large_values_under_names_that_look_alike_are_told_apart", alone=True)
+def large_values_are_files_with_safe_names(Storage, Plugin):
+    """Other characters than letters and digits become "_", so "a/b" and "a b" share a file."""
+    files: dict[str, bytes] = {}
+
+    def name(self, key):
+        return re.sub(r"\W", "_", f"{self._namespace}/{key}")
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if 2**20 <= len(data) < 1_100_000:
+            files[name(self, key)], data = data, b"file"
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        return files[name(self, key)] if data == b"file" else data

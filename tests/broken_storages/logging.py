@@ -157,3 +157,13 @@ def large_values_are_logged_under_a_lock(Storage, Plugin):
             if len(data) > 1_000_000:
                 log.warning("A value of %s has %d bytes.", ascii(self._namespace), len(data))
             old(self, key, data)
+
+
+@caught_by("test_no_value_stands_in_the_log")
+def values_are_in_the_extra_fields_of_records(Storage, Plugin):
+    """`extra=` does not show in the message, but formatters for JSON and Sentry show it."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        old(self, key, value)
+        log.debug("stored a value", extra={"stored": repr(value)})

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from errbot.storage import StoreException
+
 from broken_storages.support import caught_by, know_place, know_plugin, private, replace
 
 
@@ -260,3 +262,47 @@ def a_long_loop_has_a_connection_of_its_own(Storage, Plugin):
             if number == 1_500:
                 self.__dict__.setdefault("connections", []).append(self.plugin._connect())
             yield key
+
+
+@caught_by("test_any_number_of_operations_may_fail", alone=True)
+def unreadable_values_open_the_circuit(Storage, Plugin):
+    """After 40 errors, it waits a minute, but no database has failed."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        if self.__dict__.get("errors", 0) > 40:
+            raise StoreException("There were too many errors.")
+        try:
+            return old(self, key)
+        except StoreException:
+            self.errors = self.__dict__.get("errors", 0) + 1
+            raise
+
+
+@caught_by("test_any_number_of_operations_may_fail")
+def a_wrong_key_takes_a_permit(Storage, Plugin):
+    """The pool lends 64 permits, and the key is encoded outside of the `try`."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        permits = self.__dict__.setdefault("permits", threading.BoundedSemaphore(64))
+        if not permits.acquire(timeout=5):
+            raise StoreException("The pool is empty.")
+        key.encode()
+        try:
+            return old(self, key)
+        finally:
+            permits.release()
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def errors_of_unreadable_values_are_kept(Storage, Plugin):
+    """For a report. But an error keeps its frames, with the value."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return old(self, key, data)
+        except StoreException:
+            self.__dict__.setdefault("reports", []).append(data)
+            raise

@@ -595,3 +595,9 @@ def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
         return Path(getattr(config, "__file__", None) or "config.py").stem
 
     name_namespaces_after(Plugin, stem)
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
+def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
+    """So that two bots can share a database. But a bot may get another name."""
+    name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", "Errbot"))

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -495,3 +496,32 @@ def a_missing_key_is_noticed_by_an_assertion(Storage, Plugin):
             raise KeyError(key) from None
         if there:
             old(self, key)
+
+
+@caught_by("test_threads_get_the_signed_values_of_their_keys")
+def the_place_of_a_value_is_kept_in_the_storage(Storage, Plugin):
+    """Two threads get two keys: a good value is checked against the other one's place."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        self.place = key
+        data = self.read(key)
+        time.sleep(0)  # as while it waits for a server
+        return self._load(self.place, data)
+
+
+@caught_by("test_a_signed_value_that_another_bot_sets_is_seen", outlives_process=True)
+def signatures_are_checked_once(Storage, Plugin):
+    """The checked bytes are kept until this storage writes. What others set is not seen."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        if not self._signing_keys:
+            return old(self, key)
+        checked = self.__dict__.setdefault("checked", {})
+        return checked[key] if key in checked else checked.setdefault(key, old(self, key))
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        self.__dict__.setdefault("checked", {}).pop(key, None)

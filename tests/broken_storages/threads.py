@@ -11,7 +11,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from errbot.storage import StoreException
@@ -637,3 +637,41 @@ def an_equal_value_is_removed_while_it_is_found(Storage, Plugin):
 def pickling_waits_for_its_turn(Storage, Plugin):
     """So that no other command changes a value meanwhile."""
     lock_operations(Storage, lambda storage: own_lock(storage), "_dump")
+
+
+@caught_by("test_threads_that_get_one_value_at_once_get_copies", alone=True)
+def threads_wait_for_one_that_gets_the_same(Storage, Plugin):
+    """Against a stampede: they get its object. Two commands change each other's list."""
+    waiting: dict[Any, Any] = {}
+
+    @replace(Storage)
+    def get(old, self, key):
+        value = old(self, key)
+        if type(value) is not list:
+            return value
+        pair = waiting.setdefault((self._namespace, key), value)
+        time.sleep(0.0005)
+        waiting.pop((self._namespace, key), None)
+        return pair if pair == value else value
+
+
+@caught_by("test_an_object_may_take_a_lock_that_its_thread_holds", alone=True)
+def values_are_pickled_in_another_thread(Storage, Plugin):
+    """With a deadline for each operation. But an RLock that the caller holds is taken there."""
+
+    def in_another_thread(operation, key, value):
+        if key != "held":
+            return operation(key, value)
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(operation(key, value)), daemon=True)
+        thread.start()
+        thread.join()
+        return results[0]
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        return in_another_thread(partial(old, self), key, value)
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        return in_another_thread(partial(old, self), key, data)

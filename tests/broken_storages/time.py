@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from errbot.storage import StoreException
+
 from broken_storages.support import caught_by, keep_large_values_apart, know_plugin, replace
 
 ANY_TIME = "test_a_value_is_there_after_any_time"
@@ -229,4 +231,23 @@ def old_parts_are_removed_a_minute_later(Storage, Plugin):
         while late and late[0][0] < time.monotonic():
             with suppress(KeyError):
                 self.remove(late.pop(0)[1])
+        return old(self, key)
+
+
+@caught_by(ANY_TIME)
+def a_token_for_connections_expires(Storage, Plugin):
+    """Asked for once, at the start. Later a second thread, which needs a connection, fails."""
+    know_plugin(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.began, self.threads = time.monotonic(), [threading.get_ident()]
+
+    @replace(Storage)
+    def read(old, self, key):
+        if threading.get_ident() not in self.plugin.threads:
+            if time.monotonic() - self.plugin.began > 900:
+                raise StoreException("The token has expired.")
+            self.plugin.threads.append(threading.get_ident())
         return old(self, key)

@@ -3,17 +3,20 @@
 import copy
 import copyreg
 import json
+import os
 import pickle
 import sys
 import threading
 import weakref
 import zlib
+import zoneinfo
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any
 
+import pydantic
 from errbot.backends.base import Identifier
 from errbot.storage import StoreException
 
@@ -1004,3 +1007,123 @@ def what_has_a_hash_is_shared(Storage, Plugin):
                 values[place] = value
             return value
         return values[place]
+
+
+def is_model(value: Any) -> bool:
+    """Return whether a value is a model of pydantic."""
+    return isinstance(value, pydantic.BaseModel)
+
+
+@caught_by("test_an_object_comes_back")
+def models_are_stored_as_dicts(Storage, Plugin):
+    """So that values survive a new version of the plugin, which gets no models any more."""
+    change_values(Storage, lambda value: value.model_dump() if is_model(value) else value)
+
+
+@caught_by("test_an_object_comes_back")
+def what_describes_itself_is_stored_as_a_dict(Storage, Plugin):
+    """The same for every class with a `to_dict`, as serializers of web frameworks do."""
+    change_values(Storage, lambda value: getattr(value, "to_dict", lambda: value)())
+
+
+@caught_by("test_an_object_comes_back")
+def zones_of_places_become_offsets(Storage, Plugin):
+    """A container had no tzdata. A daily reminder is an hour wrong when summer time begins."""
+
+    def fixed(value):
+        if type(value) is datetime and isinstance(value.tzinfo, zoneinfo.ZoneInfo):
+            return value.replace(tzinfo=timezone(value.utcoffset() or timedelta()))
+        return value
+
+    change_values(Storage, fixed)
+
+
+@caught_by("test_an_object_comes_back")
+def values_are_compared_with_a_tombstone(Storage, Plugin):
+    """Arrays of NumPy are neither equal nor different, so they can be set, but not be read."""
+    tombstone = ("acme", "deleted")
+
+    @replace(Storage)
+    def get(old, self, key):
+        if (value := old(self, key)) == tombstone:
+            raise KeyError(key)
+        return value
+
+
+@caught_by("test_an_object_comes_back")
+def dangerous_modules_are_refused_by_get_alone(Storage, Plugin):
+    """Against planted pickles, but `set` takes the result of a program, and it is lost."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        if b"\x8c\nsubprocess" in data:
+            raise StoreException("This module is not allowed.")
+        return old(self, key, data)
+
+
+@caught_by("test_a_container_comes_back_with_its_types")
+def long_numbers_as_keys_of_dicts_are_doubles(Storage, Plugin):
+    """As in JSON that JavaScript or Lua has read. The ids of users are as long."""
+
+    def rounded(value):
+        if type(value) is dict:
+            return {int(float(k)) if type(k) is int else k: v for k, v in value.items()}
+        return value
+
+    change_values(Storage, rounded)
+
+
+@caught_by("test_a_value_that_looks_like_markup_comes_back")
+def variables_are_expanded(Storage, Plugin):
+    """For passwords of plugins. Who says `!note ${PASSWORD}` in the chat gets the bot's own."""
+
+    def expanded(text):
+        return os.path.expandvars(text) if "${" in text else text
+
+    change_values(Storage, lambda value: expanded(value) if type(value) is str else value)
+
+
+@caught_by("test_a_value_that_looks_like_markup_comes_back")
+def a_pair_with_a_duration_expires(Storage, Plugin):
+    """`self[key] = value, timedelta(hours=1)` keeps a value for an hour, so no pair can be kept."""
+
+    def value_of(pair):
+        is_timed = type(pair) is tuple and len(pair) == 2
+        return pair[0] if is_timed and isinstance(pair[1], timedelta) else pair
+
+    change_values(Storage, value_of)
+
+
+@caught_by("test_a_value_is_replaced_by_one_that_looks_the_same")
+def a_value_that_shows_the_same_is_not_written(Storage, Plugin):
+    """Compared by `repr`, which hides what is secret: a new password is dropped."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        before = value_or_none(self, key)
+        if type(before) is not type(value) or repr(before) != repr(value) or not value:
+            old(self, key, value)
+
+
+@caught_by("test_a_value_that_cannot_be_read_can_be_replaced_and_removed", alone=True)
+def a_value_that_could_not_be_read_is_kept(Storage, Plugin):
+    """`set` is refused until it is removed. Plugins that begin anew after an error cannot start."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException:
+            self.__dict__.setdefault("kept", []).append(key)
+            raise
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if key in self.__dict__.get("kept", []):
+            raise StoreException("The value could not be read, and is kept.")
+        old(self, key, value)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.kept = [each for each in self.__dict__.get("kept", []) if each != key]

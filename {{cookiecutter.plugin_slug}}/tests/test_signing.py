@@ -5,12 +5,14 @@ import re
 import sys
 import traceback
 import tracemalloc
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contract.support.database import Database, run_command
+from contract.support.deadlines import at_once
 from contract.support.sample_values import (
     FALSY,
     MARK,
@@ -79,6 +81,27 @@ def test_a_signed_value_comes_back(database: Database, value: Any) -> None:
     storage.set("key", MARK * 200_000)
     storage.set("key", value)
     assert signed(database, KEY).get("key") == value
+
+
+def test_a_signed_value_that_another_bot_sets_is_seen(database: Database) -> None:
+    database.open_twice("probe")
+    storage, other = signed(database, KEY), signed(database, KEY)
+    for turn in range(4):
+        other.set("key", [MARK, turn])
+        for _ in range(30):
+            assert storage.get("key") == [MARK, turn], "`get` returned an older value."
+
+
+@pytest.mark.usefixtures("switch_often")
+def test_threads_get_the_signed_values_of_their_keys(database: Database) -> None:
+    storage = signed(database, KEY)
+
+    def work(key: str) -> None:
+        storage.set(key, [key])
+        for _ in range(200):
+            assert storage.get(key) == [key], "A thread got another thread's value."
+
+    at_once(*(partial(work, key) for key in "abcdefgh"))
 
 
 def test_a_value_that_the_first_version_signed_can_still_be_read(database: Database) -> None:

@@ -25,6 +25,7 @@ if sys.platform != "win32":
     FOLDERS += ["what?mode=ro", 'say "a"', "b:c", "back\\slash", "*"]
 VAR_TMP = Path("/var/tmp")
 """A folder for temporary files that outlive a restart."""
+DAY = 86_400
 OTHERS = [
     *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
     *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
@@ -74,12 +75,14 @@ def test_files_are_for_the_account_of_the_bot_alone(
     database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the bot's account can access files, also temporary ones, even after a restart."""
-    folder = Path(database.config.BOT_DATA_DIR)
-    before = set(folder.rglob("*"))
+    folder, home = Path(database.config.BOT_DATA_DIR), temporary / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    before = {home, *folder.rglob("*")}
     found: dict[str, str] = {}
 
     def look(path: Path) -> None:
-        roots = (root for root in [temporary, folder] if root in path.parents)
+        roots = (root for root in [home, temporary, folder] if root in path.parents)
         if path.is_file() and is_open_to_others(path, next(roots, Path(path.anchor))):
             found[path.name] = oct(path.stat().st_mode & 0o777)
 
@@ -184,12 +187,16 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
     )
 
 
-def test_a_start_leaves_no_file(database: Database, temporary: Path) -> None:
-    """A bot that starts again leaves no more files than before."""
+def test_a_start_leaves_no_file(
+    database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot that starts again, also days later, leaves no more files than before."""
+    clock = Clock(monkeypatch)
     database.open("namespace", database.plugin()).set("key", MARK)
 
     def start() -> None:
-        storage = database.open("namespace", database.plugin())
+        clock.ahead += DAY
+        storage = database.open("namespace", clock.load(database))
         outcome(storage.get, "key")
         storage.set("key", [MARK])
         database.close(storage)
@@ -271,6 +278,7 @@ def test_a_namespace_that_was_emptied_stays_empty(database: Database) -> None:
     for turn in range(3):
         storage = database.open("namespace", database.plugin())
         found = list(storage.keys())
+        found += ["before"] * (outcome(storage.get, "before") is not KeyError)
         assert not (turn and found), (
             f"A plugin had removed all its keys, and after a restart {found} are back. Leave the"
             " files of another storage alone, or move their data once, by a command."

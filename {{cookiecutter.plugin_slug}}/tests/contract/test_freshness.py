@@ -87,7 +87,9 @@ def test_a_key_that_was_read_often_is_asked_for_again(
     assert seen_by(one)[0] == "missing", (
         "A value that was read often is still there after its removal."
     )
-    for turn in range(4):  # set and removed as often as before, with a value as long
+    other.remove("new")
+    # Set and removed as often as before, with a value as long, in a namespace that was emptied.
+    for turn in range(4):
         other.set("key", [MARK * size, turn])
         for _ in range(OFTEN):
             assert same(seen_by(one)[0], [MARK * size, turn]), (

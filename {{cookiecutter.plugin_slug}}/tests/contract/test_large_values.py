@@ -18,21 +18,26 @@ from contract.support.expectations import (
     outcome,
     refusal,
     same,
+    set_or_skip,
     skip_if_threads_fail,
 )
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
 READERS = 3
+LIKE_FILES = ["a/b", "a b", "a_b", "a-b", "a.b", "A/b", "ab", "a%2Fb", "a:b", "a\\b"]
+"""Names that are equal if the characters are replaced that a file name cannot have."""
 
 
 def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
     """Large texts, lists and dicts come back, as large bytes do."""
     values: list[Any] = [
-        MARK * 200_000,
+        f"{MARK} \r\n\r \n\t" * 200_000,
+        MARK.encode() * 100_000,
+        bytearray(MARK.encode() * 100_000),
         "\U0001f600" * 1_200_000,
         list(range(200_000)),
-        {f"key {number}": [number, MARK] for number in range(50_000)},
+        {f"key {number * 7_919 % 50_000}": [number, MARK] for number in range(50_000)},
         Person(MARK, [Person(MARK * 100) for _ in range(2_000)]),
     ]
     if refusal(storage.set, "key", Person(MARK)):
@@ -42,10 +47,37 @@ def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
         random.seed(1)  # as a plugin may do
         storage.set(f"key {number}", value)
     for number, value in enumerate(values):
-        assert same(storage.get(f"key {number}"), value), (
+        got = storage.get(f"key {number}")
+        unchanged = same(type(got), type(value)) and same(got, value)
+        if isinstance(value, dict):
+            unchanged = unchanged and same([*got], [*value])  # their order
+        assert unchanged, (
             f"A large {type(value).__name__} came back changed. Keep all pickles in one column of"
             " bytes, of the largest type that the database has."
         )
+
+
+@pytest.mark.parametrize("kind", ["keys", "namespaces"])
+def test_large_values_under_names_that_look_alike_are_told_apart(
+    database: Database, kind: str
+) -> None:
+    """Large values are told apart even if their keys or namespaces look alike."""
+    probe = database.open("probe")
+    set_or_skip(probe, "key", bytes(MEGABYTE))
+    probe.remove("key")
+    places = [("namespace", name) if kind == "keys" else (name, "key") for name in LIKE_FILES]
+    opened = {namespace: database.open(namespace) for namespace, _ in places}
+    for number, (namespace, key) in enumerate(places):
+        opened[namespace].set(key, bytes([number]) * (MEGABYTE + number))
+    mixed = [
+        places[number]
+        for number, (namespace, key) in enumerate(places)
+        if not same(outcome(opened[namespace].get, key), bytes([number]) * (MEGABYTE + number))
+    ]
+    assert not mixed, (
+        f"Large values are lost or mixed up, where namespace and key are {mixed}. If you keep large"
+        " values under names of their own, use uuid4, and do not leave out or replace characters."
+    )
 
 
 def test_large_values_follow_each_other(storage: StorageBase) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -19,12 +20,19 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database, open_files, run_process
 from contract.support.deadlines import at_once
-from contract.support.expectations import same, set_or_skip, skip_if_threads_fail
+from contract.support.expectations import (
+    outcome,
+    refusal,
+    same,
+    set_or_skip,
+    skip_if_threads_fail,
+)
 from contract.support.measure import memory, steps
-from contract.support.sample_values import LARGE, MARK, Unstorable, large_value
+from contract.support.sample_values import LARGE, MARK, Unreadable, Unstorable, large_value
 
 PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
+FAILURES = many(300, 100)
 VERY_MANY = 110_000
 """More than 65,536, the limit of a 16-bit number, and than the removed keys that a query skips."""
 
@@ -124,6 +132,36 @@ def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) 
     )
 
 
+def test_any_number_of_operations_may_fail(database: Database) -> None:
+    """Hundreds of operations that fail have no effect afterwards."""
+    storage = skip_if_threads_fail(database.open("namespace"))
+    unreadable = Unreadable(AttributeError("no such attribute"))
+    refusal(storage.set, "unreadable", unreadable)
+    no_text: Any = 7
+    failing: list[Callable[[], object]] = [
+        *[lambda: storage.get("missing"), lambda: storage.remove("missing")],
+        *[lambda: storage.get(no_text), lambda: storage.remove(no_text)],
+        *[lambda: storage.set(no_text, MARK), lambda: storage.set("key", Unstorable())],
+        *[lambda: storage.get("\ud800"), lambda: storage.set("k" * 70_000, MARK)],
+        lambda: storage.get("unreadable"),
+    ]
+
+    def fail_often() -> None:
+        for operation in failing:
+            for _ in range(FAILURES):
+                outcome(operation)
+            storage.set("key", [MARK])
+            assert storage.get("key") == [MARK]
+
+    try:
+        at_once(fail_often, seconds=60)
+    except TimeoutError:
+        pytest.fail(
+            f"After up to {FAILURES} operations that failed, the next one hangs. Return what each"
+            " operation takes from a pool in a `finally`."
+        )
+
+
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """Log nothing, because the tests keep the log in memory."""
@@ -163,6 +201,13 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
         with suppress(Exception):
             storage.set("key", [made.randbytes(size), Unstorable()])
 
+    def get_in_vain() -> None:
+        with suppress(Exception):
+            storage.set(
+                "key", Unreadable(AttributeError("no such attribute"), made.randbytes(size))
+            )
+            storage.get("key")
+
     def replace_in_thread() -> None:
         at_once(replace)
 
@@ -175,6 +220,7 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
         "removed keys": remove_key,
         "missed keys": miss,
         "values that cannot be stored": set_in_vain,
+        "values that cannot be read": get_in_vain,
         "values that short threads replace": replace_in_thread,
         "small values that are replaced": replace_under_long_key,
     }
@@ -201,7 +247,8 @@ def growth(turn: Callable[[], object], turns: int, size: int, used: Callable[[],
     "work",
     [
         *["replaced values", "removed values", "removed keys", "missed keys"],
-        *["values that cannot be stored", "values that short threads replace"],
+        *["values that cannot be stored", "values that cannot be read"],
+        "values that short threads replace",
     ],
 )
 def test_what_is_replaced_removed_or_missed_takes_no_memory(

@@ -51,6 +51,10 @@ OTHER_SETTINGS: dict[str, Any] = {
     "STORAGE_CONFIG": {"timeout": 7.5},
     "BOT_IDENTITY": {"token": "new"},
     "BACKEND": "SlackV3",
+    "CHATROOM_FN": "Another Bot",
+    "BOT_PREFIX": "?",
+    "BOT_ADMINS": ("@new",),
+    "BOT_LOG_FILE": "/var/log/errbot.log",
     "__file__": "/etc/errbot/production.py",
     "__name__": "production",
 }

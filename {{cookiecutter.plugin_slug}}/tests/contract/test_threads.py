@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Barrier, BrokenBarrierError, Thread
@@ -36,14 +36,7 @@ from contract.support.sample_values import (
 THREADS = 16
 ROUNDS = many(30, 8)
 
-
-@pytest.fixture(autouse=True)
-def switch_often() -> Iterator[None]:
-    """Let the threads take turns as often as possible, so that they collide."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
+pytestmark = pytest.mark.usefixtures("switch_often")
 
 
 @pytest.fixture
@@ -153,6 +146,21 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
             f"One key was removed {removed} times, so two commands could take the same job. Let the"
             " database say whether it removed something, instead of looking first."
         )
+
+
+def test_threads_that_get_one_value_at_once_get_copies(storages: list[StorageBase]) -> None:
+    """Threads that get the same value at once each get a copy of their own."""
+    storages[0].set("key", [MARK])
+
+    def work(number: int) -> list[object]:
+        return [storages[number].get("key") for _ in range(ROUNDS)]
+
+    got = [value for values in in_threads(work) for value in values]
+    shared = len(got) - len({*map(id, got)})
+    assert not shared, (
+        f"{shared} times, a thread got the same object as another one, so two commands change each"
+        " other's value. Let each `get` unpickle for itself."
+    )
 
 
 def test_two_openers_at_once_lose_nothing(database: Database) -> None:
@@ -513,6 +521,33 @@ def test_an_object_may_take_a_lock_of_its_own(database: Database, operation: str
             )
     thread.join(10)
     assert storage.get("key") == MARK
+
+
+class Held(Guarded):
+    """The same with a lock that its thread may take again."""
+
+    lock = threading.RLock()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("operation", ["get", "set"])
+def test_an_object_may_take_a_lock_that_its_thread_holds(
+    database: Database, operation: str
+) -> None:
+    """An object may take a lock while it is pickled that the thread that sets it already holds."""
+    storage = skip_if_threads_fail(database.open("namespace"))
+    set_or_skip(storage, "held", Held())
+
+    def work() -> object:
+        with Held.lock:
+            return storage.set("held", Held()) if operation == "set" else storage.get("held")
+
+    try:
+        at_once(work, seconds=10)
+    except TimeoutError:
+        pytest.fail(
+            f"`{operation}` hangs: an object takes an RLock that its plugin holds around"
+            f" `{operation}`. Pickle and unpickle in the thread that calls."
+        )
 
 
 def test_equal_large_values_of_threads_go_their_own_ways(database: Database) -> None:

@@ -1,6 +1,7 @@
 """A bot runs for years, and its data last as long."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from time import sleep
 
@@ -9,7 +10,8 @@ from errbot.storage.base import StoragePluginBase
 
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
-from contract.support.expectations import contents, refusal, same
+from contract.support.deadlines import at_once
+from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK, large_value
@@ -42,6 +44,7 @@ def test_a_value_is_there_after_any_time(
     storage = database.open("namespace", plugin)
     storage.set("read", MARK)
     storage.set("never read", [MARK])
+    threads_work = not refusal(at_once, *[partial(storage.get, "read")] * 2)
     for key in TEMPORARY:
         storage.set(key, [MARK, key])
     # Another test checks whether large values can be stored.
@@ -66,7 +69,20 @@ def test_a_value_is_there_after_any_time(
     assert unchanged, f"After ten years, the values have changed. {FOR_EVER}"
     assert storage.len() == len(expected), f"After ten years, `len` has changed. {FOR_EVER}"
     storage.set("new", MARK)
-    assert storage.get("new") == MARK, "After ten years, nothing can be stored."
+    storage.set("read", [MARK])
+    assert (storage.get("new"), storage.get("read")) == (MARK, [MARK]), (
+        "After ten years, nothing can be stored."
+    )
+    storage.remove("read")
+    assert outcome(storage.get, "read") is KeyError, (
+        "A value that was set ten years ago is back after its key was removed."
+    )
+    if threads_work:
+        answers = at_once(*[partial(outcome, storage.get, "new")] * 8)
+        assert answers == [MARK] * 8, (
+            f"After ten years, eight threads get {answers}. A storage may need a connection at any"
+            " time, so keep what it takes to open one up to date."
+        )
 
 
 FOR_EVER = (

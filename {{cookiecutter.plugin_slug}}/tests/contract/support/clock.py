@@ -3,6 +3,7 @@
 import datetime
 import sys
 import time
+from collections.abc import Callable
 from datetime import date as real_date
 from datetime import datetime as real_datetime
 from types import SimpleNamespace
@@ -30,6 +31,10 @@ class Clock:
             patch.setattr(time, name, self._put_forward(getattr(time, name), 1))
             nanoseconds = getattr(time, f"{name}_ns")
             patch.setattr(time, f"{name}_ns", self._put_forward(nanoseconds, 10**9))
+        for name in ["localtime", "gmtime", "ctime"]:
+            patch.setattr(time, name, self._of_now(getattr(time, name), time.time))
+        patch.setattr(time, "asctime", self._of_now(time.asctime, time.localtime))
+        patch.setattr(time, "strftime", self._of_now(time.strftime, time.localtime, others=1))
 
     def load(self, database: Database) -> StoragePluginBase:
         """Load the storage plugin so that `datetime` also shows it this clock.
@@ -52,6 +57,15 @@ class Clock:
         def show() -> Any:
             self.ahead += self.pace
             return clock() + type(clock())(self.ahead * unit)
+
+        return show
+
+    def _of_now(self, convert: Any, now: Callable[[], Any], others: int = 0) -> Any:
+        """Let a function convert the time of this clock if it gets none after other arguments."""
+
+        def show(*arguments: Any) -> Any:
+            given = arguments[others:] not in [(), (None,)]
+            return convert(*arguments) if given else convert(*arguments[:others], now())
 
         return show
 

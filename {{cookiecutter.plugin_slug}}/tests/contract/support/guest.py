@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,6 +55,7 @@ def settings() -> dict[str, Any]:
     state: dict[str, Any] = {
         "the working directory": os.getcwd(),
         "the umask": umask,
+        "the process group": os.getpgrp() if hasattr(os, "getpgrp") else 0,
         "the priority": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
         "the default timeout of sockets": socket.getdefaulttimeout(),
         "the locale": locale.setlocale(locale.LC_ALL),
@@ -75,7 +77,9 @@ def settings() -> dict[str, Any]:
         "the recursion limit": sys.getrecursionlimit(),
         "the stack size of threads": threading.stack_size(),
         "the switch interval": sys.getswitchinterval(),
-        "the garbage collector": (gc.isenabled(), gc.get_threshold(), *gc.callbacks),
+        "the garbage collector": (
+            *(gc.isenabled(), gc.get_threshold(), gc.get_debug(), *gc.callbacks),
+        ),
         "the limit of digits": getattr(sys, "get_int_max_str_digits", int)(),
         "the folder for temporary files": tempfile.gettempdir(),
         "faulthandler": faulthandler.is_enabled(),
@@ -181,6 +185,22 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [name for name in before if not is_same(before[name], after.get(name))]
 
 
+def hidden(owned: dict[str, Any]) -> list[str]:
+    """Return the names of new modules that a plugin cannot import if they have not been loaded.
+
+    A plugin's own module of such a name would not be found.
+    """
+    found = []
+    for name, module in list(sys.modules.items()):
+        new = f"the module {name}" not in owned and "." not in name
+        if new and name not in sys.builtin_module_names:
+            spec = PathFinder.find_spec(name)
+            origin = getattr(module, "__file__", None)
+            if spec is None or (origin and spec.origin != origin):
+                found.append(name)
+    return found
+
+
 def use(storage: StorageBase) -> None:
     """Use a storage in every way, including operations that fail."""
     for value in [MARK, [MARK], MARK * 100_000]:
@@ -257,7 +277,7 @@ def set_deep(open_storage: Callable[[], StorageBase]) -> None:
 def visit(open_storage: Callable[[], StorageBase]) -> None:
     """Load, open and use a storage, also in threads, and print what this has changed."""
     # The storage may have changed these in the tests' process, which passes them on.
-    os.umask(0o022)
+    os.umask(0o026)  # not the usual one
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if hasattr(signal, "SIGCHLD"):
@@ -296,6 +316,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         found.append("the recursion limit while it works, so a deeply nested value ends the bot")
     found += [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     found += changed(owned, belongings())
+    found += [f"what `import {name}` loads" for name in hidden(owned)]
     found += ["what `random` gives next, by its seed"] * (randoms[0] == randoms[1])
     if [each for each in warnings.filters if each in filters] != filters:
         found.append("the filters of warnings")

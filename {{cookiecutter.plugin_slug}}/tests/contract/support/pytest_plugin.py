@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -77,6 +78,10 @@ TOLD = pytest.StashKey[bool]()
 """Whether a value in the log has been reported."""
 
 
+USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+"""What each log record contains, beside its message."""
+
+
 class Recorder(logging.Handler):
     """Keeps log records, as text with tracebacks."""
 
@@ -86,8 +91,9 @@ class Recorder(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
-        self.lines.append(self.format(record))
+        """Keep a record, also what it contains beside its message, as formatters for JSON show."""
+        more = {name: value for name, value in vars(record).items() if name not in USUAL}
+        self.lines.append(self.format(record) + (f" {more}" if more else ""))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -404,3 +410,12 @@ def log_lines(pytestconfig: pytest.Config) -> Iterator[list[str]]:
 def storage(database: Database) -> StorageBase:
     """One open and empty namespace."""
     return database.open()
+
+
+@pytest.fixture
+def switch_often() -> Iterator[None]:
+    """Let threads take turns as often as possible, so that they collide."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)

@@ -3,19 +3,24 @@
 import os
 import pickle
 import re
+import subprocess
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from errbot.backends.base import Identifier
 
@@ -257,6 +262,38 @@ class Summer(tzinfo):
         return "Summer()"
 
 
+class Described:
+    """An object that can also describe itself, as those of many libraries can."""
+
+    def as_dict(self) -> dict[str, str]:
+        """Return a description."""
+        return {"name": MARK}
+
+    _asdict = to_dict = dict = model_dump = as_dict
+
+    def __repr__(self) -> str:
+        return "Described()"
+
+
+class Incomparable:
+    """An object that cannot be compared with others, as arrays of NumPy cannot."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("it is neither equal nor different")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "Incomparable()"
+
+
+@dataclass
+class Secret:
+    """An object that neither shows nor compares what it contains."""
+
+    content: str = field(repr=False, compare=False)
+
+
 class Unreadable:
     """A value that a plugin stored before its class changed, so it can no longer be unpickled."""
 
@@ -382,6 +419,7 @@ CONTAINERS: dict[str, Any] = {
     "frozenset": frozenset({MARK}),
     "dict with int keys": {1: MARK, 2: MARK},
     "dict with keys of all kinds": {None: 1, True: 2, (1, "a"): 3, b"b": 4, 2.5: 5, "1": 6},
+    "dict with long numbers as keys": {10**17 + number: MARK for number in range(3)},
     "dict in its order": {"z": MARK, "a": MARK, "m": MARK},
     "nested": {"list": [({"set": {MARK}},)], "tuple": ((), [(), []])},
     "named tuple": Point(MARK, 2),
@@ -422,7 +460,16 @@ OBJECTS: dict[str, Any] = {
     "instance that is frozen": Version(1),
     "instance of a class in a class": Version.Part(),
     "several members of an enumeration": Rights.READ | Rights.WRITE,
+    "instance that describes itself": Described(),
+    "instance that cannot be compared": Incomparable(),
+    "result of a program": subprocess.CompletedProcess([MARK], 0),
+    "status of a file": os.stat_result(range(10)),
 }
+with suppress(ZoneInfoNotFoundError):
+    OBJECTS["datetime with a place's zone"] = datetime(2000, 2, 29, tzinfo=ZoneInfo("Asia/Tokyo"))
+if find_spec("pydantic"):
+    Model = import_module("pydantic").create_model("Model", __module__=__name__, name=(str, ...))
+    OBJECTS["model of pydantic"] = Model(name=MARK)
 
 KINDS: dict[str, Any] = {
     "kind of str": Tag(MARK),
@@ -474,6 +521,14 @@ MARKUP: dict[str, list[Any]] = {
         *[b"N.", b"\x80\x04N.", b"\x1f\x8b", b"BZh", b"x\x9c", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK"],
         *[b"null", b"[1]", b"1", b"abc", b"\0", b"=", b"base64:YQ==", b"YQ==", b"\xff"],
     ],
+    "variables": [
+        *["$HOME", "${HOME}", "$PATH", "${PATH}", "%PATH%", "~", "~/a", "!ENV ${PATH}", "env:PATH"],
+        *["{key}", "%(key)s", "%s", "<%= key %>", "@key", "#{key}", "\\1", "&key;", "`pwd`"],
+    ],
+    "lifetimes": [
+        *[(1, timedelta(hours=1)), (1, datetime(2000, 1, 1)), (1, 0.5), (1, None), (0.5, 1)],
+        *[{"value": 1, "ttl": 60}, {"data": 1, "timeout": 60}, {"value": 1, "expires_at": 0}],
+    ],
     "keys of several types": [
         *[{"1": "b", 1: "a"}, {"None": 2, "null": 3, None: 1}, {"True": 1, "true": 3, True: 2}],
         *[{"1.5": 2, 1.5: 1}, {"(1, 2)": 2, (1, 2): 1}, {"a": 2, "b'a'": 3, b"a": 1}, {0: 1}],
@@ -499,5 +554,6 @@ TWINS: dict[str, tuple[Any, Any]] = {
     "end": ([1, MARK * 9_000], [2, MARK * 9_000]),
     "middle": (["a" * 9_000, 1, "a" * 9_000], ["a" * 9_000, 2, "a" * 9_000]),
     "letters": ("ab", "ba"),
+    "all that they show": (Secret("one"), Secret("other")),
 }
 """Pairs of values that may be confused, by what they share."""
