@@ -115,15 +115,18 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
     )
 
 
+def set_together(storage: StorageBase, keys: list[str], together: Barrier) -> None:
+    """Set each key at the same moment as other threads, unless one of them has failed."""
+    for key in keys:
+        with suppress(BrokenBarrierError):
+            together.wait(5)
+        storage.set(key, MARK)
+
+
 def test_threads_can_set_one_new_key_at_once(storages: list[StorageBase]) -> None:
     """Several threads can set the same new key at once."""
-    keys = [f"new {turn:02}" for turn in range(ROUNDS)]
-
-    def work(number: int) -> None:
-        for key in keys:
-            storages[number].set(key, MARK)
-
-    in_threads(work)
+    keys, together = [f"new {turn:02}" for turn in range(ROUNDS)], Barrier(THREADS)
+    in_threads(lambda number: set_together(storages[number], keys, together))
     found = sorted(storages[0].keys())
     assert same(found, ["key", *keys]), "Threads that set one key made several keys."
 
@@ -236,13 +239,12 @@ def test_a_key_that_another_opener_replaces_is_always_there_and_whole(database: 
 
 def test_two_openers_can_set_one_new_key_at_once(database: Database) -> None:
     """Two openers can set the same new key at once."""
-    keys = [f"new {turn:02}" for turn in range(2 * ROUNDS)]
+    keys, together = [f"new {turn:02}" for turn in range(2 * ROUNDS)], Barrier(2)
     open_storage = two_openers(database, {"key": MARK})
 
     def work(number: int) -> None:
         storage = open_storage(number)
-        for key in keys:
-            storage.set(key, MARK)
+        set_together(storage, keys, together)
         storage.close()
 
     in_threads(work, 2)
