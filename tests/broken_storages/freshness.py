@@ -3,6 +3,7 @@
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from functools import wraps
 from itertools import islice
 from typing import Any
@@ -48,9 +49,15 @@ def a_key_begins_anew_with_version_one(Storage, Plugin):
         old(self, key)
         TIMES_SET.pop((self.place, key), None)
 
+    keep_by_version(Storage, lambda self, key: TIMES_SET.get((self.place, key), 0))
+
+
+def keep_by_version(Storage: Any, version_of: Callable[[Any, str], int]) -> None:
+    """Keep each value until its version changes."""
+
     @replace(Storage)
     def get(old, self, key):
-        data, version = self.read(key), TIMES_SET.get((self.place, key), 0)
+        data, version = self.read(key), version_of(self, key)
         kept = self.__dict__.setdefault("kept", {}).setdefault(key, {})
         return self._load(key, kept.setdefault(version, data))
 
@@ -279,8 +286,4 @@ def an_emptied_namespace_begins_anew_with_version_one(Storage, Plugin):
         if not self.len():
             del VERSIONS[self.place]
 
-    @replace(Storage)
-    def get(old, self, key):
-        data, version = self.read(key), VERSIONS.get(self.place, 0)
-        kept = self.__dict__.setdefault("kept", {}).setdefault(key, {})
-        return self._load(key, kept.setdefault(version, data))
+    keep_by_version(Storage, lambda self, _: VERSIONS.get(self.place, 0))
