@@ -1,6 +1,7 @@
 """Storages that change what belongs to the bot and to all of its plugins."""
 
 import asyncio
+import atexit
 import decimal
 import gc
 import http.client
@@ -427,3 +428,27 @@ def garbage_is_kept(Storage, Plugin):
 def its_helpers_are_a_module_named_utils(Storage, Plugin):
     """Errbot executes storage.py by its path. Plugins have a utils.py of their own."""
     at_start(Plugin, lambda: sys.modules.setdefault("utils", ModuleType("utils")))
+
+
+@caught_by("test_a_storage_changes_nothing_of_the_configuration", alone=True)
+def commands_get_one_thread(Storage, Plugin):
+    """Because the client is for one thread. All commands of all plugins wait for each other."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        bot_config.BOT_ASYNC_POOLSIZE = 1
+
+
+@caught_by("test_a_storage_prints_nothing")
+def a_connection_is_closed_twice(Storage, Plugin):
+    """By its client and by `atexit`, whose error Python prints when the bot has ended."""
+
+    def close():
+        raise ValueError("The connection is closed.")
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1].startswith("write"):  # not in the process of all tests
+            atexit.register(close)

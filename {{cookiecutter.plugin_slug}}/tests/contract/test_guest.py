@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from contract.support.database import Database, run_process
+from contract.support.database import Database, process_command, run_command, run_process
 from contract.support.guest import use
 
 
@@ -22,12 +22,34 @@ def test_a_storage_changes_nothing_of_its_process(
     )
 
 
+def test_a_storage_changes_nothing_of_the_configuration(database: Database) -> None:
+    """Loading, opening and using a storage changes nothing of the bot's configuration."""
+
+    def settings() -> dict[str, str]:
+        return {key: repr(value) for key, value in vars(database.config).items() if key.isupper()}
+
+    before = settings()
+    storage = database.open("namespace", database.plugin())
+    use(storage)
+    database.close(storage)
+    after = settings()
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    assert not changed, (
+        f"The storage changes the bot's {', '.join(changed)}, so it finds other settings when it is"
+        " loaded again, as do plugins. Change a copy."
+    )
+
+
 def test_a_storage_prints_nothing(database: Database, capfd: pytest.CaptureFixture[str]) -> None:
-    """Loading, opening and using a storage prints nothing."""
+    """Loading, opening and using a storage prints nothing, also when Python ends."""
     storage = database.open("namespace", database.plugin())
     use(storage)
     database.close(storage)
     printed = "".join(capfd.readouterr())
+    for task in ["write", "write-and-close"]:  # by a process that ends without or with `close`
+        process = run_command(process_command(database, "namespace", task))
+        if "Exception ignored" in process.stderr:  # not only warnings, for which nothing is set up
+            printed += process.stderr
     assert not printed, (
         f"The storage prints {printed[:200]!r}. This appears on a bot's screen, and in the output"
         " of `errbot --storage-get`. Use `logging`, or print nothing."
