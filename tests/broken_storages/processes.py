@@ -348,9 +348,7 @@ def each_processor_has_a_shard(Storage, Plugin):
         return (key.partition(" ")[2] for key in old(self))
 
 
-@caught_by(
-    "test_data_are_there_when_another_setting_has_changed", alone=True, outlives_process=True
-)
+@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
 def a_namespace_is_named_after_the_configuration(Storage, Plugin):
     """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
     name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "STORAGE_CONFIG"))
@@ -597,7 +595,9 @@ def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
     name_namespaces_after(Plugin, stem)
 
 
-@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
+@caught_by(
+    "test_data_are_there_when_another_setting_has_changed", alone=True, outlives_process=True
+)
 def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
     """So that two bots can share a database. But a bot may get another name."""
     name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", "Errbot"))
