@@ -306,3 +306,14 @@ def errors_of_unreadable_values_are_kept(Storage, Plugin):
         except StoreException:
             self.__dict__.setdefault("reports", []).append(data)
             raise
+
+
+@caught_by("test_other_keys_cost_an_operation_nothing", alone=True)
+def a_key_is_looked_for_among_all_others(Storage, Plugin):
+    """The column has no index, or the namespace is one document."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        if key not in frozenset(self.keys()):
+            raise KeyError(key)
+        return old(self, key)

@@ -19,12 +19,15 @@ from contract.support.expectations import (
     outcome,
     refusal,
     same,
+    set_or_skip,
     skip_if_threads_fail,
 )
+from contract.support.measure import memory
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20
 READERS = 3
+LISTED = 12
 LIKE_FILES = ["a/b", "a b", "a_b", "a-b", "a.b", "A/b", "ab", "a%2Fb", "a:b", "a\\b"]
 """Names that are equal if the characters are replaced that a file name cannot have."""
 
@@ -81,6 +84,22 @@ def test_large_values_under_names_that_look_alike_are_told_apart(
         f"Large values are lost or mixed up, where namespace and key are {mixed}. If you keep large"
         " values under names of their own, use uuid4, and do not leave out or replace characters."
     )
+
+
+def test_listing_reads_no_values(storage: StorageBase) -> None:
+    """`len` and `keys` read no values."""
+    for number in range(LISTED):
+        set_or_skip(storage, f"key {number}", bytes([number]) * MEGABYTE)
+    uses: dict[str, Callable[[], object]] = {
+        "`len`": storage.len,
+        "`keys`": lambda: list(storage.keys()),
+    }
+    for name, use in uses.items():
+        taken = memory(use) / MEGABYTE
+        assert taken < LISTED / 4, (
+            f"{name} of {LISTED} values of 1 MB takes {taken:.1f} MB of memory. Let the database"
+            " count, and read only the keys."
+        )
 
 
 def test_large_values_follow_each_other(storage: StorageBase) -> None:

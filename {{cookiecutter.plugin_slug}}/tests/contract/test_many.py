@@ -83,6 +83,35 @@ def test_the_first_key_is_cheap_whatever_was_removed_before(database: Database) 
         )
 
 
+def test_other_keys_cost_an_operation_nothing(storage: StorageBase) -> None:
+    """The other keys of a namespace make no operation on one key slower."""
+    uses: dict[str, Callable[[], object]] = {
+        "`get`": lambda: storage.get("key"),
+        "`get` of a missing key": lambda: outcome(storage.get, "missing"),
+        "`set`": lambda: storage.set("key", MARK),
+        "`set` of a new key and its `remove`": lambda: (
+            storage.set("new", MARK),
+            storage.remove("new"),
+        ),
+    }
+
+    def cost(use: Callable[[], object]) -> tuple[int, int]:
+        use()  # It may connect.
+        return steps(use), min(memory(use) for _ in range(3))  # A table may grow meanwhile.
+
+    storage.set("key", MARK)
+    before = {name: cost(use) for name, use in uses.items()}
+    for number in range(PAGES):
+        storage.set(f"{number} {'k' * 100}", None)
+    for name, use in uses.items():
+        (few, small), (more, large) = before[name], cost(use)
+        assert (more <= 2 * few + 100, large <= 2 * small + PAGES * 30) == (True, True), (
+            f"{name} took {few} Python steps and {small} bytes in a new namespace, and takes"
+            f" {more} steps and {large} bytes among {PAGES} other keys. Let the database find a key"
+            " by an index, instead of going through all."
+        )
+
+
 @pytest.mark.thorough
 def test_a_hundred_thousand_keys_are_all_there(storage: StorageBase) -> None:
     """More than a hundred thousand keys are counted, listed, found and removed, each once."""
