@@ -248,7 +248,7 @@ def a_loop_over_the_keys_ends_with_an_error_in_the_log(Storage, Plugin):
 @caught_by("test_a_full_disk_is_an_error", alone=True, outlives_process=True)
 def what_does_not_fit_on_the_disk_is_only_logged(Storage, Plugin):
     """It will be written with the next value, once there is space again."""
-    log_only(Storage, "disk")
+    log_only(Storage, "disk I/O")
 
 
 DAMAGED = "test_what_is_damaged_is_an_error"
