@@ -52,7 +52,9 @@ def a_kill_comes_between_the_parts(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        replace_part_by_part(self, old, key, value, 1.0 * (sys.argv[-1] == "replace-large"))
+        # So long, and not in all threads alike, that a kill comes between the parts of some value.
+        seconds = random.uniform(1, 3) if sys.argv[-1] == "replace-large" else 0.0
+        replace_part_by_part(self, old, key, value, seconds)
 
 
 def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: float) -> None:
