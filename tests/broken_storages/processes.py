@@ -129,6 +129,8 @@ GATHERING = lock_for_forks()
 IN_MEMORY: dict[tuple[str, str], dict[str, bytes]] = {}
 
 READING = lock_for_forks(threading.Lock)
+# How often anything in this process began or ended to change.
+CHANGES = [0]
 
 
 def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: int = 0) -> None:
@@ -186,7 +188,6 @@ def gather_writes(Storage: Any, Plugin: Any, at_exit: bool = False, when_full: i
 @caught_by(
     "test_another_process_and_a_running_bot_see_the_same",
     "test_storage_set_get_and_merge_work_while_the_bot_runs",
-    alone=True,
     outlives_process=True,
 )
 def a_process_reads_from_its_memory(Storage, Plugin):
@@ -219,6 +220,35 @@ def a_process_reads_from_its_memory(Storage, Plugin):
     Storage.get = lambda self, key: self._load(key, IN_MEMORY[self.place][key])
     Storage.keys = lambda self: iter(list(IN_MEMORY[self.place]))
     Storage.len = lambda self: len(IN_MEMORY[self.place])
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", alone=True, outlives_process=True)
+def keys_are_listed_again_if_their_number_changes(Storage, Plugin):
+    """Or if this process has changed something. But another one may remove one and add one."""
+
+    @replace(Storage)
+    def keys(old, self):
+        state = self.len(), CHANGES[0]
+        if state[0] > 9:
+            return old(self)
+        before, listed = self.__dict__.get("listed", (None, []))
+        if before != state:
+            listed = list(old(self))
+            self.listed = state, listed
+        return iter(listed)
+
+    def counted(old):
+        @wraps(old)
+        def method(self, *arguments):
+            CHANGES[0] += 1
+            try:
+                return old(self, *arguments)
+            finally:
+                CHANGES[0] += 1
+
+        return method
+
+    Storage.write, Storage.remove = counted(Storage.write), counted(Storage.remove)
 
 
 @caught_by("test_processes_start_and_write_at_once", outlives_process=True, alone=True)
