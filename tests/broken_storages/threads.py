@@ -305,7 +305,7 @@ def remove_looks_before_it_removes_under_a_lock_of_its_own(Storage, Plugin):
 
     @replace(Storage)
     def remove(old, self, key):
-        if key not in frozenset(self.keys()):
+        if bytes_or_none(self, key) is None:
             raise KeyError(key)
         time.sleep(0.0005)
         with suppress(KeyError):
