@@ -24,7 +24,7 @@ def the_last_miss_is_remembered(Storage, Plugin):
     def forgetting(old):
         @wraps(old)
         def method(self, *arguments):
-            if self.__dict__.get(last) not in arguments:
+            if self.__dict__.get(last) not in arguments[:1]:
                 self.__dict__.pop(last, None)
             return old(self, *arguments)
 

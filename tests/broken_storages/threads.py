@@ -58,7 +58,7 @@ def a_set_that_fails_leaks_a_connection(Storage, Plugin):
     leak_connections(Storage, Plugin, "set")
 
 
-@caught_by("test_operations_that_fail_harm_no_other_thread", alone=True)
+@caught_by("test_operations_that_fail_harm_no_other_thread")
 def a_get_that_misses_leaks_a_connection(Storage, Plugin):
     """KeyError is raised before the connection returns to its pool."""
     leak_connections(Storage, Plugin, "get")
@@ -130,7 +130,7 @@ def threads_share_one_row(Storage, Plugin):
             return row
         self.row = row
         time.sleep(0.0005)
-        return self.row
+        return list(self.row)
 
 
 @caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
@@ -362,7 +362,7 @@ def lock_by_storage(Storage: Any) -> None:
     lock_operations(Storage, own_lock)
 
 
-@caught_by("test_operations_that_fail_harm_no_other_thread")
+@caught_by("test_operations_that_fail_harm_no_other_thread", alone=True)
 def a_failure_rolls_back_what_other_threads_set(Storage, Plugin):
     """One connection for all threads, which is rolled back after each error."""
     take_away = Storage.remove
