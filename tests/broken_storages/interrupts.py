@@ -60,16 +60,18 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        pool = self.__dict__.setdefault("pool", [None] * 30)
+        if isinstance(value, bytes):  # Another test interrupts these.
+            return old(self, key, value)
+        pool = self.__dict__.setdefault("pool", [None] * 12)
         if not pool:
-            raise RuntimeError("All 30 connections are in use.")
+            raise RuntimeError("All connections are in use.")
         connection = pool.pop()
         try:
             old(self, key, value)
         except Exception:
             pool.append(connection)
             raise
-        pool.append(connection)
+        return pool.append(connection)
 
 
 @caught_by("test_an_interrupted_set_leaves_the_old_or_the_new_value", alone=True)
