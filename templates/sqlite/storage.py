@@ -29,15 +29,15 @@ SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 # only this index. The columns have no types, because a TEXT column finds "1" for the number 1.
 CREATE = """CREATE TABLE IF NOT EXISTS errbot
     (namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key))"""
-READ = "SELECT CAST(value AS BLOB) FROM errbot WHERE namespace = ?1 AND key = ?2"
-WRITE = """INSERT INTO errbot VALUES (?1, ?2, ?3)
+READ = "SELECT CAST(value AS BLOB) FROM errbot WHERE namespace = ? AND key = ?"
+WRITE = """INSERT INTO errbot VALUES (?, ?, ?)
     ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value"""
-SWAP = "UPDATE errbot SET value = ?4 WHERE namespace = ?1 AND key = ?2 AND value = ?3"
-REMOVE = "DELETE FROM errbot WHERE namespace = ?1 AND key = ?2"
-LEN = "SELECT count(*) FROM errbot WHERE namespace = ?1"
-KEYS = "SELECT CAST(key AS BLOB) FROM errbot WHERE namespace = ?1 AND typeof(key) = 'text'"
+SWAP = "UPDATE errbot SET value = ? WHERE namespace = ? AND key = ? AND value = ?"
+REMOVE = "DELETE FROM errbot WHERE namespace = ? AND key = ?"
+LEN = "SELECT count(*) FROM errbot WHERE namespace = ?"
+KEYS = "SELECT CAST(key AS BLOB) FROM errbot WHERE namespace = ? AND typeof(key) = 'text'"
 FIRST_KEY = f"{KEYS} ORDER BY key LIMIT 1"
-NEXT_KEYS = f"{KEYS} AND key > CAST(?2 AS TEXT) ORDER BY key LIMIT 1000"
+NEXT_KEYS = f"{KEYS} AND key > CAST(? AS TEXT) ORDER BY key LIMIT 1000"
 NAMESPACES = "SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot WHERE typeof(namespace) = 'text'"
 
 ADVICE = {  # what to do about an SQLite error, by words in its message
@@ -91,7 +91,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
         """Atomically replace bytes if they still are the old ones. Returns whether it did."""
-        return self._run(SWAP, self._namespace, key, old, new)[1] > 0
+        return self._run(SWAP, new, self._namespace, key, old)[1] > 0
 
     def remove(self, key: str) -> None:
         """Remove a key. Raises KeyError if it is not there."""

@@ -595,7 +595,7 @@ def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
     names["CREATE"] = names["CREATE"].replace("value NOT NULL,", "value NOT NULL, writer,")
     names["WRITE"] = (
         names["WRITE"]
-        .replace("?3)", "?3, ?4)")
+        .replace("?)", "?, ?)")
         .replace("excluded.value", "excluded.value, writer = excluded.writer")
     )
 
@@ -608,7 +608,7 @@ def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
         old(self, bot_config)
         if os.getpid() not in STARTED:
             STARTED.add(os.getpid())
-            self.run("DELETE FROM errbot WHERE writer = ?1", str(os.getpid()))
+            self.run("DELETE FROM errbot WHERE writer = ?", str(os.getpid()))
 
 
 STARTED: set[int] = set()
