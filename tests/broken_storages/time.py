@@ -12,7 +12,13 @@ from urllib.parse import urlsplit
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, keep_large_values_apart, know_plugin, replace
+from broken_storages.support import (
+    bytes_or_none,
+    caught_by,
+    keep_large_values_apart,
+    know_plugin,
+    replace,
+)
 
 ANY_TIME = "test_a_value_is_there_after_any_time"
 ANY_LOOP = "test_a_loop_over_the_keys_may_take_any_time"
@@ -235,6 +241,27 @@ def old_parts_are_removed_a_minute_later(Storage, Plugin):
 
 
 @caught_by(ANY_TIME)
+def an_older_year_is_kept(Storage, Plugin):
+    """A partition for each year, and the newest one is read. `remove` removes only from this."""
+    older: dict[Any, Any] = {}
+    year: dict[Any, Any] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        place, now = (self._namespace, key), time.gmtime().tm_year
+        if year.get(place, now) != now:
+            older[place] = bytes_or_none(self, key)
+        year[place] = now
+        old(self, key, data)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        if data := older.pop((self._namespace, key), None):
+            self.write(key, data)
+
+
+@caught_by("test_new_threads_can_use_a_storage_after_any_time", alone=True)
 def a_token_for_connections_expires(Storage, Plugin):
     """Asked for once, at the start. Later a second thread, which needs a connection, fails."""
     know_plugin(Plugin)

@@ -31,39 +31,42 @@ LIKE_FILES = ["a/b", "a b", "a_b", "a-b", "a.b", "A/b", "ab", "a%2Fb", "a:b", "a
 """Names that are equal if the characters are replaced that a file name cannot have."""
 
 
-def comes_back(storage: StorageBase, key: str, value: Any) -> bool:
-    """Return whether `get` returns a value with its type and, if it is a dict, its order."""
-    got = outcome(storage.get, key)
-    in_order = not isinstance(got, dict) or same([*got], [*value])
-    return type(got) is type(value) and same(got, value) and in_order
+def is_unchanged(got: Any, value: Any) -> bool:
+    """Return whether a value came back with its type and, if it is a dict, in its order."""
+    if type(got) is not type(value) or not same(got, value):
+        return False
+    return not isinstance(value, dict) or same([*got], [*value])
 
 
 def test_large_values_of_each_kind_come_back(storage: StorageBase) -> None:
     """Large texts, lists and dicts come back, as large bytes do."""
-    small: list[Any] = [
-        *[f"{MARK} \r\n\r \n\t", "\U0001f600", MARK.encode(), bytearray(MARK.encode()), [1]],
-        *[{"b": [1, MARK], "a": [2, MARK]}, Person(MARK, [Person(MARK)])],
+    data = MARK.encode()
+    pairs: list[tuple[Any, Any]] = [
+        (f"{MARK} \r\n\r \n\t", f"{MARK} \r\n\r \n\t" * 200_000),
+        ("\U0001f600", "\U0001f600" * 1_200_000),
+        (data, data * 100_000),
+        (bytearray(data), bytearray(data * 100_000)),
+        ([1], list(range(200_000))),
+        (
+            {"b": [1, MARK], "a": [2, MARK]},
+            {f"key {number * 7_919 % 50_000}": [number, MARK] for number in range(50_000)},
+        ),
+        (Person(MARK, [Person("")]), Person(MARK, [Person(MARK * 100) for _ in range(2_000)])),
     ]
-    large: list[Any] = [
-        f"{MARK} \r\n\r \n\t" * 200_000,
-        "\U0001f600" * 1_200_000,
-        MARK.encode() * 100_000,
-        bytearray(MARK.encode() * 100_000),
-        list(range(200_000)),
-        {f"key {number * 7_919 % 50_000}": [number, MARK] for number in range(50_000)},
-        Person(MARK, [Person(MARK * 100) for _ in range(2_000)]),
-    ]
-    for number, value in enumerate(small):
-        outcome(storage.set, f"key {number}", value)
-    # Other tests check whether small ones come back.
-    numbers = [n for n, value in enumerate(small) if comes_back(storage, f"key {n}", value)]
-    for number in numbers:
+    for number, (small, _) in enumerate(pairs):
+        outcome(storage.set, f"key {number}", small)
+    large = {  # Other tests check whether small ones come back.
+        f"key {number}": value
+        for number, (small, value) in enumerate(pairs)
+        if is_unchanged(outcome(storage.get, f"key {number}"), small)
+    }
+    for key, value in large.items():
         random.seed(1)  # as a plugin may do
-        storage.set(f"key {number}", large[number])
-    for number in numbers:
-        assert comes_back(storage, f"key {number}", large[number]), (
-            f"A large {type(large[number]).__name__} came back changed. Keep all pickles in one"
-            " column of bytes, of the largest type that the database has."
+        storage.set(key, value)
+    for key, value in large.items():
+        assert is_unchanged(storage.get(key), value), (
+            f"A large {type(value).__name__} came back changed. Keep all pickles in one column of"
+            " bytes, of the largest type that the database has."
         )
 
 
@@ -72,33 +75,28 @@ def test_large_values_under_names_that_look_alike_are_told_apart(
     database: Database, kind: str
 ) -> None:
     """Large values are told apart even if their keys or namespaces look alike."""
-    places = [("namespace", name) if kind == "keys" else (name, "key") for name in LIKE_FILES]
-    opened: dict[str, StorageBase] = {}
-    for number, (namespace, key) in enumerate(places):
+    common = database.open("namespace")
+    places: dict[str, tuple[StorageBase, str]] = {}
+    for name in LIKE_FILES:
         with suppress(Exception):
-            if namespace not in opened:
-                opened[namespace] = database.open(namespace)
-            opened[namespace].set(key, [number])
-    # Other tests check which names are accepted, and told apart with small values.
-    told_apart = [
-        number
-        for number, (namespace, key) in enumerate(places)
-        if namespace in opened and outcome(opened[namespace].get, key) == [number]
-    ]
-    stored: dict[tuple[str, str], bytes] = {}
-    for number in told_apart:
-        namespace, key = places[number]
-        value = bytes([number]) * (MEGABYTE + number)
-        set_or_skip(opened[namespace], key, value)
-        stored[namespace, key] = value
+            place = (common, name) if kind == "keys" else (database.open(name), "key")
+            place[0].set(place[1], name)
+            places[name] = place
+    stored = {  # Other tests check which names are accepted, and told apart with small values.
+        name: (storage, key, name.encode().ljust(MEGABYTE))
+        for name, (storage, key) in places.items()
+        if outcome(storage.get, key) == name
+    }
+    for storage, key, value in stored.values():
+        set_or_skip(storage, key, value)
     mixed = [
-        (namespace, key)
-        for (namespace, key), value in stored.items()
-        if not same(outcome(opened[namespace].get, key), value)
+        name
+        for name, (storage, key, value) in stored.items()
+        if not same(outcome(storage.get, key), value)
     ]
     assert not mixed, (
-        f"Large values are lost or mixed up, where namespace and key are {mixed}. If you keep large"
-        " values under names of their own, use uuid4, and do not leave out or replace characters."
+        f"Large values of the {kind} {mixed} are lost or mixed up. If you keep large values under"
+        " names of their own, use uuid4, and do not leave out or replace characters."
     )
 
 

@@ -77,9 +77,8 @@ def settings() -> dict[str, Any]:
         "the recursion limit": sys.getrecursionlimit(),
         "the stack size of threads": threading.stack_size(),
         "the switch interval": sys.getswitchinterval(),
-        "the garbage collector": (
-            *(gc.isenabled(), gc.get_threshold(), gc.get_debug(), *gc.callbacks),
-        ),
+        "the garbage collector": (gc.isenabled(), gc.get_threshold(), *gc.callbacks),
+        "what the garbage collector keeps": gc.get_debug(),
         "the limit of digits": getattr(sys, "get_int_max_str_digits", int)(),
         "the folder for temporary files": tempfile.gettempdir(),
         "faulthandler": faulthandler.is_enabled(),
@@ -190,15 +189,16 @@ def hidden(owned: dict[str, Any]) -> list[str]:
 
     A plugin's own module of such a name would not be found.
     """
-    found = []
-    for name, module in list(sys.modules.items()):
-        new = f"the module {name}" not in owned and "." not in name
-        if new and name not in sys.builtin_module_names:
-            spec = PathFinder.find_spec(name)
-            origin = getattr(module, "__file__", None)
-            if spec is None or (origin and spec.origin != origin):
-                found.append(name)
-    return found
+
+    def is_found(name: str, file: str | None) -> bool:
+        spec = PathFinder.find_spec(name)
+        return spec is not None and file in (None, spec.origin)
+
+    new = {name for name in sys.modules if "." not in name and f"the module {name}" not in owned}
+    new -= {*sys.builtin_module_names}
+    return [
+        name for name in new if not is_found(name, getattr(sys.modules[name], "__file__", None))
+    ]
 
 
 def use(storage: StorageBase) -> None:
