@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -191,11 +190,11 @@ def hidden(owned: dict[str, Any]) -> list[str]:
     """
 
     def is_found(name: str, file: str | None) -> bool:
-        spec = PathFinder.find_spec(name)
-        return spec is not None and file in (None, spec.origin)
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        spec = next(filter(None, specs), None)
+        return spec is not None and (file is None or spec.origin in (file, "frozen"))
 
     new = {name for name in sys.modules if "." not in name and f"the module {name}" not in owned}
-    new -= {*sys.builtin_module_names}
     return [
         name for name in new if not is_found(name, getattr(sys.modules[name], "__file__", None))
     ]
