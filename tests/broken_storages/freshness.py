@@ -161,6 +161,17 @@ def the_latest_time_wins(Storage, Plugin):
     let_the_latest_win(Storage, Plugin, "time_ns")
 
 
+@caught_by("test_the_clock_going_back_changes_nothing")
+def the_latest_time_of_a_value_wins(Storage, Plugin):
+    """The time is kept with the value, so a removed key has none."""
+    let_the_latest_win(Storage, Plugin, "time_ns")
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        STAMPS.pop((*self.place, key), None)
+
+
 @caught_by("test_a_restart_of_the_machine_changes_nothing", alone=True)
 def the_latest_time_since_the_machine_started_wins(Storage, Plugin):
     """All processes of a machine share `time.monotonic_ns`, and it never goes back. It does."""
