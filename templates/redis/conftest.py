@@ -21,6 +21,7 @@ from uuid import uuid4
 import pytest
 import redis
 from contract.support.faults import Faults, Proxy
+from contract.support.sample_values import AS_IT_WAS
 from contract.support.server import free_ports, running
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -94,6 +95,14 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+@pytest.fixture
+def first_version(errbot_config: SimpleNamespace) -> None:
+    """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
+    config = errbot_config.STORAGE_CONFIG
+    with redis.Redis.from_url(config["url"]) as server:
+        server.hset(f"{config['prefix']}first", "key", AS_IT_WAS)
 
 
 class RedisProxy(Proxy):

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy
 from contract.support.faults import Faults, Proxy
+from contract.support.sample_values import AS_IT_WAS
 
 from {{ cookiecutter.__package }}.storage import read_url
 
@@ -47,6 +48,29 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {table}"))
         engine.dispose()
+
+
+@pytest.fixture
+def first_version(errbot_config: SimpleNamespace) -> None:
+    """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
+    engine = sqlalchemy.create_engine(read_url(errbot_config.STORAGE_CONFIG["url"]))
+    table = errbot_config.STORAGE_CONFIG["table"]
+    key = engine.dialect.identifier_preparer.quote("key")
+    types = {"sqlite": ["BLOB"] * 3, "postgresql": ["BYTEA"] * 3}.get(
+        engine.dialect.name, ["VARBINARY(1000)", "VARBINARY(1600)", "LONGBLOB"]
+    )
+    columns = ", ".join(
+        f"{column} {type_} NOT NULL"
+        for column, type_ in zip(["namespace", key, "value"], types, strict=True)
+    )
+    with engine.begin() as connection:
+        create = f"CREATE TABLE {table} ({columns}, PRIMARY KEY (namespace, {key}))"
+        connection.execute(sqlalchemy.text(create))
+        connection.execute(
+            sqlalchemy.text(f"INSERT INTO {table} VALUES (:namespace, :key, :value)"),
+            {"namespace": b"first", "key": b"key", "value": AS_IT_WAS},
+        )
+    engine.dispose()
 
 
 {% include "shared/sqlite_faults.py" %}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from contract.support.faults import Faults
+from contract.support.sample_values import AS_IT_WAS
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -28,6 +29,15 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+@pytest.fixture
+def first_version(tmp_path: Path) -> None:
+    """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
+    columns = "namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key)"
+    with closing(sqlite3.connect(tmp_path / "errbot.sqlite3")) as connection, connection:
+        connection.execute(f"CREATE TABLE errbot ({columns})")
+        connection.execute("INSERT INTO errbot VALUES ('first', 'key', ?)", [AS_IT_WAS])
 
 
 {% include "shared/sqlite_faults.py" %}

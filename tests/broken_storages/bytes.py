@@ -2,6 +2,8 @@
 
 import threading
 
+from errbot.storage import StoreException
+
 from broken_storages.support import bytes_or_none, caught_by, replace
 
 
@@ -17,3 +19,15 @@ def a_swap_compares_first(Storage, Plugin):
                 return False
             self.write(key, after)
             return True
+
+
+@caught_by("test_a_swap_that_fails_is_an_error", outlives_process=True)
+def a_swap_that_fails_says_that_somebody_was_faster(Storage, Plugin):
+    """It returns False, so a command tries again, for ever."""
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        try:
+            return old(self, key, before, after)
+        except StoreException:
+            return False

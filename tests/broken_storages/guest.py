@@ -23,7 +23,8 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -452,3 +453,52 @@ def a_connection_is_closed_twice(Storage, Plugin):
         old(self, bot_config)
         if sys.argv[-1].startswith("write"):  # not in the process of all tests
             atexit.register(close)
+
+
+@caught_by(NOTHING, alone=True)
+def prints_are_swallowed_while_it_works(Storage, Plugin):
+    """`redirect_stdout`, because the client is chatty. It is the screen of all threads."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        with redirect_stdout(StringIO()):
+            old(self, key, data)
+
+
+@caught_by(NOTHING)
+def the_password_is_in_the_environment_while_it_works(Storage, Plugin):
+    """For the client's own program. Programs that other threads start then inherit it."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        os.environ["ACME_PASSWORD"] = "secret"
+        try:
+            return old(self, key)
+        finally:
+            os.environ.pop("ACME_PASSWORD", None)
+
+
+@caught_by("test_a_storage_that_nobody_uses_does_nothing", alone=True)
+def a_thread_looks_for_work_all_the_time(Storage, Plugin):
+    """Instead of a condition that wakes it up."""
+
+    def look():
+        while True:
+            time.sleep(0.002)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "rest":  # not for the rest of all tests
+            threading.Thread(target=look, daemon=True).start()
+
+
+@caught_by("test_python_ends_soon_after_a_storage_was_used", alone=True)
+def a_timer_keeps_python_from_ending(Storage, Plugin):
+    """It renews the login, and is no daemon, so it must be cancelled in `close`."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "rest":  # All other processes would wait, too.
+            threading.Timer(15, lambda: None).start()

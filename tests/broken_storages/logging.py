@@ -167,3 +167,13 @@ def values_are_in_the_extra_fields_of_records(Storage, Plugin):
     def set(old, self, key, value):
         old(self, key, value)
         log.debug("stored a value", extra={"stored": repr(value)})
+
+
+@caught_by("test_ordinary_operations_do_not_fill_the_log", alone=True)
+def each_operation_is_logged_at_info(Storage, Plugin):
+    """It seemed useful while the author looked at the log."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        log.info("stored %s", key)

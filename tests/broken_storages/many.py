@@ -317,3 +317,28 @@ def a_key_is_looked_for_among_all_others(Storage, Plugin):
         if key not in frozenset(self.keys()):
             raise KeyError(key)
         return old(self, key)
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory", alone=True)
+def the_time_of_each_operation_is_kept(Storage, Plugin):
+    """For statistics: a few bytes each, for ever."""
+    took = []
+
+    @replace(Storage)
+    def read(old, self, key):
+        start = time.perf_counter()
+        try:
+            return old(self, key)
+        finally:
+            took.append(time.perf_counter() - start)
+
+
+@caught_by("test_what_was_read_leaves_memory", alone=True, outlives_process=True)
+def pages_that_were_read_stay_in_memory(Storage, Plugin):
+    """The client's cache may hold some GB."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        connection.execute("PRAGMA cache_size = -4000000")
+        return connection

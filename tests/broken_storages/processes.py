@@ -523,6 +523,30 @@ def the_file_is_compacted_at_each_start(Storage, Plugin):
             self.run("VACUUM")
 
 
+@caught_by("test_a_start_reads_little_however_much_is_stored", alone=True, outlives_process=True)
+def the_file_is_checked_at_each_start(Storage, Plugin):
+    """`quick_check` reads all of it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "start":  # It may be damaged for other tests.
+            self.run("PRAGMA quick_check(1)")
+
+
+@caught_by(
+    "test_a_small_change_transfers_little_however_much_is_stored", alone=True, outlives_process=True
+)
+def a_removal_compacts_the_file(Storage, Plugin):
+    """VACUUM writes the whole file again."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        if sys.argv[-1] == "change-little":  # Others have the file open.
+            self._run("VACUUM")
+
+
 @caught_by("test_a_process_killed_while_it_starts_harms_nothing", alone=True, outlives_process=True)
 def a_lock_file_guards_the_start(Storage, Plugin):
     """Only one process at a time may create the tables. Nobody removes the file after a kill."""

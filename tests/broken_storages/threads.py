@@ -675,3 +675,19 @@ def values_are_pickled_in_another_thread(Storage, Plugin):
     @replace(Storage)
     def _load(old, self, key, data):
         return in_another_thread(partial(old, self), key, data)
+
+
+@caught_by("test_a_crowd_of_threads_is_served", alone=True)
+def the_pool_has_thirty_connections(Storage, Plugin):
+    """When all are in use, it raises an error, as psycopg2's does."""
+    free = threading.Semaphore(30)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if not free.acquire(blocking=False):
+            raise StoreException("The pool is empty.")
+        try:
+            time.sleep(0.001)
+            old(self, key, data)
+        finally:
+            free.release()

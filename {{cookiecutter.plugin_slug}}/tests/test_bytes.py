@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from contract.support.database import Database
+from contract.support.expectations import refusal
+from contract.support.faults import Faults
 from contract.support.tricky_names import ALIKE, HARD
 
 SWAPS, SECONDS = 1_000, 3
@@ -113,6 +115,17 @@ def test_a_swap_changes_its_own_key_alone(stored: Any, names: list[str]) -> None
         stored.write(name, b"old")
     assert stored.swap(names[0], b"old", b"new") is True
     assert [stored.read(name) for name in names] == [b"new", *[b"old"] * (len(names) - 1)]
+
+
+def test_a_swap_that_fails_is_an_error(faults: Faults, stored: Any) -> None:
+    stored.write("key", b"before")
+    faults.stop()
+    try:
+        error = refusal(stored.swap, "key", b"before", b"after")
+    finally:
+        faults.start()
+    assert error, "`swap` cannot work, and raises nothing: a command would try again for ever."
+    assert stored.read("key") == b"before"
 
 
 def test_threads_that_swap_lose_nothing(stored: Any) -> None:

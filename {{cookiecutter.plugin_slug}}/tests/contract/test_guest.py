@@ -2,11 +2,26 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from contract.support.database import Database, process_command, run_command, run_process
+from contract.support.database import (
+    PROCESS,
+    Database,
+    process_command,
+    run_command,
+    run_process,
+    running,
+)
+from contract.support.deadlines import deadline
 from contract.support.guest import use
+
+WAKES, BUSY = 50, 0.5
+"""How often threads may wake up in a second of rest, and for how many seconds they may work."""
+GRACE = 10
+"""Seconds after which Docker kills a container that it has told to stop."""
 
 
 def test_a_storage_changes_nothing_of_its_process(
@@ -38,6 +53,33 @@ def test_a_storage_changes_nothing_of_the_configuration(database: Database) -> N
         f"The storage changes the bot's {', '.join(changed)}, so it finds other settings when it is"
         " loaded again, as do plugins. Change a copy."
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count this")
+def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
+    """While nobody uses a storage, its threads sleep."""
+    woken, busy = json.loads(run_process(database, "namespace", "rest").splitlines()[-1])
+    sleeps = woken < WAKES and busy < BUSY
+    assert sleeps, (
+        f"In one second in which nobody used the storage, its threads woke up {woken} times, and"
+        f" needed the processor for {busy:.2f} seconds. Wait for events, do not look for them."
+    )
+
+
+def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
+    """Python ends soon after a storage was used, so nobody kills a bot that stops."""
+    with running(process_command(database, "namespace", "rest")) as process:
+        assert process.stdout is not None
+        with deadline(PROCESS, "Another process that uses the storage is too slow, or hangs."):
+            process.stdout.readline()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(
+                f"A bot that stops has not ended {GRACE} seconds after `close`. Docker kills it"
+                " then, and `errbot --storage-get` makes people wait. A timer, or a thread that is"
+                " no daemon, keeps Python from ending: stop it in `close`, or make it a daemon."
+            )
 
 
 def test_a_storage_prints_nothing(database: Database, capfd: pytest.CaptureFixture[str]) -> None:

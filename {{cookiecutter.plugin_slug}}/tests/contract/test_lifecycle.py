@@ -39,6 +39,16 @@ KEPT = ["tmp_1", "temp:1", "_private", "__dunder__", "lock", "cache:1", "old", "
 """Keys of a plugin that look like something temporary, or like the storage's own."""
 
 
+@pytest.mark.usefixtures("first_version")
+def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
+    """After every upgrade of the plugin, what its first release has stored is there."""
+    got = outcome(lambda: contents(database.open("first", database.plugin())))
+    assert got == {"key": "as it was"}, (
+        f"After an upgrade, a bot finds {got} instead of its data. Convert what is there, or read"
+        " old and new data, and never create a table anew."
+    )
+
+
 @pytest.mark.parametrize(
     "names",
     [["namespace", "Other", "third one"], [names[-1] for names in ALIKE.values()]],

@@ -17,6 +17,9 @@ from contract.support.expectations import outcome, set_or_skip, skip_if_threads_
 from contract.support.guest import use
 from contract.support.sample_values import MARK, Unreadable, Unstorable, large_value
 
+USES = 20
+"""How often a mapping is used in every way."""
+
 
 def test_no_value_stands_in_the_log(
     database: Database, log_lines: list[str], capfd: pytest.CaptureFixture[str]
@@ -74,6 +77,23 @@ def test_ordinary_operations_are_no_problems_in_the_log(
     assert not told, (
         f"Ordinary operations log {told[0].levelname}: {told[0].getMessage():.200}. A missing key"
         " is no problem, and with BOT_LOG_SENTRY each is reported. Log it at DEBUG, or not at all."
+    )
+
+
+def test_ordinary_operations_do_not_fill_the_log(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ordinary operations log at most now and then at INFO, Errbot's usual level."""
+    mapping = database.mapping()
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    for _ in range(USES):
+        mapping["key"] = MARK
+        use_as_mapping(mapping)
+    told = [record for record in caplog.records if record.levelno >= logging.INFO]
+    assert len(told) < USES, (
+        f"Ordinary operations fill the log, {len(told)} times {told[0].levelname}:"
+        f" {told[0].getMessage():.200}. Log what happens all day at DEBUG."
     )
 
 

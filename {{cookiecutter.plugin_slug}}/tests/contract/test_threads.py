@@ -34,6 +34,8 @@ from contract.support.sample_values import (
 )
 
 THREADS = 16
+CROWD = 60
+"""Threads that are more than a pool usually has connections."""
 ROUNDS = many(30, 8)
 
 pytestmark = pytest.mark.usefixtures("switch_often")
@@ -74,6 +76,22 @@ def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> No
     expected = {f"{n} {turn}" for n in range(THREADS) for turn in range(ROUNDS) if turn % 3}
     assert same(set(storage.keys()), expected), "Commands at the same time lost data."
     assert storage.len() == len(expected), "`len` is wrong after commands at the same time."
+
+
+def test_a_crowd_of_threads_is_served(storage: StorageBase) -> None:
+    """Sixty threads at once are served, if need be one after the other."""
+    skip_if_threads_fail(storage)
+
+    def work(number: int) -> None:
+        for turn in range(5):
+            storage.set(f"{number} {turn}", MARK)
+            storage.get(f"{number} {turn}")
+
+    refused = [*filter(None, in_threads(partial(refusal, work), CROWD))]
+    assert not refused, (
+        f"Of {CROWD} threads that use the storage at once, {len(refused)} fail with"
+        f" {refused[0].__name__}. If a pool has no connection left, wait for one."
+    )
 
 
 @pytest.mark.parametrize("size", [200, 450_000], ids=["small", "large"])

@@ -27,7 +27,7 @@ from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from errbot.storage.base import StorageBase
@@ -47,27 +47,54 @@ FILES = 250
 """How many open files the process is allowed, which nothing else sets to this number."""
 
 
-def settings() -> dict[str, Any]:
-    """Return the settings of this process, which belong to the bot and all its plugins."""
+def shared_settings() -> dict[str, Any]:
+    """Return the settings that other threads use at every moment."""
     os.umask(umask := os.umask(0))
-    root = logging.getLogger()
     state: dict[str, Any] = {
         "the working directory": os.getcwd(),
         "the umask": umask,
-        "the process group": os.getpgrp() if hasattr(os, "getpgrp") else 0,
-        "the priority": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
         "the default timeout of sockets": socket.getdefaulttimeout(),
         "the locale": locale.setlocale(locale.LC_ALL),
+        "the level of all logging": logging.root.manager.disable,
+        "sys.stdin, sys.stdout and sys.stderr": tuple(
+            (stream, stream and stream.encoding, stream and stream.errors)
+            for stream in [sys.stdin, sys.stdout, sys.stderr]
+        ),
+    }
+    state |= {f"the environment variable {name}": value for name, value in os.environ.items()}
+    return state
+
+
+def changed_meanwhile(work: Callable[[], object]) -> list[str]:
+    """Return which of these settings change during the work, which may restore them."""
+    before = shared_settings()
+    found: set[str] = set()
+
+    def look(_frame: FrameType, _event: str, _argument: Any) -> None:
+        after = shared_settings()
+        found.update(name for name, value in before.items() if after.get(name) != value)
+        found.update(after.keys() - before.keys())
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return [f"{name} while it works" for name in found]
+
+
+def settings() -> dict[str, Any]:
+    """Return the settings of this process, which belong to the bot and all its plugins."""
+    root = logging.getLogger()
+    state = shared_settings() | {
+        "the process group": os.getpgrp() if hasattr(os, "getpgrp") else 0,
+        "the priority": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
         "the time zone": time.tzname,
         "the default encoding": (locale.getpreferredencoding(False), sys.getdefaultencoding()),
         # Errbot itself adds the folders of plugins.
         "sys.path": tuple(path for path in sys.path if not [*Path(path).glob("*.plug")]),
         "how modules are imported": (*sys.meta_path, *sys.path_hooks),
         "sys.argv": tuple(sys.argv),
-        "sys.stdin, sys.stdout and sys.stderr": tuple(
-            (stream, stream and stream.encoding, stream and stream.errors)
-            for stream in [sys.stdin, sys.stdout, sys.stderr]
-        ),
         "sys.dont_write_bytecode": sys.dont_write_bytecode,
         "the hooks of sys": (sys.excepthook, sys.unraisablehook, sys.displayhook),
         "the hooks of generators": sys.get_asyncgen_hooks(),
@@ -84,7 +111,6 @@ def settings() -> dict[str, Any]:
         "multiprocessing's start method": multiprocessing.get_start_method(allow_none=True),
         "asyncio's policy": getattr(asyncio.events, "_event_loop_policy", None),
         "the contexts of decimals": (repr(decimal.getcontext()), repr(decimal.DefaultContext)),
-        "the level of all logging": logging.root.manager.disable,
         "the classes of logging": (logging.getLoggerClass(), logging.getLogRecordFactory()),
         "the names of levels": tuple(map(logging.getLevelName, range(0, 60, 10))),
         "what logging does with errors": (logging.raiseExceptions, logging.lastResort),
@@ -98,7 +124,6 @@ def settings() -> dict[str, Any]:
         "the event loop": event_loop(),
         "the signals": tuple(signals_of_the_kernel()),
     }
-    state |= {f"the environment variable {name}": value for name, value in os.environ.items()}
     for number in signal.valid_signals():
         state[f"the handler of the signal {number!r}"] = signal.getsignal(number)
     return state
@@ -300,7 +325,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     for number in range(2):
         random.seed(number)
         storage = open_storage()
-        use(storage)
+        found += changed_meanwhile(partial(use, storage))
         with suppress(Exception):  # Another test checks whether threads can use it.
             at_once(*[partial(use, storage)] * THREADS)
         found += ["what other threads do while it reads a value"] * keeps_others_from_work(storage)

@@ -207,9 +207,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asked = [] if left else [item for item in items if CONTRACT in item.path.parents]
         config.hook.pytest_deselected(items=[item for item in items if item not in asked])
         items[:] = asked
-        in_use = pytest.mark.skip(reason="a database that is in use is not made to fail")
+        in_use = pytest.mark.skip(reason="this needs a throwaway database, not one that is in use")
         for item in asked:
-            if "faults" in getattr(item, "fixturenames", ()):
+            if {"faults", "first_version"} & {*getattr(item, "fixturenames", ())}:
                 item.add_marker(in_use)
 
 
@@ -366,6 +366,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def faults() -> Faults:
     """How the database is made to fail. conftest.py may override this fixture."""
     return Faults()
+
+
+@pytest.fixture
+def first_version() -> None:
+    """What the first release of this plugin stored. conftest.py may override this fixture.
+
+    It stores AS_IT_WAS under "key" in the namespace "first", without the plugin.
+    """
+    pytest.skip("tests/conftest.py does not say what the first release stored (`first_version`)")
 
 
 @pytest.fixture

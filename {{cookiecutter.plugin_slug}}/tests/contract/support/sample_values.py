@@ -49,6 +49,10 @@ def large_value(number: int) -> bytes:
     return bytes([number % 251]) * (LARGE + number % 7 * 100_000)
 
 
+AS_IT_WAS = b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
+"""The text "as it was", pickled as the first release of a plugin did."""
+
+
 @dataclass
 class Person:
     """What a plugin might store about a user."""
@@ -435,6 +439,7 @@ OBJECTS: dict[str, Any] = {
     "datetime": datetime(2000, 2, 29, 23, 59, 59, 999999),
     "datetime with a zone": datetime(2000, 2, 29, tzinfo=timezone(timedelta(hours=5, minutes=30))),
     "datetime with a zone of its own": datetime(2000, 2, 29, tzinfo=Summer()),
+    "datetime of an hour that comes twice": datetime(2000, 10, 29, 2, 30, fold=1),
     "time": time(1, 2, 3, 4),
     "timedelta": timedelta(days=-1, microseconds=1),
     "Decimal": Decimal("1.10"),

@@ -164,18 +164,53 @@ def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
     sys.stdin.read()
 
 
+def transferred() -> dict[str, int]:
+    """Return how many bytes this process has read and written so far."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return {"read": int(fields["rchar"]), "written": int(fields["wchar"])}
+
+
 def start(open_storage: Open) -> None:
-    """Start and close, and print how many bytes this has written."""
+    """Start and close, and print how many bytes this has read and written."""
+    for _ in range(2):  # What is imported is read the first time.
+        before = transferred()
+        storage = open_storage()
+        storage.len()
+        storage.close()
+    after = transferred()
+    print(json.dumps({way: after[way] - before[way] for way in after}))
 
-    def written() -> int:
-        fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-        return int(fields["wchar"])
 
-    before = written()
+def change_little(open_storage: Open) -> None:
+    """Print how many bytes each operation with a small value reads and writes, several times."""
     storage = open_storage()
-    storage.len()
+    operations: dict[str, Callable[[], object]] = {
+        "set": lambda: storage.set("key", MARK),
+        "get": lambda: storage.get("key"),
+        "remove": lambda: storage.remove("key"),
+    }
+    turns = []
+    for _ in range(3):  # because a database may tidy up now and then
+        used = {}
+        for name, operation in operations.items():
+            before = sum(transferred().values())
+            operation()
+            used[name] = sum(transferred().values()) - before
+        turns.append(used)
+    print(json.dumps(turns))
+
+
+def rest(load: Callable[[], StoragePluginBase], namespace: str) -> None:
+    """Do nothing for a second, and print how often threads woke up, and the processor's seconds."""
+    plugin = load()  # A bot keeps it.
+    storage = plugin.open(namespace)
+    guest.use(storage)
+    before = guest.resource.getrusage(guest.resource.RUSAGE_SELF)
+    sleep(1)
+    after = guest.resource.getrusage(guest.resource.RUSAGE_SELF)
     storage.close()
-    print(written() - before)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps([after.ru_nvcsw - before.ru_nvcsw, busy]), flush=True)
 
 
 def import_plugin(manager: BackendPluginManager) -> None:
@@ -266,20 +301,30 @@ def replace_large(open_storage: Open) -> None:
         Thread(target=replace, args=[f"key{number}"]).start()
 
 
+def memory_used() -> int:
+    """Return how many bytes of memory this process has for itself, without files it has mapped."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
 def replace_in_memory(open_storage: Open) -> None:
     """Replace large values without garbage collection, and print how many stay in memory."""
-
-    def used() -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") // LARGE
-
     storage, before = open_storage(), 0
     gc.disable()  # It counts objects, not their bytes, so it may come very late.
     for number in range(35):
-        before = used() if number == 5 else before
+        before = memory_used() if number == 5 else before
         storage.set("key", large_value(number))
         storage.get("key")
-    print(used() - before)
+    print((memory_used() - before) // LARGE)
+
+
+def read_in_memory(open_storage: Open) -> None:
+    """Read all values, and print how many bytes stay in memory."""
+    storage, before = open_storage(), 0
+    for number, key in enumerate(storage.keys()):
+        before = memory_used() if number == 5 else before
+        storage.get(key)
+    print(memory_used() - before)
 
 
 def remove_at_once(open_storage: Open) -> None:
@@ -338,6 +383,9 @@ if __name__ == "__main__":
         "write-at-once": write_at_once,
         "open-at-once": lambda _: open_at_once(load, namespace),
         "start": start,
+        "change-little": change_little,
+        "read-in-memory": read_in_memory,
+        "rest": lambda _: rest(load, namespace),
         "start-and-be-killed": start_and_be_killed,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
