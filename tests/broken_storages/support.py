@@ -121,7 +121,9 @@ def keep_what_is_read_often(
     def get(old, self, key):
         reads = kept(self).get(key, (0, b""))[0]
         if reads < often:
-            kept(self)[key] = reads + 1, self.read(key)
+            data = self.read(key)
+            kept(self)[key] = reads + 1, data if reads + 1 == often else b""
+            del data
         # Another thread may just have changed the key. No local variable holds the value.
         return self._load(key, kept(self).get(key, (0, b""))[1] or self.read(key))
 

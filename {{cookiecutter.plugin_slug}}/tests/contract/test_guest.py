@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,6 +13,7 @@ from contract.support.database import (
     PROCESS,
     Database,
     process_command,
+    reason,
     run_command,
     run_process,
     running,
@@ -55,10 +58,23 @@ def test_a_storage_changes_nothing_of_the_configuration(database: Database) -> N
     )
 
 
+@contextmanager
+def rested(database: Database) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run a process that has used a storage and rested, and the line that it prints."""
+    with running(process_command(database, "namespace", "rest")) as process:
+        assert process.stdout is not None
+        with deadline(PROCESS, "Another process that uses the storage is too slow, or hangs."):
+            line = next((line for line in process.stdout if line.startswith("[")), "")
+            errors = "" if line or process.stderr is None else process.stderr.read()
+        assert line, f"Another process that uses the storage fails: {reason(errors)}"
+        yield process, line
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count this")
 def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
     """While nobody uses a storage, its threads sleep."""
-    woken, busy = json.loads(run_process(database, "namespace", "rest").splitlines()[-1])
+    with rested(database) as (_, line):
+        woken, busy = json.loads(line)
     sleeps = woken < WAKES and busy < BUSY
     assert sleeps, (
         f"In one second in which nobody used the storage, its threads woke up {woken} times, and"
@@ -68,10 +84,7 @@ def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
 
 def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
     """Python ends soon after a storage was used, so nobody kills a bot that stops."""
-    with running(process_command(database, "namespace", "rest")) as process:
-        assert process.stdout is not None
-        with deadline(PROCESS, "Another process that uses the storage is too slow, or hangs."):
-            process.stdout.readline()
+    with rested(database) as (process, _):
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:

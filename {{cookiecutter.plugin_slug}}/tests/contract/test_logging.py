@@ -90,10 +90,10 @@ def test_ordinary_operations_do_not_fill_the_log(
     for _ in range(USES):
         mapping["key"] = MARK
         use_as_mapping(mapping)
-    told = [record for record in caplog.records if record.levelno >= logging.INFO]
+    told = [record for record in caplog.records if record.levelno == logging.INFO]
     assert len(told) < USES, (
-        f"Ordinary operations fill the log, {len(told)} times {told[0].levelname}:"
-        f" {told[0].getMessage():.200}. Log what happens all day at DEBUG."
+        f"Ordinary operations fill the log: {len(told)} times INFO, {told[0].getMessage():.200}."
+        " Log what happens all day at DEBUG."
     )
 
 

@@ -362,10 +362,11 @@ def test_a_start_reads_little_however_much_is_stored(database: Database) -> None
     """To start and to close does not read what is stored."""
     stored = store_large_values(database)
     used = json.loads(run_process(database, "namespace", "start").splitlines()[-1])
-    read = used["read"] - used["written"]  # Another test reports what is written again.
-    assert read < stored / 2, (
-        f"With {stored} bytes stored, a start and `close` read {read}. With some GB, a bot and"
-        " `errbot --storage-get` would need minutes. Let nobody check or load everything."
+    if used["written"] >= stored / 2:
+        pytest.skip("a start writes again what is stored, which another test reports")
+    assert used["read"] < stored / 2, (
+        f"With {stored} bytes stored, a start and `close` read {used['read']}. With some GB, a bot"
+        " and `errbot --storage-get` would need minutes. Let nobody check or load everything."
     )
 
 

@@ -70,7 +70,9 @@ def changed_meanwhile(work: Callable[[], object]) -> list[str]:
     before = shared_settings()
     found: set[str] = set()
 
-    def look(_frame: FrameType, _event: str, _argument: Any) -> None:
+    def look(_frame: FrameType, event: str, _argument: Any) -> None:
+        if event != "c_call":  # Other events may be one for each character of a long key.
+            return
         after = shared_settings()
         found.update(name for name, value in before.items() if after.get(name) != value)
         found.update(after.keys() - before.keys())
