@@ -65,13 +65,16 @@ def shared_settings() -> dict[str, Any]:
     return state
 
 
-def changed_meanwhile(work: Callable[[], object]) -> list[str]:
-    """Return which of these settings change during the work, which may restore them."""
+def changed_meanwhile(storage: StorageBase) -> list[str]:
+    """Return which of these settings an operation changes, even if it restores them.
+
+    The value is small, because these settings are compared at each call of a function in C.
+    """
     before = shared_settings()
     found: set[str] = set()
 
     def look(_frame: FrameType, event: str, _argument: Any) -> None:
-        if event != "c_call":  # Other events may be one for each character of a long key.
+        if event != "c_call":
             return
         after = shared_settings()
         found.update(name for name, value in before.items() if after.get(name) != value)
@@ -79,7 +82,12 @@ def changed_meanwhile(work: Callable[[], object]) -> list[str]:
 
     sys.setprofile(look)
     try:
-        work()
+        storage.set("key", [MARK])
+        storage.get("key")
+        outcome(storage.get, "missing")
+        storage.len()
+        for key in list(storage.keys()):
+            storage.remove(key)
     finally:
         sys.setprofile(None)
     return [f"{name} while it works" for name in found]
@@ -327,7 +335,8 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     for number in range(2):
         random.seed(number)
         storage = open_storage()
-        found += changed_meanwhile(partial(use, storage))
+        found += changed_meanwhile(storage)
+        use(storage)
         with suppress(Exception):  # Another test checks whether threads can use it.
             at_once(*[partial(use, storage)] * THREADS)
         found += ["what other threads do while it reads a value"] * keeps_others_from_work(storage)

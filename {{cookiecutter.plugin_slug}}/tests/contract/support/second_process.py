@@ -320,7 +320,7 @@ def replace_in_memory(open_storage: Open) -> None:
 
 def read_in_memory(open_storage: Open) -> None:
     """Read all values, and print how many bytes stay in memory."""
-    storage, before = open_storage(), 0
+    storage, before = open_storage(), memory_used()
     for number, key in enumerate(storage.keys()):
         before = memory_used() if number == 5 else before
         storage.get(key)
