@@ -680,7 +680,7 @@ def values_are_pickled_in_another_thread(Storage, Plugin):
 @caught_by("test_a_crowd_of_threads_is_served", alone=True)
 def the_pool_has_thirty_connections(Storage, Plugin):
     """When all are in use, it raises an error, as psycopg2's does."""
-    busy = set()
+    busy: set[int] = set()
 
     @replace(Storage)
     def write(old, self, key, data):

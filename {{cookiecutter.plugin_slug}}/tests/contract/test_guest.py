@@ -26,6 +26,8 @@ WAKES, BUSY = 50, 0.5
 GRACE = 10
 """Seconds after which Docker kills a container that it has told to stop."""
 
+on_unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count wake-ups")
+
 
 def test_a_storage_changes_nothing_of_its_process(
     database: Database, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -70,7 +72,7 @@ def rested(database: Database) -> Iterator[tuple["subprocess.Popen[str]", str]]:
         yield process, line
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count this")
+@on_unix
 def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
     """While nobody uses a storage, its threads sleep."""
     with rested(database) as (_, line):
@@ -82,6 +84,7 @@ def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
     )
 
 
+@on_unix
 def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
     """Python ends soon after a storage was used, so nobody kills a bot that stops."""
     with rested(database) as (process, _):
