@@ -23,8 +23,8 @@ TUTORIAL = TEMPLATE / "docs/tutorial.md"
 STORAGE = "src/errbot_storage_etcd/storage.py"
 BIN = Path(sys.executable).parent
 PIECE = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
-# What the tutorial's fixture `faults` cannot do. etcd locks nothing for those who read.
-WITHOUT = "damage what is stored", "as a backup does", "fill the database"
+# What the tutorial's fixtures do not do. etcd locks nothing for those who read.
+WITHOUT = "damage what is stored", "as a backup does", "fill the database", "first release"
 # Not run, because the test's environment has all of this already.
 INSTALLS = ("sudo apt-get install", "python3 -m venv", ".venv/bin/python -m pip install")
 
