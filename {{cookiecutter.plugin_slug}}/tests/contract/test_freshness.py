@@ -311,6 +311,24 @@ def test_the_clock_going_back_changes_nothing(
         )
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows cannot change its time zone")
+def test_the_end_of_summer_time_changes_nothing(database: Database) -> None:
+    """The last `set` counts, even if the local time goes back an hour."""
+    one, other = database.open_twice()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for zone in ["CEST-2", "CET-1"]:
+                patch.setenv("TZ", zone)
+                time.tzset()
+                one.set("key", [MARK, zone])
+                assert [get_or(each, "key") for each in [one, other]] == [[MARK, zone]] * 2, (
+                    "When summer time ended, a `set` was dropped. The last `set` counts, not the"
+                    " latest time, and local time goes back."
+                )
+    finally:
+        time.tzset()
+
+
 def test_a_restart_of_the_machine_changes_nothing(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
