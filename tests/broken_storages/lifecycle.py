@@ -470,10 +470,28 @@ def a_relative_folder_leads_elsewhere_later(Storage, Plugin):
         self._path = Path(bot_config.BOT_DATA_DIR, self.config.path)
 
 
-@caught_by("test_what_the_first_release_has_stored_is_there", alone=True, outlives_process=True)
-def a_new_release_has_a_new_table(Storage, Plugin):
-    """Nothing copies the rows of the old one."""
+def rename_table(Plugin: Any) -> None:
+    """Let SQLite's statements use another table than the first release."""
     names = Plugin.open.__globals__
     for name, value in list(names.items()):
         if name.isupper() and isinstance(value, str):
             names[name] = re.sub(r"\berrbot\b(?!\.)", "errbot_2", value)
+
+
+@caught_by("test_what_the_first_release_has_stored_is_there", alone=True, outlives_process=True)
+def a_new_release_has_a_new_table(Storage, Plugin):
+    """Nothing copies the rows of the old one."""
+    rename_table(Plugin)
+
+
+@caught_by("test_what_the_first_release_has_stored_is_there", outlives_process=True)
+def the_table_of_the_first_release_is_copied_at_each_start(Storage, Plugin):
+    """Nothing notes that it has been done, so old values and removed keys come back."""
+    create = Plugin.open.__globals__["CREATE"]
+    rename_table(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.run(create)
+        self.run("INSERT OR REPLACE INTO errbot_2 SELECT * FROM errbot")

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from errbot.storage.base import StorageBase
 
 from contract.support.database import Database
 from contract.support.deadlines import at_once, deadline
@@ -41,11 +42,23 @@ KEPT = ["tmp_1", "temp:1", "_private", "__dunder__", "lock", "cache:1", "old", "
 
 @pytest.mark.usefixtures("first_version")
 def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
-    """After every upgrade of the plugin, what its first release has stored is there."""
-    got = outcome(lambda: contents(database.open("first", database.plugin())))
+    """After every upgrade of the plugin, what its first release has stored is there, once."""
+
+    def start() -> StorageBase:
+        return database.open("first", database.plugin())
+
+    got = outcome(lambda: contents(start()))
     assert got == {"key": "as it was"}, (
         f"After an upgrade, a bot finds {got} instead of its data. Convert what is there, or read"
         " old and new data, and never create a table anew."
+    )
+    start().set("key", MARK)
+    assert contents(start()) == {"key": MARK}, (
+        "What was set after an upgrade is lost at the next start. Convert old data only once."
+    )
+    start().remove("key")
+    assert contents(start()) == {}, (
+        "What was removed after an upgrade is back at the next start. Convert old data only once."
     )
 
 
