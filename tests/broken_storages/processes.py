@@ -479,6 +479,7 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
                 number = numbers.get(namespace)
             except KeyError:
                 number = numbers.len()
+                time.sleep(0.005)  # so that two processes meet here on a busy machine, too
                 numbers.set(namespace, number)
         return old(self, f"namespace {number}")
 
