@@ -622,7 +622,7 @@ def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
     names["CREATE"] = names["CREATE"].replace("value NOT NULL,", "value NOT NULL, writer,")
     names["WRITE"] = (
         names["WRITE"]
-        .replace("?)", "?, ?)")
+        .replace("VALUES (?, ?, ?)", "(namespace, key, value, writer) VALUES (?, ?, ?, ?)")
         .replace("excluded.value", "excluded.value, writer = excluded.writer")
     )
 
@@ -633,6 +633,8 @@ def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
+        if ("writer",) not in self.run("SELECT name FROM pragma_table_info('errbot')")[0]:
+            self.run("ALTER TABLE errbot ADD COLUMN writer")
         if os.getpid() not in STARTED:
             STARTED.add(os.getpid())
             self.run("DELETE FROM errbot WHERE writer = ?", str(os.getpid()))
@@ -657,4 +659,4 @@ def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
 )
 def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
     """So that two bots can share a database. But a bot may get another name."""
-    name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", "Errbot"))
+    name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))

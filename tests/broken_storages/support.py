@@ -166,16 +166,16 @@ def know_place(Plugin: Any) -> None:
 
 
 def name_namespaces_after(Plugin: Any, name: Callable[[Any], object]) -> None:
-    """Put what `name` finds in a bot's configuration before the name of each namespace."""
+    """Put what `name` finds in a bot's configuration, if anything, before each namespace."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        self.prefix = name(bot_config)
+        self.prefix = f"{name(bot_config)} ".lstrip()
 
     @replace(Plugin)
     def open(old, self, namespace):
-        return old(self, f"{self.prefix} {namespace}")
+        return old(self, f"{self.prefix}{namespace}")
 
 
 def private(path: str, flags: int) -> int:
