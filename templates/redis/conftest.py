@@ -98,7 +98,7 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
 
 
 @pytest.fixture
-def first_version(errbot_config: SimpleNamespace) -> None:
+def first_release(errbot_config: SimpleNamespace) -> None:
     """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
     config = errbot_config.STORAGE_CONFIG
     with redis.Redis.from_url(config["url"]) as server:

@@ -51,20 +51,17 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture
-def first_version(errbot_config: SimpleNamespace) -> None:
+def first_release(errbot_config: SimpleNamespace) -> None:
     """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
     engine = sqlalchemy.create_engine(read_url(errbot_config.STORAGE_CONFIG["url"]))
     table = errbot_config.STORAGE_CONFIG["table"]
     key = engine.dialect.identifier_preparer.quote("key")
-    types = {"sqlite": ["BLOB"] * 3, "postgresql": ["BYTEA"] * 3}.get(
-        engine.dialect.name, ["VARBINARY(1000)", "VARBINARY(1600)", "LONGBLOB"]
-    )
-    columns = ", ".join(
-        f"{column} {type_} NOT NULL"
-        for column, type_ in zip(["namespace", key, "value"], types, strict=True)
-    )
+    types = {"sqlite": ["BLOB"] * 3, "postgresql": ["BYTEA"] * 3}
+    mysql = ["VARBINARY(1000)", "VARBINARY(1600)", "LONGBLOB"]
+    short, long, value = types.get(engine.dialect.name, mysql)
+    create = f"""CREATE TABLE {table} (namespace {short} NOT NULL, {key} {long} NOT NULL,
+        value {value} NOT NULL, PRIMARY KEY (namespace, {key}))"""
     with engine.begin() as connection:
-        create = f"CREATE TABLE {table} ({columns}, PRIMARY KEY (namespace, {key}))"
         connection.execute(sqlalchemy.text(create))
         connection.execute(
             sqlalchemy.text(f"INSERT INTO {table} VALUES (:namespace, :key, :value)"),

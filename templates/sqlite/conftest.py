@@ -32,7 +32,7 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
 
 
 @pytest.fixture
-def first_version(tmp_path: Path) -> None:
+def first_release(tmp_path: Path) -> None:
     """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
     columns = "namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key)"
     with closing(sqlite3.connect(tmp_path / "errbot.sqlite3")) as connection, connection:

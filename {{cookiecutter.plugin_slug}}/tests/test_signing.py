@@ -104,7 +104,7 @@ def test_threads_get_the_signed_values_of_their_keys(database: Database) -> None
     at_once(*(partial(work, key) for key in "abcdefgh"))
 
 
-def test_a_value_that_the_first_version_signed_can_still_be_read(database: Database) -> None:
+def test_a_value_that_the_first_release_signed_can_still_be_read(database: Database) -> None:
     storage = signed(database, KEY)
     storage.write("key", SIGNED)
     assert storage.get("key") == "as it was", "After an update, a bot could not read its data."

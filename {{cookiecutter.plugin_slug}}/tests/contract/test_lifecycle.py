@@ -40,7 +40,7 @@ KEPT = ["tmp_1", "temp:1", "_private", "__dunder__", "lock", "cache:1", "old", "
 """Keys of a plugin that look like something temporary, or like the storage's own."""
 
 
-@pytest.mark.usefixtures("first_version")
+@pytest.mark.usefixtures("first_release")
 def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
     """After every upgrade of the plugin, what its first release has stored is there, once."""
 

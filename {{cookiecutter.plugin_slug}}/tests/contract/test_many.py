@@ -276,19 +276,20 @@ def growth(
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
-    "work",
+    ("work", "turns", "size", "limit"),
     [
-        *["replaced values", "removed values", "removed keys", "missed keys"],
-        *["values that cannot be stored", "values that cannot be read"],
-        *["values that short threads replace", "small values that are replaced and read"],
+        *[("replaced values", 150, 20_000, 0.4), ("removed values", 150, 20_000, 0.4)],
+        *[("removed keys", 1_500, 240, 0.4), ("missed keys", 1_500, 240, 0.4)],
+        ("values that cannot be stored", 150, 20_000, 0.4),
+        ("values that cannot be read", 150, 20_000, 0.4),
+        ("values that short threads replace", 150, 20_000, 0.4),
+        ("small values that are replaced and read", 1_500, 240, 0.05),  # less than a float for each
     ],
 )
 def test_what_is_replaced_removed_or_missed_takes_no_memory(
-    storage: StorageBase, work: str
+    storage: StorageBase, work: str, turns: int, size: int, limit: float
 ) -> None:
     """Replaced, removed and refused values, and missing keys, use no memory."""
-    turns, size = (1_500, 240) if "keys" in work or "small" in work else (150, 20_000)
-    limit = 0.05 if "read" in work else 0.4  # about a float for each operation
     if "threads" in work:
         skip_if_threads_fail(storage)
 

@@ -209,7 +209,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = asked
         in_use = pytest.mark.skip(reason="this needs a throwaway database, not one that is in use")
         for item in asked:
-            if {"faults", "first_version"} & {*getattr(item, "fixturenames", ())}:
+            if {"faults", "first_release"} & {*getattr(item, "fixturenames", ())}:
                 item.add_marker(in_use)
 
 
@@ -369,12 +369,12 @@ def faults() -> Faults:
 
 
 @pytest.fixture
-def first_version() -> None:
+def first_release() -> None:
     """What the first release of this plugin stored. conftest.py may override this fixture.
 
     It stores AS_IT_WAS under "key" in the namespace "first", without the plugin.
     """
-    pytest.skip("tests/conftest.py does not say what the first release stored (`first_version`)")
+    pytest.skip("tests/conftest.py does not say what the first release stored (`first_release`)")
 
 
 @pytest.fixture
