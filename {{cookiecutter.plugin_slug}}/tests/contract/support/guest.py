@@ -221,7 +221,8 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def hidden(owned: dict[str, Any]) -> list[str]:
     """Return the names of new modules that a plugin cannot import if they have not been loaded.
 
-    A plugin's own module of such a name would not be found.
+    A plugin's own module of such a name would not be found. A name with an underscore in front is
+    private to a library: `cryptography`, which PyMySQL uses, adds `_openssl`.
     """
 
     def is_found(name: str, file: str | None) -> bool:
@@ -229,7 +230,8 @@ def hidden(owned: dict[str, Any]) -> list[str]:
         spec = next(filter(None, specs), None)
         return spec is not None and (file is None or spec.origin in (file, "frozen"))
 
-    new = {name for name in sys.modules if "." not in name and f"the module {name}" not in owned}
+    names = {name for name in sys.modules if "." not in name and not name.startswith("_")}
+    new = {name for name in names if f"the module {name}" not in owned}
     return [
         name for name in new if not is_found(name, getattr(sys.modules[name], "__file__", None))
     ]
