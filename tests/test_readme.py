@@ -83,6 +83,11 @@ def test_five_steps_replace_the_dict_with_a_database(bake: Bake, tests: list[str
     fixtures = project / "tests/conftest.py"
     given = re.compile(r"    return SimpleNamespace\(.*?\n    \)\n", re.DOTALL)
     text = given.sub(lambda _: conftest, fixtures.read_text())
+    another = re.search(
+        r'`another_database` return `(\{"path".*?\})`', (TEMPLATE / "README.md").read_text()
+    )
+    assert another
+    text = re.sub('return {"url".*', f"return {another[1]}", text)
     fixtures.write_text(text.replace("return False  # YOUR DATABASE: True", "return True"))
     readme = project / "README.md"
     row = "| `path` | str | `'errbot.sqlite'` | The file of the database. |"

@@ -136,16 +136,20 @@ def table() -> str:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "options"),
     [
-        pytest.param(SERVERS[0], marks=pytest.mark.slow(minutes=5)),
-        pytest.param(SERVERS[1], marks=pytest.mark.nightly),
+        pytest.param(SERVERS[0], [], marks=pytest.mark.slow(minutes=5), id=SERVERS[0]),
+        pytest.param(
+            SERVERS[1], ["--quick"], marks=pytest.mark.slow(minutes=5), id=f"{SERVERS[1]}-quick"
+        ),
+        pytest.param(SERVERS[1], [], marks=pytest.mark.nightly, id=SERVERS[1]),
     ],
 )
 def test_the_baked_tests_pass(
     project: Path,
     tmp_path: Path,
     name: str,
+    options: list[str],
     url: str,
     python_version: str,
     interpreter_of: Callable[[Path, str], Path],
@@ -153,7 +157,7 @@ def test_the_baked_tests_pass(
     copy = shutil.copytree(project, tmp_path / "project")
     interpreter = interpreter_of(project, python_version)
     variables = {**clean_environment(), "STORAGE_TEST_URL": url}
-    printed = run(interpreter, "-m", "pytest", "-q", cwd=copy, env=variables)
+    printed = run(interpreter, "-m", "pytest", "-q", *options, cwd=copy, env=variables)
     passed = printed.splitlines()[-1]
     print(f"Python {python_version}, {name}: {passed}")
     assert " passed" in passed

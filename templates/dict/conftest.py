@@ -5,6 +5,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,12 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+@pytest.fixture
+def another_database(errbot_config: SimpleNamespace) -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another empty database on the server, as a staging bot has."""
+    return {"url": errbot_config.STORAGE_CONFIG["url"] + "/another"}  # YOUR DATABASE
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,12 @@ def errbot_config(tmp_path: Path, url: str) -> SimpleNamespace:
 
 
 @pytest.fixture
+def another_database(errbot_config: SimpleNamespace) -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another bot on the server: another prefix."""
+    return {"prefix": f"{errbot_config.STORAGE_CONFIG['prefix']}another:"}
+
+
+@pytest.fixture
 def first_release(errbot_config: SimpleNamespace) -> None:
     """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
     config = errbot_config.STORAGE_CONFIG

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy
+from contract.support.clock import ten_years_earlier
 from contract.support.faults import Faults, Proxy
 from contract.support.sample_values import AS_IT_WAS
 
@@ -31,10 +32,22 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
+def table() -> Iterator[str]:
+    """The name of a table for one test."""
+    name = f"test_{uuid4().hex}"
+    yield name
+    if URL:
+        engine = sqlalchemy.create_engine(read_url(URL))
+        with engine.begin() as connection:
+            for each in [name, f"{name}_another"]:
+                connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {each}"))
+        engine.dispose()
+
+
+@pytest.fixture
+def errbot_config(tmp_path: Path, table: str) -> SimpleNamespace:
     """The bot's configuration: this storage plugin, with a table for one test."""
-    table = f"test_{uuid4().hex}"
-    yield SimpleNamespace(
+    return SimpleNamespace(
         STORAGE="{{ cookiecutter.plugin_name }}",
         STORAGE_CONFIG={
             "url": URL or f"sqlite:///{(tmp_path / 'storage.sqlite').as_posix()}",
@@ -43,11 +56,12 @@ def errbot_config(tmp_path: Path) -> Iterator[SimpleNamespace]:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
-    if URL:
-        engine = sqlalchemy.create_engine(read_url(URL))
-        with engine.begin() as connection:
-            connection.execute(sqlalchemy.text(f"DROP TABLE IF EXISTS {table}"))
-        engine.dispose()
+
+
+@pytest.fixture
+def another_database(table: str) -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another bot on the server: another table."""
+    return {"table": f"{table}_another"}
 
 
 @pytest.fixture

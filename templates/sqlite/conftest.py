@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from contract.support.clock import ten_years_earlier
 from contract.support.faults import Faults
 from contract.support.sample_values import AS_IT_WAS
 
@@ -29,6 +30,12 @@ def errbot_config(tmp_path: Path) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+@pytest.fixture
+def another_database() -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another file, as a second bot may have in the same folder."""
+    return {"path": "another.sqlite3"}
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Storages that misread STORAGE_CONFIG, write into it, or show its secrets."""
 
+import subprocess
 import sys
+import time
 
 from broken_storages.support import caught_by, config_class, log, replace
 
@@ -238,3 +240,42 @@ def the_file_gets_an_ending(Storage, Plugin):
     def _connect(old, self):
         self._path = self._path.with_suffix(".sqlite3")
         return old(self)
+
+
+@caught_by("test_no_program_gets_a_secret")
+def a_program_asks_whether_the_server_is_ready(Storage, Plugin):
+    """The database's own program, with the url as its argument. Python stands in for it."""
+    Config = config_class(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
+        for value in vars(config).values():
+            if hasattr(value, "get_secret_value"):
+                subprocess.run([sys.executable, "-Sc", "", value.get_secret_value()], check=True)
+        old(self, bot_config)
+
+
+@caught_by("test_no_secret_shows_when_operations_take_long")
+def slow_operations_name_their_server(Storage, Plugin):
+    """The log says which operation was slow, and where: the url with its password."""
+    Config = config_class(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
+        self.secrets = [each for each in vars(config).values() if hasattr(each, "get_secret_value")]
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.secrets = self.secrets
+        return storage
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        began = time.monotonic()
+        old(self, key, data)
+        if time.monotonic() - began > 1:
+            log.warning("Slow: %s", [each.get_secret_value() for each in self.secrets])

@@ -556,3 +556,14 @@ def a_file_that_is_no_database_is_put_aside(Storage, Plugin):
                 raise
             self._path.rename(f"{self._path}.broken")
             old(self, bot_config)
+
+
+@caught_by("test_a_backup_keeps_nobody_waiting", alone=True, outlives_process=True)
+def closing_tidies_up_the_log(Storage, Plugin):
+    """SQLite empties its log only when nobody reads any more, and `close` waits for that."""
+
+    @replace(Storage)
+    def close(old, self):
+        with suppress(StoreException):
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+        old(self)

@@ -342,3 +342,43 @@ def pages_that_were_read_stay_in_memory(Storage, Plugin):
         connection = old(self)
         connection.execute("PRAGMA cache_size = -4000000")
         return connection
+
+
+@caught_by(
+    "test_what_is_replaced_or_removed_takes_no_space_on_the_disk", alone=True, outlives_process=True
+)
+def each_change_is_recorded(Storage, Plugin):
+    """When a key was changed, in a table that nobody empties. It holds no keys and no values."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        connection.executescript("CREATE TABLE IF NOT EXISTS changes (at, what)")
+        for what in ["INSERT", "UPDATE", "DELETE"]:
+            connection.executescript(
+                f"""CREATE TRIGGER IF NOT EXISTS after_{what} AFTER {what} ON errbot BEGIN
+                INSERT INTO changes VALUES (CURRENT_TIMESTAMP, '{what}'); END;"""
+            )
+        return connection
+
+
+@caught_by(
+    "test_what_is_replaced_or_removed_takes_no_space_on_the_disk", alone=True, outlives_process=True
+)
+def a_cursor_of_the_start_is_kept(Storage, Plugin):
+    """It has not read all rows, so SQLite keeps everything that was written since."""
+    finish = Plugin.__del__
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.connection = self._connect()
+        self.cursor = self.connection.execute("SELECT namespace, key FROM errbot")
+        self.cursor.fetchone()
+
+    def __del__(self):
+        finish(self)
+        if (connection := vars(self).pop("connection", None)) and os.getpid() == self._process:
+            connection.close()
+
+    Plugin.__del__ = __del__

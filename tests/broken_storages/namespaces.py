@@ -10,8 +10,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from broken_storages.support import caught_by, rename_keys, replace
+
+CLIENTS: dict[str, Any] = {}
+"""The databases of this process, by their servers' addresses."""
 
 
 def rename_namespaces(Plugin: Any, rename: Callable[[str], str]) -> None:
@@ -283,3 +287,15 @@ def a_namespace_and_its_key_share_a_limit(Storage, Plugin):
         if len(f"{self._namespace}/{key}".encode("utf-8", "surrogatepass")) > 1_024:
             raise ValueError("A namespace and its key have at most 1,024 bytes together.")
         old(self, key, value)
+
+
+@caught_by("test_databases_on_one_server_are_told_apart", alone=True)
+def one_client_serves_each_server(Storage, Plugin):
+    """Clients are kept by the server's address, and they remember the first database."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        server = urlsplit(bot_config.STORAGE_CONFIG.get("url", "")).netloc
+        if server and hasattr(self, "_database"):
+            self._database = CLIENTS.setdefault(server, self._database)

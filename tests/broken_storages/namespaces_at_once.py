@@ -8,6 +8,9 @@ from typing import Any
 
 from broken_storages.support import caught_by, know_place, know_plugin, replace
 
+USED: set[str] = set()
+"""Namespaces in which something was set in this process."""
+
 
 @caught_by("test_what_another_plugin_does_changes_nothing_here", alone=True)
 def a_set_that_fails_rolls_back_another_plugin(Storage, Plugin):
@@ -170,3 +173,20 @@ def each_open_namespace_holds_a_connection(Storage, Plugin):
     def close(old, self):
         self.connection.close()
         old(self)
+
+
+@caught_by("test_an_emptied_namespace_goes_on_for_all_who_have_it_open", alone=True)
+def each_start_drops_the_tables_that_are_empty(Storage, Plugin):
+    """Others have them open, and what they set later goes where nobody looks."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if hasattr(self, "_database"):
+            for name in [name for name in list(USED) if not self._database.get(name)]:
+                self._database.pop(name, None)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        USED.add(self._namespace)

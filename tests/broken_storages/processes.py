@@ -660,3 +660,18 @@ def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
 def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
     """So that two bots can share a database. But a bot may get another name."""
     name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))
+
+
+@caught_by(
+    "test_a_small_change_transfers_little_however_much_is_stored", alone=True, outlives_process=True
+)
+def each_thousandth_removal_compacts_the_file(Storage, Plugin):
+    """VACUUM writes the whole file again. Somebody must wait for it."""
+    removals = itertools.count(1)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        if next(removals) % 1_000 == 0:
+            with suppress(StoreException):  # Others have the file open.
+                self._run("VACUUM")

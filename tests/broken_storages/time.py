@@ -278,3 +278,41 @@ def a_token_for_connections_expires(Storage, Plugin):
                 raise StoreException("The token has expired.")
             self.plugin.threads.append(threading.get_ident())
         return old(self, key)
+
+
+@caught_by(ANY_TIME, alone=True, outlives_process=True)
+def what_is_old_by_the_databases_clock_is_removed(Storage, Plugin):
+    """Each start removes what nobody has changed for a year, to protect personal data."""
+    key = "namespace, key"
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        connection.executescript(
+            f"CREATE TABLE IF NOT EXISTS changed ({key}, at, PRIMARY KEY ({key}))"
+        )
+        for what in ["INSERT", "UPDATE"]:
+            connection.executescript(
+                f"""CREATE TRIGGER IF NOT EXISTS after_{what} AFTER {what} ON errbot BEGIN
+                REPLACE INTO changed VALUES (new.namespace, new.key, CURRENT_TIMESTAMP); END;"""
+            )
+        return connection
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        year = f"SELECT {key} FROM changed WHERE at < datetime('now', '-1 year')"
+        if self.run(f"{year} LIMIT 1")[0]:
+            self.run(f"DELETE FROM errbot WHERE ({key}) IN ({year})")
+
+
+@caught_by("test_many_keys_are_listed_after_any_time", alone=True, outlives_process=True)
+def the_time_for_a_statement_begins_with_the_connection(Storage, Plugin):
+    """Later, SQLite interrupts each statement that needs more than a moment."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        end = time.monotonic() + self.config.timeout
+        connection.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+        return connection

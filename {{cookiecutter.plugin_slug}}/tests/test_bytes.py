@@ -14,6 +14,7 @@ from contract.support.tricky_names import ALIKE, HARD
 SWAPS, SECONDS = 1_000, 3
 """How often each process tries to swap, and for how long at most."""
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
+LONG = b"long" * 25_000
 
 
 @pytest.fixture
@@ -100,6 +101,17 @@ def test_a_swap_leaves_what_it_does_not_expect(stored: Any, other: bytes) -> Non
     stored.write("key", b"old")
     assert stored.swap("key", other, b"new") is False
     assert stored.read("key") == b"old"
+
+
+@pytest.mark.parametrize("at", [0, 2_000, 70_000, -1])
+def test_a_swap_compares_all_of_a_long_value(stored: Any, at: int) -> None:
+    other = bytearray(LONG)
+    other[at] += 1
+    stored.write("key", LONG)
+    assert stored.swap("key", bytes(other), b"new") is False
+    assert stored.swap("key", LONG[:-1], b"new") is False
+    assert stored.swap("key", LONG + b"\0", b"new") is False
+    assert stored.swap("key", LONG, b"new") is True
 
 
 def test_a_swap_of_a_missing_key_stores_nothing(stored: Any) -> None:

@@ -4,8 +4,10 @@ import inspect
 import json
 import pickle
 import re
+import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from contract.support.clock import Clock
 from contract.support.database import Database
 from contract.support.deadlines import at_once
 from contract.support.sample_values import MARK
@@ -181,6 +184,46 @@ def test_no_secret_shows_when_the_plugin_starts(
     else:
         shown = [repr(plugin), str(plugin)]
     assert not [text for text in [*shown, *log_lines] if SECRET in text], f"{key} shows."
+
+
+PROGRAMS: list[str] = []
+"""The programs that this process has started, with their arguments."""
+
+
+@pytest.fixture(scope="module")
+def programs() -> list[str]:
+    """Record all programs that this process starts. Python cannot remove the hook."""
+
+    def record(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
+            PROGRAMS.append(repr(arguments))
+
+    sys.addaudithook(record)
+    return PROGRAMS
+
+
+def test_no_program_gets_a_secret(database: Database, programs: list[str]) -> None:
+    database.config.STORAGE_CONFIG |= {**SECRETS, "timeout": 0.5}
+    with suppress(Exception):  # This account may not exist.
+        database.open("namespace").set("key", "value")
+    told = [program for program in programs if SECRET in program]
+    assert not told, "A program gets a secret, so every account of the machine sees it with `ps`."
+
+
+def test_no_secret_shows_when_operations_take_long(
+    database: Database, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.config.STORAGE_CONFIG |= {**SECRETS, "timeout": 0.5}
+    clock, shown = Clock(monkeypatch), list[str]()
+    try:
+        storage = database.open("namespace", clock.load(database))
+        clock.pace = 10
+        for operation in [*[partial(storage.set, "key", "value")] * 2, partial(storage.get, "key")]:
+            operation()
+        storage.remove("key")
+    except Exception as error:  # This account may not exist, or time is over.
+        shown = traceback.format_exception(error)
+    assert not [text for text in [*shown, *log_lines] if SECRET in text], "A secret shows."
 
 
 def test_no_secret_shows_beside_what_is_wrong(database: Database) -> None:

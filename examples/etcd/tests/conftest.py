@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -40,6 +41,12 @@ def errbot_config(tmp_path: Path, port: int) -> SimpleNamespace:
         BOT_EXTRA_STORAGE_PLUGINS_DIR=str(SOURCE),
         BOT_DATA_DIR=str(tmp_path),
     )
+
+
+@pytest.fixture
+def another_database() -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another empty database on the server, as a staging bot has."""
+    return {"prefix": f"{uuid4()}/"}
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ WAITING = 60
 """Threads that wait for the database at the same time."""
 SOON = 30
 """Seconds within which an operation must give up."""
+MEANWHILE = 10
+"""Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
@@ -305,11 +307,14 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
 
 def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> None:
     """While another program reads the database, as a backup does, a bot starts and works."""
+    if "timeout" in database.config.STORAGE_CONFIG:
+        database.config.STORAGE_CONFIG["timeout"] = 2.0 * MEANWHILE  # so that waiting is noticed
     storage, other = database.open_twice()
     expected = {"1": [MARK], "0": NEW, "after": b"large" * 100_000}
     for key in ["0", "1", "removed"]:
         storage.set(key, [MARK])
-    with faults.backup(), deadline(SOON, "While a backup reads the database, operations hang."):
+    why = "While a backup reads the database, operations hang."
+    with faults.backup(), deadline(MEANWHILE, why):
         try:
             for each in [storage, database.open("namespace", database.plugin())]:
                 for key in ["new", "removed"]:

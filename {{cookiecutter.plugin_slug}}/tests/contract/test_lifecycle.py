@@ -52,6 +52,10 @@ def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
         f"After an upgrade, a bot finds {got} instead of its data. Convert what is there, or read"
         " old and new data, and never create a table anew."
     )
+    count = start().len()
+    assert count == 1, (
+        f"After an upgrade, `len` returns {count} for one key. Count what was there before, too."
+    )
     start().set("key", MARK)
     assert contents(start()) == {"key": MARK}, (
         "What was set after an upgrade is lost at the next start. Convert old data only once."

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,24 @@ def test_a_key_is_not_removed_from_another_namespace(database: Database) -> None
     other.set("key", MARK)
     outcome(one.remove, "key")  # Another test checks whether it raises KeyError.
     assert contents(other) == {"key": MARK}, "`remove` removed another plugin's key."
+
+
+def test_databases_on_one_server_are_told_apart(
+    database: Database, another_database: dict[str, Any]
+) -> None:
+    """Bots that each have a database on one server, such as a staging bot, share no data."""
+    mine = database.open("namespace")
+    mine.set("key", MARK)
+    database.config.STORAGE_CONFIG |= another_database
+    other = database.open("namespace", database.plugin())
+    assert contents(other) == {}, (
+        "A database that was empty shows another's data. If connections or clients are kept for"
+        " all plugin instances, find them by everything that STORAGE_CONFIG says."
+    )
+    other.set("key", [MARK])
+    assert (mine.get("key"), other.get("key")) == (MARK, [MARK]), (
+        "A bot changed another bot's database on the same server."
+    )
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, "\0"], ids=repr)

@@ -139,11 +139,13 @@ def test_an_emptied_namespace_goes_on_for_all_who_have_it_open(database: Databas
         for number, storage in enumerate(storages):
             seen = (storage.len(), list(storage.keys()))
             storage.set("key", [MARK, turn, number])
-            seen_then = [contents(other) for other in storages]
+            newcomer = database.open("namespace", database.plugin())
+            seen_then = [contents(other) for other in [*storages, newcomer]]
+            database.close(newcomer)
             storage.remove("key")
-            assert (seen, seen_then) == ((0, []), [{"key": [MARK, turn, number]}] * 2), (
+            assert (seen, seen_then) == ((0, []), [{"key": [MARK, turn, number]}] * 3), (
                 "After a namespace was emptied and closed, others who have it open lose what they"
-                " set. Do not drop the table, file or folder of an empty namespace."
+                " set. Do not drop the table, file, folder or number of an empty namespace."
             )
 
 

@@ -374,13 +374,18 @@ def test_a_start_reads_little_however_much_is_stored(database: Database) -> None
 def test_a_small_change_transfers_little_however_much_is_stored(database: Database) -> None:
     """To set, get and remove a small value does not transfer what else is stored."""
     stored = store_large_values(database)
-    turns = json.loads(run_process(database, "namespace", "change-little").splitlines()[-1])
+    turns, most = json.loads(run_process(database, "namespace", "change-little").splitlines()[-1])
     used = {name: min(turn[name] for turn in turns) for name in turns[0]}
     costly = max(used, key=lambda name: used[name])
     assert used[costly] < stored / 2, (
         f"With {stored} bytes stored, `{costly}` of a small value reads and writes"
         f" {used[costly]} bytes: with some GB, a bot stands still for minutes. Change one record,"
         " and compact nothing."
+    )
+    assert most < stored, (
+        f"With {stored} bytes stored, one of many `remove` of a small value reads and writes {most}"
+        " bytes: with some GB, a bot stands still for minutes. Do not compact everything now and"
+        " then, but let the database use again what is free."
     )
 
 

@@ -8,6 +8,7 @@ from time import sleep
 import pytest
 from errbot.storage.base import StoragePluginBase
 
+from contract.support.amounts import many
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
 from contract.support.deadlines import at_once
@@ -31,6 +32,8 @@ TEMPORARY = [
 """Keys that look like something that need not be kept."""
 MANY = 120
 """Keys of a loop: more than one short page."""
+VERY_MANY = many(5_000, 500)
+"""Keys that a database needs some time to list and to count."""
 
 
 @pytest.fixture
@@ -102,6 +105,22 @@ def test_new_threads_can_use_a_storage_after_any_time(
     assert got == [MARK] * 8, (
         f"After ten years, eight threads get {got}. If connecting takes a token or certificate,"
         " ask for a new one in time."
+    )
+
+
+def test_many_keys_are_listed_after_any_time(
+    clock: Clock, faults_if_any: Faults, database: Database
+) -> None:
+    """Thousands of keys are listed and counted after any time."""
+    storage = database.open("namespace", clock.load(database))
+    for number in range(VERY_MANY):
+        storage.set(str(number), None)
+    clock.ahead = YEARS
+    faults_if_any.age()
+    got = (outcome(storage.len), outcome(lambda: len(list(storage.keys()))))
+    assert got == (VERY_MANY, VERY_MANY), (
+        f"After ten years, `len` and `keys` of {VERY_MANY} keys give {got}. If a statement has a"
+        " deadline, let it begin with the statement, not with the connection."
     )
 
 

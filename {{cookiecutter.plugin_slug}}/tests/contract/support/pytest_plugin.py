@@ -32,6 +32,8 @@ from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
 
 CONTRACT = Path(__file__).parent.parent
+THROWAWAY = {"another_database", "faults", "first_release"}
+"""Fixtures of conftest.py for a throwaway database, not for one that is in use."""
 
 
 class Configured:
@@ -209,7 +211,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = asked
         in_use = pytest.mark.skip(reason="this needs a throwaway database, not one that is in use")
         for item in asked:
-            if {"faults", "first_release"} & {*getattr(item, "fixturenames", ())}:
+            if THROWAWAY & {*getattr(item, "fixturenames", ())}:
                 item.add_marker(in_use)
 
 
@@ -366,6 +368,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def faults() -> Faults:
     """How the database is made to fail. conftest.py may override this fixture."""
     return Faults()
+
+
+@pytest.fixture
+def another_database() -> dict[str, Any]:
+    """Keys of STORAGE_CONFIG of another empty database on the server.
+
+    conftest.py may override this fixture.
+    """
+    pytest.skip("tests/conftest.py knows no other database on the server (`another_database`)")
 
 
 @pytest.fixture

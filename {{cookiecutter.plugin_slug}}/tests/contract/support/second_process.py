@@ -47,6 +47,8 @@ STEPS = ("os.mkdir", "os.remove", "os.rename", "os.link", "fcntl.", "socket.", "
 CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall", "write"]
 """Names of functions in C that send or write something."""
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES, CHANGING = 1_100, 20
+"""How often a key is removed, more often than storages tidy up, and for how many seconds."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -197,7 +199,13 @@ def change_little(open_storage: Open) -> None:
             operation()
             used[name] = sum(transferred().values()) - before
         turns.append(used)
-    print(json.dumps(turns))
+    removals, end = [0], time() + CHANGING
+    while len(removals) < CHANGES and time() < end:
+        storage.set("key", MARK)
+        before = sum(transferred().values())
+        storage.remove("key")
+        removals.append(sum(transferred().values()) - before)
+    print(json.dumps([turns, max(removals)]))
 
 
 def rest(load: Callable[[], StoragePluginBase], namespace: str) -> None:
