@@ -279,3 +279,14 @@ def slow_operations_name_their_server(Storage, Plugin):
         old(self, key, data)
         if time.monotonic() - began > 1:
             log.warning("Slow: %s", [each.get_secret_value() for each in self.secrets])
+
+
+@caught_by("test_sqlite_waits_for_the_disk_as_configured", outlives_process=True)
+def nothing_waits_for_the_disk(Storage, Plugin):
+    """A setting that makes SQLite faster, until the power fails."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection

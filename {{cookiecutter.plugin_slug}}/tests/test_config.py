@@ -328,6 +328,17 @@ def test_no_part_of_a_secret_shows(
 {%- if cookiecutter.database == "sqlite" %}
 
 
+@pytest.mark.parametrize(("synchronous", "number"), [(None, 1), ("normal", 1), ("full", 2)])
+def test_sqlite_waits_for_the_disk_as_configured(
+    database: Database, synchronous: str | None, number: int
+) -> None:
+    database.config.STORAGE_CONFIG |= {"synchronous": synchronous} if synchronous else {}
+    plugin: Any = database.plugin()
+    assert plugin.run("PRAGMA synchronous")[0] == [(number,)], (
+        "After a power failure, more is lost than README.md says, or the file is damaged."
+    )
+
+
 @pytest.mark.parametrize("names", [["bot.one", "bot.two"], ["a b", "a", "a.sqlite3"]], ids=repr)
 def test_files_of_bots_in_one_folder_are_told_apart(database: Database, names: list[str]) -> None:
     for name in names:
