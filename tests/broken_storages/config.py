@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 from broken_storages.support import caught_by, config_class, log, replace
@@ -290,3 +291,33 @@ def nothing_waits_for_the_disk(Storage, Plugin):
         connection = old(self)
         connection.execute("PRAGMA synchronous = OFF")
         return connection
+
+
+@caught_by("test_no_secret_shows_when_the_plugin_starts")
+def a_thread_is_named_after_the_url(Storage, Plugin):
+    """It keeps the connection alive. Its name stands in the log, and in lists of threads."""
+    Config = config_class(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
+        self.ended = threading.Event()
+        for value in vars(config).values():
+            if hasattr(value, "get_secret_value"):
+                name = f"for {value.get_secret_value()}"
+                threading.Thread(target=self.ended.wait, name=name, daemon=True).start()
+
+
+@caught_by("test_a_file_may_be_outside_the_bots_folder", outlives_process=True)
+def the_bots_folder_holds_the_names(Storage, Plugin):
+    """Namespaces have numbers, and a file in BOT_DATA_DIR has their names."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.folder = bot_config.BOT_DATA_DIR
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        return old(self, f"{self.folder} {namespace}")

@@ -1,6 +1,7 @@
 """Storages that give an answer although there is no database to ask."""
 
 import itertools
+import os
 import pickle
 import sqlite3
 import threading
@@ -567,3 +568,22 @@ def closing_tidies_up_the_log(Storage, Plugin):
         with suppress(StoreException):
             self._run("PRAGMA wal_checkpoint(TRUNCATE)")
         old(self)
+
+
+@caught_by(
+    "test_a_loop_over_the_keys_does_not_begin_again_after_a_fault",
+    alone=True,
+    outlives_process=True,
+)
+def a_loop_that_fails_is_tried_again(Storage, Plugin):
+    """Reading may be retried, but not a loop that has already returned keys."""
+
+    @replace(Storage)
+    def keys(old, self):
+        try:
+            yield from old(self)
+        except StoreException:
+            if os.getpid() != self._run.__self__._process:
+                raise
+            time.sleep(0.3)
+            yield from old(self)

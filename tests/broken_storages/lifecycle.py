@@ -5,6 +5,7 @@ import pickle
 import re
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -519,3 +520,28 @@ def a_new_release_counts_only_what_is_new(Storage, Plugin):
     def len(old, self):
         rows, _ = self._run(f"SELECT keys FROM counts {here} ?", self._namespace)
         return rows[0][0] if rows else 0
+
+
+@caught_by("test_a_database_is_the_same_for_a_bot_with_another_folder", alone=True)
+def the_bots_folder_holds_a_key(Storage, Plugin):
+    """Values are encrypted, and each bot makes a key. XOR with one byte stands in for a cipher."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.place = bot_config.BOT_DATA_DIR
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.cipher = 1 + zlib.crc32(str(self.place).encode()) % 255
+        return storage
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, bytes(byte ^ self.cipher for byte in data[:100]) + data[100:])
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        return bytes(byte ^ self.cipher for byte in data[:100]) + data[100:]

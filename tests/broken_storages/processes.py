@@ -675,3 +675,20 @@ def each_thousandth_removal_compacts_the_file(Storage, Plugin):
         if next(removals) % 1_000 == 0:
             with suppress(StoreException):  # Others have the file open.
                 self._run("VACUUM")
+
+
+@caught_by("test_processes_can_start_at_the_same_moment", alone=True, outlives_process=True)
+def each_start_tries_the_database(Storage, Plugin):
+    """It sets, gets and removes a key, always the same. Another start may just have removed it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        tried = self.open("")
+        tried.set("tried", True)
+        try:
+            tried.get("tried")
+        except KeyError:
+            raise StoreException("The database does not keep what it gets.") from None
+        with suppress(KeyError):
+            tried.remove("tried")

@@ -10,7 +10,9 @@ import threading
 import time
 import weakref
 from collections import deque
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
@@ -694,3 +696,52 @@ def the_pool_has_thirty_connections(Storage, Plugin):
             old(self, key, data)
         finally:
             busy.discard(thread)
+
+
+@caught_by(
+    "test_a_thread_sees_what_it_has_set_while_others_read", alone=True, outlives_process=True
+)
+def reads_under_way_are_shared(Storage, Plugin):
+    """Threads that read one key at once share one query, also if it began before a `set`."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        reads = self.__dict__.setdefault("reads", {})
+        place, mine = (os.getpid(), key), Future[bytes]()
+        while (under_way := reads.setdefault(place, mine)) is not mine:
+            with suppress(CancelledError):
+                return under_way.result()
+        try:
+            mine.set_result(data := old(self, key))
+            return data
+        finally:
+            reads.pop(place, None)
+            mine.cancel()  # If it has failed, others ask for themselves.
+
+
+@caught_by("test_a_loop_over_the_keys_may_go_on_in_another_thread", alone=True)
+def a_loop_is_traced(Storage, Plugin):
+    """A context variable tells which operation is under way. Another thread cannot reset it."""
+    operation: ContextVar[str] = ContextVar("operation")
+
+    @replace(Storage)
+    def keys(old, self):
+        before = operation.set("keys")
+        try:
+            yield from old(self)
+        finally:
+            operation.reset(before)
+
+
+@caught_by("test_a_storage_works_beside_an_event_loop", alone=True)
+def in_an_event_loop_nobody_waits(Storage, Plugin):
+    """`set` leaves the work to another thread, and returns. A `get` may be faster."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            old(self, key, value)
+        else:
+            loop.run_in_executor(None, self.write, key, self._dump(key, value))

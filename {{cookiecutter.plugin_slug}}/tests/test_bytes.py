@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from contract.support.clock import YEARS, Clock
 from contract.support.database import Database
 from contract.support.expectations import refusal
 from contract.support.faults import Faults
@@ -15,6 +16,12 @@ SWAPS, SECONDS = 1_000, 3
 """How often each process tries to swap, and for how long at most."""
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
 LONG = b"long" * 25_000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this process, which a test can set forward."""
+    return Clock(monkeypatch)
 
 
 @pytest.fixture
@@ -111,6 +118,12 @@ def test_a_swap_compares_all_of_a_long_value(stored: Any, at: int) -> None:
     assert stored.swap("key", bytes(other), b"new") is False
     assert stored.swap("key", LONG[:-1], b"new") is False
     assert stored.swap("key", LONG + b"\0", b"new") is False
+    assert stored.swap("key", LONG, b"new") is True
+
+
+def test_a_swap_replaces_what_was_stored_long_ago(stored: Any, clock: Clock) -> None:
+    stored.write("key", LONG)
+    clock.ahead = YEARS
     assert stored.swap("key", LONG, b"new") is True
 
 

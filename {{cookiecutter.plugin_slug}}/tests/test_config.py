@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,9 @@ import pytest
 from contract.support.clock import Clock
 from contract.support.database import Database
 from contract.support.deadlines import at_once
+{%- if cookiecutter.database == "sqlite" %}
+from contract.support.expectations import contents
+{%- endif %}
 from contract.support.sample_values import MARK
 from errbot.storage.base import StorageBase
 from pydantic import SecretStr
@@ -182,7 +186,7 @@ def test_no_secret_shows_when_the_plugin_starts(
     except Exception as error:  # this account does not exist
         shown = traceback.format_exception(error)
     else:
-        shown = [repr(plugin), str(plugin)]
+        shown = [repr(plugin), str(plugin), *(thread.name for thread in threading.enumerate())]
     assert not [text for text in [*shown, *log_lines] if SECRET in text], f"{key} shows."
 
 
@@ -336,6 +340,18 @@ def test_sqlite_waits_for_the_disk_as_configured(
     plugin: Any = database.plugin()
     assert plugin.run("PRAGMA synchronous")[0] == [(number,)], (
         "After a power failure, more is lost than README.md says, or the file is damaged."
+    )
+
+
+def test_a_file_may_be_outside_the_bots_folder(database: Database, tmp_path: Path) -> None:
+    database.config.STORAGE_CONFIG["path"] = str(tmp_path / "shared.sqlite3")
+    for name in ["one", "two"]:
+        (tmp_path / name).mkdir()
+        database.config.BOT_DATA_DIR = str(tmp_path / name)
+        storage = database.open("namespace", database.plugin())
+        storage.set(name, MARK)
+    assert contents(storage) == {"one": MARK, "two": MARK}, (
+        "Two bots on one file do not see the same. Keep nothing in BOT_DATA_DIR that the data need."
     )
 
 

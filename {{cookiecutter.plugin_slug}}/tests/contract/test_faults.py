@@ -1,6 +1,7 @@
 """If the database is away or refuses, plugins get an error, never a wrong answer."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic, sleep
@@ -25,6 +26,8 @@ WAITING = 60
 """Threads that wait for the database at the same time."""
 SOON = 30
 """Seconds within which an operation must give up."""
+MOMENT = 0.1
+"""Seconds of a short fault."""
 MEANWHILE = 10
 """Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
@@ -278,6 +281,14 @@ def test_operations_wait_for_the_database_at_the_same_time(
     )
 
 
+def long_loop(storage: StorageBase) -> tuple[list[str], Iterator[str]]:
+    """Begin a loop over keys that fill several pages. Returns those it has given, and the rest."""
+    for number in range(LOOPED):
+        storage.set(f"{number} {'k' * 90}", MARK)
+    keys = iter(storage.keys())
+    return [next(keys), next(keys)], keys
+
+
 @pytest.mark.parametrize("what", ["away", "damaged"])
 def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     faults: Faults, database: Database, what: str
@@ -287,10 +298,7 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     if what == "damaged":
         begin, end = partial(faults.damage, everything=False), faults.mend
     storage = database.open("namespace", database.plugin())
-    for number in range(LOOPED):
-        storage.set(f"{number} {'k' * 90}", MARK)
-    keys = iter(storage.keys())
-    seen = [next(keys), next(keys)]
+    seen, keys = long_loop(storage)
     begin()
     try:
         with fault(database, "a loop over the keys", f"The database is {what}") as answers:
@@ -303,6 +311,29 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
         f" of {LOOPED} keys, so the plugin's result is wrong. Do not catch the error."
     )
     assert len(list(storage.keys())) == LOOPED, "The database is back, but `keys` returns too few."
+
+
+@pytest.mark.parametrize("what", ["away", "damaged"])
+def test_a_loop_over_the_keys_does_not_begin_again_after_a_fault(
+    faults: Faults, database: Database, what: str
+) -> None:
+    """If the database is away or damaged for a moment, a loop returns no key twice."""
+    begin, end = faults.stop, faults.start
+    if what == "damaged":
+        begin, end = partial(faults.damage, everything=False), faults.mend
+    seen, keys = long_loop(database.open("namespace", database.plugin()))
+    with ThreadPoolExecutor(1) as pool:
+        begin()
+        rest = pool.submit(seen.extend, keys)
+        sleep(MOMENT)
+        end()
+        with fault(database, "a loop over the keys", f"The database was {what}"):
+            rest.result()
+    twice = len(seen) - len(set(seen))
+    assert not twice, (
+        f"The database was {what} for a moment, and a loop over the keys returned {twice} of them"
+        " twice, so the plugin does everything twice. Retry the query of one page, not the loop."
+    )
 
 
 def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> None:

@@ -115,6 +115,22 @@ def test_a_bot_started_in_another_folder_finds_everything(
     )
 
 
+def test_a_database_is_the_same_for_a_bot_with_another_folder(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot with another BOT_DATA_DIR, such as a new container, reads what the database holds."""
+    database.open_twice("probe")
+    database.open("namespace").set("key", MARK)
+    monkeypatch.setattr(database.config, "BOT_DATA_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    other = database.open("namespace", database.plugin())
+    nothing: dict[str, object] = {}  # if the database is in BOT_DATA_DIR
+    assert outcome(lambda: contents(other)) in (nothing, {"key": MARK}), (
+        "A bot that moves to another machine, or a second bot on the same database, cannot read"
+        " it. Keep nothing in BOT_DATA_DIR that the data need, such as a key."
+    )
+
+
 @pytest.mark.parametrize("folder", ["absolute", "relative"])
 def test_another_working_directory_changes_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str

@@ -134,14 +134,16 @@ def test_a_hundred_thousand_keys_are_all_there(storage: StorageBase) -> None:
     assert (storage.len(), list(storage.keys())) == (0, []), "A loop over the keys has left some."
 
 
-@pytest.mark.parametrize("times", [1_000, pytest.param(VERY_MANY, marks=pytest.mark.thorough)])
-def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) -> None:
+@pytest.mark.parametrize(
+    ("times", "size"), [(1_000, 0), pytest.param(VERY_MANY, 4_000, marks=pytest.mark.thorough)]
+)
+def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int, size: int) -> None:
     """A key can be set tens of thousands of times, and `set` and `get` do not become slower."""
     storage.set("other", MARK)
     turns = count()
 
     def set_next() -> None:
-        storage.set("key", [MARK, next(turns)])
+        storage.set("key", ["x" * size, next(turns)])
 
     def cost() -> list[float]:
         uses: list[Callable[[], object]] = [set_next, lambda: storage.get("key"), storage.len]
@@ -152,7 +154,7 @@ def test_a_key_can_be_set_any_number_of_times(storage: StorageBase, times: int) 
     for _ in range(times):
         set_next()
     late = cost()
-    assert (storage.get("key"), storage.get("other")) == ([MARK, next(turns) - 1], MARK), (
+    assert (storage.get("key"), storage.get("other")) == (["x" * size, next(turns) - 1], MARK), (
         f"After {times} sets of one key, it does not have the last value."
     )
     assert storage.len() == 2, f"{times} sets of one key made several keys."

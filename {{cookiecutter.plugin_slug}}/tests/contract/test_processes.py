@@ -69,6 +69,7 @@ TURNS = many(150, 30)
 STARTS = many(12, 6)
 LARGE_VALUES = 3
 OPENED = many(40, 15)
+STARTED = many(200, 40)
 REMOVED = many(300, 100)
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
 
@@ -265,16 +266,15 @@ def await_line(process: "subprocess.Popen[str]") -> str:
     return line
 
 
-def let_write(processes: "list[subprocess.Popen[str]]", turns: int) -> None:
-    """Let processes that wait connect and write at the same moment, and wait for their end."""
+def let_work(processes: "list[subprocess.Popen[str]]", turns: int) -> list[str]:
+    """Let processes that wait work at the same moment, and return what each then says."""
     for process in processes:
         await_line(process)
     for number, process in enumerate(processes):
         assert process.stdin
         process.stdin.write(f"{number} {turns}\n")
         process.stdin.flush()
-    for process in processes:
-        await_line(process)
+    return [await_line(process) for process in processes]
 
 
 def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
@@ -283,7 +283,7 @@ def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
     commands = [process_command(database, f"new {n}", "open-at-once") for n in range(3)]
     with ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for command in commands]
-        let_write(processes, OPENED)
+        let_work(processes, OPENED)
     for number in range(3):
         for turn in range(OPENED):
             assert contents(database.open(f"new {number} {turn}")) == {
@@ -319,12 +319,26 @@ def test_processes_that_remove_one_key_succeed_once(database: Database) -> None:
     )
 
 
+def test_processes_can_start_at_the_same_moment(database: Database) -> None:
+    """If several processes start at the same moment, again and again, each can."""
+    database.open(NAME).set("key", MARK)
+    command = process_command(database, NAME, "start-at-once")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(command)) for _ in range(3)]
+        told = let_work(processes, STARTED)
+    errors = [error for line in told for error in json.loads(line)]
+    assert not errors, (
+        f"When a bot and `errbot --storage-get` start at the same moment, {len(errors)} of"
+        f" {3 * STARTED} fail: {errors[0]}. Let a start change nothing that others may change, too."
+    )
+
+
 def test_processes_start_and_write_at_once(database: Database) -> None:
     """Processes can start and write at the same time."""
     command = process_command(database, NAME, "write-at-once")
     with ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for _ in range(3)]
-        let_write(processes, TURNS)
+        let_work(processes, TURNS)
         storage = database.open(NAME)
         got = contents(storage)
         length = storage.len()

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from threading import Barrier, BrokenBarrierError, Thread
@@ -34,9 +35,15 @@ from contract.support.sample_values import (
 )
 
 THREADS = 16
+LOOPED = many(1_100, 120)
+"""Keys of a loop: more than a page of a thousand."""
+BUSY = 0.2
+"""Seconds for which the threads of an event loop are busy with something else."""
 CROWD = 60
 """Threads that are more than a pool usually has connections."""
 ROUNDS = many(30, 8)
+READ, WATCHED = many(2_000, 200), 0.5
+"""How often a key is replaced that others read all the time, and for how many seconds."""
 
 pytestmark = pytest.mark.usefixtures("switch_often")
 
@@ -131,6 +138,35 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
     assert (storages[0].len(), list(storages[0].keys())) == (1, ["key"]), (
         "Threads that set one key made several keys."
     )
+
+
+def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageBase]) -> None:
+    """A thread that has set a key gets its new value, however many others are reading it."""
+    value = "x" * 50_000
+    storages[0].set("key", [0, value])
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            storages[0].get("key")
+
+    def replace() -> None:
+        try:
+            end = monotonic() + WATCHED
+            for number in range(READ):
+                if number > ROUNDS and monotonic() > end:
+                    break
+                storages[0].set("key", [number, value])
+                got = storages[0].get("key")[0]
+                assert got == number, (
+                    f"A thread that has set {number} gets {got}, while others read the key: what"
+                    " it changes in that value and sets again is wrong. Let a `get` use only what"
+                    " was asked for after it began."
+                )
+        finally:
+            ended.set()
+
+    in_threads(lambda number: read() if number else replace(), 5)
 
 
 def set_together(storage: StorageBase, keys: list[str], together: Barrier) -> None:
@@ -450,6 +486,23 @@ def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
     again.close()
 
 
+def test_a_loop_over_the_keys_may_go_on_in_another_thread(database: Database) -> None:
+    """A loop over the keys that one thread has begun can be continued by another."""
+    skip_if_threads_fail(database.open("probe"))
+    storage = database.open("namespace")
+    expected = sorted(f"key {number}" for number in range(LOOPED))
+    for key in expected:
+        storage.set(key, MARK)
+    why = (
+        "A plugin with an event loop lets other threads take the keys one by one. Keep nothing for"
+        " a loop that belongs to a thread or a context."
+    )
+    keys = in_one_thread(lambda: iter(storage.keys()), why)
+    seen = [in_one_thread(partial(next, keys), why)]
+    seen += in_one_thread(lambda: list(keys), why)
+    assert sorted(seen) == expected, "A loop that another thread continued returned other keys."
+
+
 @pytest.mark.parametrize("kind", [Asking, AskingToReduce])
 def test_an_object_may_ask_the_storage_while_it_is_pickled(
     database: Database, kind: type[Asking], monkeypatch: pytest.MonkeyPatch
@@ -664,6 +717,8 @@ def test_a_storage_works_beside_an_event_loop(database: Database) -> None:
 
     async def go_on(storage: StorageBase, number: int) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, sleep, BUSY)
         use(storage, f"{number}")
         assert asyncio.get_running_loop() is loop
         await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from errbot.backend_plugin_manager import BackendPluginManager  # noqa: E402
+from errbot.bootstrap import get_storage_plugin  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks, guest  # noqa: E402
@@ -163,6 +164,22 @@ def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
         sleep(TICK - time() % TICK)
         plugin.open(f"{namespace} {turn}").set("key", [MARK, number])
     print("done", flush=True)
+    sys.stdin.read()
+
+
+def start_at_once(config: Any, namespace: str) -> None:
+    """Load the plugin, wait for a line of input, start it again and again, and print the errors."""
+    plugin: Any = get_storage_plugin(config)
+    print("ready", flush=True)
+    _, turns = input().split()
+    errors = []
+    for _ in range(int(turns)):
+        try:
+            plugin = type(plugin)(config)
+            plugin.open(namespace).get("key")
+        except Exception as error:
+            errors.append(repr(error))
+    print(json.dumps(errors), flush=True)
     sys.stdin.read()
 
 
@@ -391,6 +408,7 @@ if __name__ == "__main__":
         "write-at-once": write_at_once,
         "open-at-once": lambda _: open_at_once(load, namespace),
         "start": start,
+        "start-at-once": lambda _: start_at_once(config, namespace),
         "change-little": change_little,
         "read-in-memory": read_in_memory,
         "rest": lambda _: rest(load, namespace),
