@@ -24,7 +24,13 @@ STORAGE = "src/errbot_storage_etcd/storage.py"
 BIN = Path(sys.executable).parent
 PIECE = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
 # What the tutorial's fixtures do not do. etcd locks nothing for those who read.
-WITHOUT = "damage what is stored", "as a backup does", "fill the database", "first release"
+WITHOUT = (
+    "damage what is stored",
+    "as a backup does",
+    "fill the database",
+    "read-only",
+    "first release",
+)
 # Not run, because the test's environment has all of this already.
 INSTALLS = ("sudo apt-get install", "python3 -m venv", ".venv/bin/python -m pip install")
 

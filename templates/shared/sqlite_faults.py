@@ -25,13 +25,21 @@ class SQLiteFaults(Faults):
         """Restore the file."""
         self._path.write_bytes(self._whole)
 
-    @contextmanager
-    def full(self) -> Iterator[None]:
+    def full(self) -> AbstractContextManager[None]:
         """Let connections that are made in the block add no page to the file."""
+        return self._connecting("PRAGMA max_page_count = 1")  # no fewer than there are
+
+    def read_only(self) -> AbstractContextManager[None]:
+        """Let connections that are made in the block change nothing."""
+        return self._connecting("PRAGMA query_only = ON")
+
+    @contextmanager
+    def _connecting(self, pragma: str) -> Iterator[None]:
+        """Let connections that are made in the block begin with a statement."""
 
         def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
             connection: sqlite3.Connection = real(*arguments, **options)
-            connection.execute("PRAGMA max_page_count = 1")  # no fewer than there are
+            connection.execute(pragma)
             return connection
 
         real = sqlite3.connect

@@ -7,6 +7,9 @@ from errbot.storage import StoreException
 
 from broken_storages.support import bytes_or_none, caught_by, replace
 
+LISTED: set[str] = set()
+"""The index of namespaces."""
+
 
 @caught_by("test_processes_that_swap_and_write_lose_nothing", outlives_process=True)
 def a_swap_compares_first(Storage, Plugin):
@@ -59,3 +62,26 @@ def a_swap_compares_what_was_compressed(Storage, Plugin):
     @replace(Storage)
     def swap(old, self, key, before, after):
         return old(self, key, gzip.compress(before, 1), gzip.compress(after, 1))
+
+
+@caught_by("test_a_namespace_that_was_emptied_by_another_is_listed_when_it_has_keys_again")
+def a_storage_lists_its_namespace_once(Storage, Plugin):
+    """An index of namespaces. If another empties this one and takes it out, nobody adds it."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if not vars(self).get("listed"):
+            LISTED.add(self._namespace)
+            self.listed = True
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        if not self.len():
+            LISTED.discard(self._namespace)
+            self.listed = False
+
+    @replace(Plugin)
+    def namespaces(old, self):
+        return [name for name in old(self) if name in LISTED]

@@ -321,3 +321,13 @@ def the_bots_folder_holds_the_names(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         return old(self, f"{self.folder} {namespace}")
+
+
+@caught_by("test_a_long_timeout_is_waited_for", outlives_process=True)
+def nobody_waits_for_longer_than_two_seconds(Storage, Plugin):
+    """A long `timeout` is shortened, so that no command takes too long."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        self.config.timeout = min(self.config.timeout, 2.0)
+        return old(self)

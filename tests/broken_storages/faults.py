@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 import threading
 import time
+import zlib
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -15,6 +16,8 @@ from errbot.storage import StoreException
 
 from broken_storages.support import caught_by, lock_for_forks, log, private, replace
 
+FAILED: dict[Path, Any] = {}
+"""What could not be set, by the database's file."""
 AWAY = "test_a_database_that_goes_away_is_an_error"
 
 
@@ -587,3 +590,100 @@ def a_loop_that_fails_is_tried_again(Storage, Plugin):
                 raise
             time.sleep(0.3)
             yield from old(self)
+
+
+@caught_by("test_too_many_open_files_are_an_error", alone=True, outlives_process=True)
+def what_cannot_be_opened_is_missing(Storage, Plugin):
+    """`except OSError` where FileNotFoundError is meant: there may be too many open files."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            if "unable to open" in str(error):
+                raise KeyError(key) from None
+            raise
+
+
+@caught_by("test_a_database_that_nobody_may_change_is_an_error", alone=True, outlives_process=True)
+def changes_of_a_read_only_database_stay_in_memory(Storage, Plugin):
+    """So that a bot goes on, with a warning in the log. They are gone after a restart."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "readonly" not in str(error):
+                raise
+            self.__dict__.setdefault("kept", {})[key] = data
+
+    @replace(Storage)
+    def read(old, self, key):
+        return vars(self).get("kept", {}).get(key) or old(self, key)
+
+
+@caught_by("test_a_storage_closes_while_the_database_is_away", alone=True, outlives_process=True)
+def closing_writes_statistics(Storage, Plugin):
+    """How often it was used. If the database is locked at that moment, `close` fails."""
+
+    @replace(Storage)
+    def close(old, self):
+        old(self)
+        self._run("CREATE TABLE IF NOT EXISTS statistics (namespace PRIMARY KEY, closed)")
+        self._run("REPLACE INTO statistics VALUES (?, CURRENT_TIMESTAMP)", self._namespace)
+
+
+@caught_by("test_a_set_that_failed_does_not_take_effect_later", alone=True, outlives_process=True)
+def a_set_that_failed_is_made_good_at_the_next_start(Storage, Plugin):
+    """So that nothing is lost. By then, somebody may have set a newer value."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "locked" in str(error):
+                FAILED[self._run.__self__._path] = (self._namespace, key, data)
+            raise
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if row := FAILED.pop(self._path, None):
+            self.open(row[0]).write(*row[1:])
+
+
+@caught_by(AWAY, outlives_process=True)
+def errors_have_notes(Storage, Plugin):
+    """Their text shows nothing, but the log shows their notes, with the statement's parameters."""
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        try:
+            return old(self, statement, *values)
+        except StoreException as error:
+            error.__notes__ = [f"parameters: {values!r:.500}"]  # `add_note` of Python 3.11
+            raise
+
+
+@caught_by("test_a_backup_can_be_restored", outlives_process=True)
+def large_values_are_files_beside_the_database(Storage, Plugin):
+    """A backup of the database does not hold them."""
+
+    def file_of(storage: Any, key: str) -> Path:
+        path = storage._run.__self__._path
+        return Path(f"{path}-{zlib.crc32(f'{storage._namespace}/{key}'.encode())}")
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 100_000:
+            file_of(self, key).write_bytes(data)
+            data = b"a file"
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        return file_of(self, key).read_bytes() if data == b"a file" else data

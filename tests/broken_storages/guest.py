@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import decimal
+import faulthandler
 import gc
 import http.client
 import json
@@ -502,3 +503,16 @@ def a_timer_keeps_python_from_ending(Storage, Plugin):
         old(self, bot_config)
         if sys.argv[-1] == "rest":  # All other processes would wait, too.
             threading.Timer(15, lambda: None).start()
+
+
+@caught_by(NOTHING, alone=True)
+def a_watchdog_tells_where_it_hangs(Storage, Plugin):
+    """`faulthandler` has one timer, which the bot or another plugin may need."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        faulthandler.dump_traceback_later(60, file=2)
+        try:
+            return old(self, key)
+        finally:
+            faulthandler.cancel_dump_traceback_later()

@@ -5,6 +5,7 @@ import pickle
 import re
 import threading
 import time
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from broken_storages.support import caught_by, name_namespaces_after, replace
+from broken_storages.support import caught_by, lock_for_forks, name_namespaces_after, replace
 
 
 @caught_by("test_a_new_plugin_instance_finds_everything", alone=True)
@@ -545,3 +546,26 @@ def the_bots_folder_holds_a_key(Storage, Plugin):
     def read(old, self, key):
         data = old(self, key)
         return bytes(byte ^ self.cipher for byte in data[:100]) + data[100:]
+
+
+@caught_by("test_a_closed_storage_may_be_freed_at_any_time", alone=True)
+def a_storage_takes_a_lock_when_it_is_freed(Storage, Plugin):
+    """The lock of all operations. If Python frees it in the middle of one, the bot hangs."""
+    locks = weakref.WeakKeyDictionary[Any, Any]()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.lock = locks.setdefault(self, lock_for_forks(threading.Lock))
+        return storage
+
+    @replace(Storage)
+    def len(old, self):
+        with self.lock:
+            return old(self)
+
+    def __del__(self):
+        with self.lock:
+            self.ended = True
+
+    Storage.__del__ = __del__

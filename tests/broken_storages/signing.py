@@ -525,3 +525,15 @@ def signatures_are_checked_once(Storage, Plugin):
     def write(old, self, key, data):
         old(self, key, data)
         self.__dict__.setdefault("checked", {}).pop(key, None)
+
+
+@caught_by("test_reading_signs_nothing_anew")
+def what_is_read_is_signed_anew(Storage, Plugin):
+    """By the newest key, so that old ones can go. Somebody may have set another value meanwhile."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        value = old(self, key)
+        if len(self._signing_keys) > 1:
+            self.set(key, value)
+        return value

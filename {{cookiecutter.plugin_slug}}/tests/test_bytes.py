@@ -87,6 +87,17 @@ def test_a_namespace_without_keys_is_not_listed(database: Database) -> None:
     assert listed(database) == [], "A namespace without keys is still listed."
 
 
+def test_a_namespace_that_was_emptied_by_another_is_listed_when_it_has_keys_again(
+    database: Database,
+) -> None:
+    running = database.open("namespace", database.plugin())
+    running.set("key", 1)
+    database.open("namespace").remove("key")
+    assert listed(database) == []
+    running.set("key", 1)
+    assert listed(database) == ["namespace"]
+
+
 def test_what_is_stored_is_seen_by_a_plugin_that_has_been_there(database: Database) -> None:
     plugin: Any = database.plugin()
     assert list(plugin.namespaces()) == []

@@ -4,6 +4,9 @@ import inspect
 import json
 import pickle
 import re
+{%- if cookiecutter.database == "sqlite" %}
+import sqlite3
+{%- endif %}
 import sys
 import threading
 import traceback
@@ -31,6 +34,10 @@ from {{ cookiecutter.__package }} import storage as storage_module
 Config = storage_module.{{ cookiecutter.__class }}Config
 README = Path(__file__).parent.parent / "README.md"
 SECRET = "p4ssw0rd-that-nobody-may-see"
+{%- if cookiecutter.database == "sqlite" %}
+LONG = 2.5
+"""Seconds for which another program may write, if `timeout` allows it."""
+{%- endif %}
 HEADING = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
 KNOWN = ", ".join(Config.model_fields)
 NEEDS_A_KEY = "A key of STORAGE_CONFIG has no default."
@@ -341,6 +348,20 @@ def test_sqlite_waits_for_the_disk_as_configured(
     assert plugin.run("PRAGMA synchronous")[0] == [(number,)], (
         "After a power failure, more is lost than README.md says, or the file is damaged."
     )
+
+
+def test_a_long_timeout_is_waited_for(database: Database, tmp_path: Path) -> None:
+    database.config.STORAGE_CONFIG["timeout"] = 60
+    storage = database.open("namespace", database.plugin())
+    other = sqlite3.connect(
+        tmp_path / "errbot.sqlite3", isolation_level=None, check_same_thread=False
+    )
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(LONG, other.close)
+    timer.start()
+    storage.set("key", MARK)
+    timer.join()
+    assert storage.get("key") == MARK
 
 
 def test_a_file_may_be_outside_the_bots_folder(database: Database, tmp_path: Path) -> None:

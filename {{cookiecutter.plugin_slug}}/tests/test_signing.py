@@ -318,6 +318,17 @@ def test_keys_can_be_rotated(database: Database) -> None:
         signed(database, OLD).get("key")
 
 
+def test_reading_signs_nothing_anew(database: Database) -> None:
+    signed(database, OLD).set("key", MARK)
+    both: Any = signed(database, OLD, NEW)
+    before = bytes(both.read("key"))
+    assert both.get("key") == MARK
+    assert bytes(both.read("key")) == before, (
+        "`get` has signed a value with the newest key. If another bot has set the key meanwhile,"
+        " its value is lost. Leave that to `resign`."
+    )
+
+
 def test_every_key_of_the_list_counts_and_the_last_one_signs(database: Database) -> None:
     keys = [f"signing key number {number}" for number in range(5)]
     for key in keys:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,7 +16,13 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import contents, outcome, same, skip_if_threads_fail
+from contract.support.expectations import (
+    contents,
+    outcome,
+    same,
+    set_or_skip,
+    skip_if_threads_fail,
+)
 from contract.support.faults import Faults
 from contract.support.guest import use
 from contract.support.sample_values import MARK
@@ -32,6 +39,8 @@ MEANWHILE = 10
 """Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
+CONNECTIONS, TRIES = 16, 20
+"""Threads that need connections at the same time, and how often."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
 LARGE = 20_000_000
@@ -92,7 +101,7 @@ def fault(
             " store their defaults over its value. Raise another error."
         )
     except Exception as error:
-        shown = f"{error!r} {error}"
+        shown = f"{error!r} {error} {getattr(error, '__notes__', '')}"
         told = [secret for secret in secrets_of(database.config.STORAGE_CONFIG) if secret in shown]
         assert not told, f"{what}, and the error of {name} shows a secret."
         assert MARK not in shown, (
@@ -205,6 +214,24 @@ def in_threads(work: Callable[[], object], number: int) -> None:
         pytest.fail(f"The database is away, and operations hang: {error}.")
 
 
+def test_a_storage_closes_while_the_database_is_away(faults: Faults, database: Database) -> None:
+    """A storage can be closed while the database is away, and its plugin activated again."""
+    plugin = database.plugin()
+    storage = database.open("namespace", plugin)
+    storage.set("0", MARK)
+    faults.stop()
+    try:
+        with deadline(SOON, "The database is away, and `close` hangs."):
+            raised = outcome(partial(database.close, storage))
+    finally:
+        faults.start()
+    assert raised is None, (
+        f"The database is away, and `close` raises {raised}: Errbot counts the storage as open, so"
+        " its plugin can be activated only after a restart. Write nothing in `close`."
+    )
+    assert database.open("namespace", plugin).get("0") == MARK, "After `close`, data are gone."
+
+
 def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database: Database) -> None:
     """After an outage with many failing operations, everything works at once."""
     storage = database.open("namespace", database.plugin())
@@ -249,10 +276,11 @@ def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: 
         faults.start()
     storage.set("0", [MARK, "newer"])
     until = monotonic() + AFTER
+    restarted = database.open("namespace", database.plugin())
     while monotonic() < until:
-        assert outcome(storage.get, "0") == [MARK, "newer"], (
+        assert outcome(restarted.get, "0") == [MARK, "newer"], (
             "A `set` or `remove` that had failed took effect later, and a newer value is lost. When"
-            " an operation has raised an error, do not retry it in the background."
+            " an operation has raised an error, do not retry it in the background or at the start."
         )
         sleep(0.01)
 
@@ -366,20 +394,23 @@ def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> No
 
 def test_a_backup_can_be_restored(faults: Faults, database: Database) -> None:
     """An older backup of the database can be restored, and the bot goes on from there."""
-    storage = database.open("namespace", database.plugin())
+    storage, large = database.open("namespace", database.plugin()), b"large" * 100_000
     storage.set("0", MARK)
+    set_or_skip(storage, "large", large)
     with faults.backup():
         pass
     for turn in range(3):
         database.close(storage)
         storage = database.open("namespace", database.plugin())
         storage.set("0", [MARK, turn])
+        storage.set("large", large[turn + 1 :])
         storage.set(f"new {turn}", MARK)
     database.close_all()
     faults.restore()
     restored = database.open("namespace", database.plugin())
     restored.set("1", [MARK])
-    assert contents(restored) == {"0": MARK, "1": [MARK]}, (
+    got = outcome(lambda: contents(restored))
+    assert same(got, {"0": MARK, "1": [MARK], "large": large}), (
         "After the database was restored from a backup, it has other data than the backup."
     )
 
@@ -394,6 +425,40 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no file and no connection, as if it had too many."""
+    resource = pytest.importorskip("resource", reason="Windows cannot limit open files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if "remove" not in name])
+def test_too_many_open_files_are_an_error(database: Database, name: str) -> None:
+    """If a bot cannot open any more files or connections, that is an error, and does no harm."""
+    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
+    expected: dict[str, object] = {"key": MARK, "0": MARK, "1": [MARK]}
+    for key, value in expected.items():
+        storage.set(key, value)
+
+    def work() -> list[object]:
+        return [outcome(OPERATIONS[name], storage) for _ in range(TRIES)]
+
+    with no_more_files():
+        got = at_once(*[work] * CONNECTIONS)
+    missing = [each for each in chain(*got) if each is KeyError or each is False]
+    assert not missing, (
+        f"A bot has too many open files, and for {name} the key is missing: plugins store their"
+        " defaults over its value. Raise another error."
+    )
+    storage.set("0", [MARK])
+    assert storage.get("0") == [MARK], "After too many open files, the bot must be restarted."
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -426,6 +491,27 @@ def test_a_full_database_is_an_error(faults: Faults, database: Database, key: st
         "The database is full, and `set` returned, but did nothing. Or it failed, but changed other"
         " data. Raise an error, and change nothing."
     )
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_database_that_nobody_may_change_is_an_error(
+    faults: Faults, database: Database, name: str
+) -> None:
+    """If the database is read-only, a change is an error, and everything can still be read."""
+    storage = database.open("namespace", database.plugin())
+    expected = {"0": MARK, "1": [MARK]}
+    for key, value in expected.items():
+        storage.set(key, value)
+    with fault(database, name, "The database is read-only") as answers, faults.read_only():
+        limited = database.open("namespace", database.plugin())
+        got = outcome(lambda: contents(limited))
+        answers.append(OPERATIONS[name](limited))
+    assert not answers, (
+        f"The database is read-only, and {name} returned without an error: what a plugin has set is"
+        " lost at the restart. Keep nothing in memory instead."
+    )
+    assert got == expected, f"The database is read-only, and to read it gives {got}."
+    assert contents(storage) == expected, f"The database is read-only, and {name} changed it."
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["in part", "as a whole"])

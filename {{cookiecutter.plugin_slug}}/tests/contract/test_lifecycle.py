@@ -1,5 +1,6 @@
 """Data exist as soon as they are set, and until they are removed."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from contract.support.tricky_names import ALIKE
 
 CLOSING = 5
 """Seconds that `close` may take."""
+CLOSED = 100
+"""Storages that are freed in operations of another one."""
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
@@ -229,6 +232,39 @@ def test_closing_one_storage_leaves_the_others_open(database: Database) -> None:
     )
     other.set("key", [MARK])
     assert other.get("key") == [MARK], "Unloading one plugin broke another plugin's storage."
+
+
+def test_a_closed_storage_may_be_freed_at_any_time(database: Database) -> None:
+    """Python may free a closed storage in the middle of another one's operation."""
+    plugin = database.plugin()
+    storage = skip_if_threads_fail(database.open("namespace", plugin))
+    closed = []
+    for number in range(CLOSED):
+        closed.append(database.open(f"closed {number}", plugin))
+        database.close(closed[-1])
+
+    def free(*_: object) -> None:
+        if closed:
+            closed.pop()
+
+    def work() -> None:
+        sys.setprofile(free)  # at each call of a function
+        try:
+            storage.set("key", [MARK])
+            storage.get("key")
+            storage.len()
+            list(storage.keys())
+            storage.remove("key")
+        finally:
+            sys.setprofile(None)
+
+    try:
+        at_once(work, seconds=CLOSING)
+    except TimeoutError:
+        pytest.fail(
+            "Python freed a closed storage in the middle of another one's operation, and the bot"
+            " hangs. It frees objects at any time, so `__del__` must take no lock: use an RLock."
+        )
 
 
 def test_closing_waits_for_no_loop(database: Database) -> None:

@@ -31,6 +31,7 @@ from contract.support.sample_values import (
     Samples,
     Slots,
     Unreadable,
+    Unshowable,
     Unstorable,
     reduce_registered,
 )
@@ -418,7 +419,8 @@ def test_what_cannot_be_given_back_is_refused(storage: StorageBase, value: Any) 
     ids=repr,
 )
 def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error: Exception) -> None:
-    """A value that cannot be unpickled is an error, not a missing key."""
+    """A value that cannot be unpickled is an error, not a missing key or an older value."""
+    storage.set("key", MARK)
     set_or_skip(storage, "key", Unreadable(error))
     try:
         got = storage.get("key")
@@ -435,8 +437,8 @@ def test_a_value_that_cannot_be_read_is_not_missing(storage: StorageBase, error:
         )
     else:
         assert isinstance(got, Unreadable), (
-            f"A value that cannot be read came back as a {type(got).__name__}, which a plugin"
-            " treats as its own. Raise an error, such as StoreException."
+            f"A value that cannot be read came back as a {type(got).__name__}, perhaps an older"
+            " one, which a plugin treats as its own. Raise an error, such as StoreException."
         )
 
 
@@ -445,23 +447,45 @@ def test_a_value_whose_class_is_not_loaded_waits_for_it(
 ) -> None:
     """A value whose class is not loaded, as in `errbot --storage-get`, is kept for its plugin."""
     database.open_twice("probe")
-    module = ModuleType("a_plugin")
-    kind = type("Thing", (Person,), {"__module__": "a_plugin"})
+    name, other = "errbot.plugins.One", "errbot.plugins.Other"  # as Errbot names them
+    module = ModuleType(name)
+    kind = type("Thing", (Person,), {"__module__": name})
     vars(module)["Thing"] = kind
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "a_plugin", module)
+        patch.setitem(sys.modules, name, module)
         database.open("namespace", database.plugin()).set("key", kind(MARK))
     storage = database.open("namespace", database.plugin())
-    refusal(storage.get, "key")  # It need not fail, but must leave the value alone.
+    another = ModuleType(other)
+    vars(another)["Thing"] = type("Thing", (Person,), {"__module__": other})
+    monkeypatch.setitem(sys.modules, other, another)
+    got = outcome(storage.get, "key")  # It need not fail, but must leave the value alone.
+    assert type(got) is not another.Thing, (
+        "A value whose class is not loaded came back as an object of another plugin's class, which"
+        " has the same name. Raise an error, such as StoreException."
+    )
     assert (storage.len(), list(storage.keys())) == (1, ["key"]), (
         "A value whose class is not loaded is not listed."
     )
-    monkeypatch.setitem(sys.modules, "a_plugin", module)
+    monkeypatch.setitem(sys.modules, name, module)
     restarted = database.open("namespace", database.plugin())
     assert outcome(restarted.get, "key") == kind(MARK), (
         "A value whose class was not loaded is lost. `errbot --storage-get` loads no plugins, and"
         " must not change what they have stored."
     )
+
+
+def test_a_value_that_cannot_be_shown_comes_back(storage: StorageBase) -> None:
+    """A value comes back although its `repr`, `str` or `len` fails."""
+    set_or_skip(storage, "key", Person(MARK))
+    for value in [Unshowable(), [Unshowable()]]:
+        refused = refusal(storage.set, "key", value)
+        assert not refused, (
+            f"`set` of a value whose `repr` and `len` fail raises {refused}. Some libraries have"
+            " such values. Use nothing of a value but what pickle makes of it."
+        )
+    got = outcome(storage.get, "key")
+    assert isinstance(got, list), f"A value whose `repr` fails cannot be read: {got}."
+    assert type(got[0]) is Unshowable, "A value whose `repr` fails came back as something else."
 
 
 def test_a_value_whose_module_is_not_imported_yet_comes_back(

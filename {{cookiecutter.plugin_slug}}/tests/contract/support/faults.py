@@ -53,6 +53,10 @@ class Faults:
         """Let the database have no more space, for plugins that are loaded in the block."""
         cannot("fill the database")
 
+    def read_only(self) -> AbstractContextManager[object]:
+        """Let the database refuse changes, for plugins that are loaded in the block."""
+        cannot("make the database read-only")
+
     def backup(self) -> AbstractContextManager[object]:
         """Make a backup in a transaction of another program, which ends with the block."""
         cannot("read the database as a backup does")

@@ -13,9 +13,11 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from ipaddress import ip_address
+from operator import itemgetter
 from pathlib import PurePosixPath
 from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
@@ -291,6 +293,16 @@ class Incomparable:
         return "Incomparable()"
 
 
+class Unshowable:
+    """An object that can only be stored: it has no text, no length and no truth."""
+
+    def fail(self) -> Any:
+        """Raise an error."""
+        raise RuntimeError("there is nothing to show")
+
+    __repr__ = __str__ = __len__ = __bool__ = __hash__ = fail
+
+
 @dataclass
 class Secret:
     """An object that neither shows nor compares what it contains."""
@@ -467,6 +479,8 @@ OBJECTS: dict[str, Any] = {
     "several members of an enumeration": Rights.READ | Rights.WRITE,
     "instance that describes itself": Described(),
     "instance that cannot be compared": Incomparable(),
+    "function with arguments": partial(int, base=2),
+    "function that gets an item": itemgetter(MARK),
     "result of a program": subprocess.CompletedProcess([MARK], 0),
     "status of a file": os.stat_result(range(10)),
 }
