@@ -442,6 +442,8 @@ def no_more_files() -> Iterator[None]:
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if "remove" not in name])
 def test_too_many_open_files_are_an_error(database: Database, name: str) -> None:
     """If a bot cannot open any more files or connections, that is an error, and does no harm."""
+    if database.notes:
+        pytest.skip("a database that is in use is not made to fail")
     storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
     expected: dict[str, object] = {"key": MARK, "0": MARK, "1": [MARK]}
     for key, value in expected.items():

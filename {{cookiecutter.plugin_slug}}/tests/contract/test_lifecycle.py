@@ -239,8 +239,8 @@ def test_a_closed_storage_may_be_freed_at_any_time(database: Database) -> None:
     plugin = database.plugin()
     storage = skip_if_threads_fail(database.open("namespace", plugin))
     closed = []
-    for number in range(CLOSED):
-        closed.append(database.open(f"closed {number}", plugin))
+    for _ in range(CLOSED):
+        closed.append(database.open("closed", plugin))
         database.close(closed[-1])
 
     def free(*_: object) -> None:
