@@ -321,7 +321,7 @@ def test_processes_that_remove_one_key_succeed_once(database: Database) -> None:
 
 def test_processes_can_start_at_the_same_moment(database: Database) -> None:
     """If several processes start at the same moment, again and again, each can."""
-    database.open(NAME).set("key", MARK)
+    database.open(NAME).set("key", MARK)  # so that there is something to open
     command = process_command(database, NAME, "start-at-once")
     with ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for _ in range(3)]

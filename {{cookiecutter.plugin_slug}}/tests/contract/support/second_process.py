@@ -176,7 +176,7 @@ def start_at_once(config: Any, namespace: str) -> None:
     for _ in range(int(turns)):
         try:
             plugin = type(plugin)(config)
-            plugin.open(namespace).get("key")
+            plugin.open(namespace).len()
         except Exception as error:
             errors.append(repr(error))
     print(json.dumps(errors), flush=True)
