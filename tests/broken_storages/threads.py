@@ -29,6 +29,9 @@ from broken_storages.support import (
     value_or_none,
 )
 
+CHANGES, LAST = itertools.count(1), [-1]
+"""Numbers of the changes of this process, and the last one."""
+
 
 @caught_by("test_operations_that_fail_harm_no_other_thread")
 def a_set_that_fails_keeps_its_lock(Storage, Plugin):
@@ -745,3 +748,26 @@ def in_an_event_loop_nobody_waits(Storage, Plugin):
             old(self, key, value)
         else:
             loop.run_in_executor(None, self.write, key, self._dump(key, value))
+
+
+@caught_by("test_after_threads_have_set_one_key_everybody_gets_the_same", alone=True)
+def what_was_set_is_kept_until_something_changes(Storage, Plugin):
+    """A number counts all changes. It is asked for after the `set`, when it may count another's."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        time.sleep(0)
+        number = next(CHANGES)
+        LAST[0] = number
+        self.__dict__.setdefault("kept", {})[key] = number, data
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        LAST[0] = next(CHANGES)
+
+    @replace(Storage)
+    def read(old, self, key):
+        number, data = self.__dict__.setdefault("kept", {}).get(key, (0, b""))
+        return data if number == LAST[0] else old(self, key)

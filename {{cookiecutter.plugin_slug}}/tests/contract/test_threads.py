@@ -42,6 +42,7 @@ BUSY = 0.2
 CROWD = 60
 """Threads that are more than a pool usually has connections."""
 ROUNDS = many(30, 8)
+RACES = many(300, 30)
 SETS = many(400, 8)
 """Sets of each thread: together thousands, after each of which a storage may tidy up."""
 READ, WATCHED = many(2_000, 200), 0.5
@@ -170,6 +171,19 @@ def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageB
             ended.set()
 
     in_threads(lambda number: read() if number else replace(), 5)
+
+
+def test_after_threads_have_set_one_key_everybody_gets_the_same(database: Database) -> None:
+    """After threads have set one key at once, all openers get the same of these values."""
+    one, other = map(skip_if_threads_fail, database.open_twice())
+    for turn in range(RACES):
+        values = [[turn, number] for number in range(4)]
+        at_once(*[partial(one.set, "key", value) for value in values])
+        got, there = one.get("key"), other.get("key")
+        assert same(got, there), (
+            f"Four threads set one key, and then one opener gets {got}, another {there}. Keep no"
+            " copy of what was set: another thread may have set the key since."
+        )
 
 
 def set_together(storage: StorageBase, keys: list[str], together: Barrier) -> None:
