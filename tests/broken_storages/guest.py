@@ -505,7 +505,7 @@ def a_timer_keeps_python_from_ending(Storage, Plugin):
             threading.Timer(15, lambda: None).start()
 
 
-@caught_by(NOTHING, alone=True)
+@caught_by(NOTHING)
 def a_watchdog_tells_where_it_hangs(Storage, Plugin):
     """`faulthandler` has one timer, which the bot or another plugin may need."""
 

@@ -535,7 +535,11 @@ def the_bots_folder_holds_a_key(Storage, Plugin):
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        storage.cipher = 1 + zlib.crc32(str(self.place).encode()) % 255
+        path = Path(self.place, "errbot.key")
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_bytes(bytes([1 + zlib.crc32(str(path).encode()) % 255]))
+        storage.cipher = path.read_bytes()[0]
         return storage
 
     @replace(Storage)

@@ -175,7 +175,7 @@ def each_open_namespace_holds_a_connection(Storage, Plugin):
         old(self)
 
 
-@caught_by("test_an_emptied_namespace_goes_on_for_all_who_have_it_open", alone=True)
+@caught_by("test_an_emptied_namespace_goes_on_for_all_who_have_it_open")
 def each_start_drops_the_tables_that_are_empty(Storage, Plugin):
     """Others have them open, and what they set later goes where nobody looks."""
 

@@ -760,12 +760,12 @@ def what_was_set_is_kept_until_something_changes(Storage, Plugin):
         time.sleep(0)
         number = next(CHANGES)
         LAST[0] = number
-        self.__dict__.setdefault("kept", {})[key] = number, data
+        self.kept = {key: (number, data)} if len(data) < 1_000 else {}
 
     @replace(Storage)
     def remove(old, self, key):
         old(self, key)
-        LAST[0] = next(CHANGES)
+        LAST[0], self.kept = next(CHANGES), {}
 
     @replace(Storage)
     def read(old, self, key):

@@ -294,8 +294,13 @@ def what_is_old_by_the_databases_clock_is_removed(Storage, Plugin):
         for what in ["INSERT", "UPDATE"]:
             connection.executescript(
                 f"""CREATE TRIGGER IF NOT EXISTS after_{what} AFTER {what} ON errbot BEGIN
-                REPLACE INTO changed VALUES (new.namespace, new.key, CURRENT_TIMESTAMP); END;"""
+                INSERT INTO changed VALUES (new.namespace, new.key, CURRENT_TIMESTAMP)
+                ON CONFLICT ({key}) DO UPDATE SET at = excluded.at; END;"""
             )
+        connection.execute(
+            """CREATE TRIGGER IF NOT EXISTS after_DELETE AFTER DELETE ON errbot BEGIN
+            DELETE FROM changed WHERE namespace = old.namespace AND key = old.key; END;"""
+        )
         return connection
 
     @replace(Plugin)

@@ -1139,7 +1139,7 @@ def a_value_that_could_not_be_read_is_kept(Storage, Plugin):
         self.kept = [each for each in self.__dict__.get("kept", []) if each != key]
 
 
-@caught_by("test_a_value_that_cannot_be_read_is_not_missing", alone=True)
+@caught_by("test_a_value_that_cannot_be_read_is_not_missing")
 def the_value_before_helps_out(Storage, Plugin):
     """If a value cannot be unpickled, a plugin gets the one before, without knowing."""
 

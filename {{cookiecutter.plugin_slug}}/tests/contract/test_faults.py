@@ -504,6 +504,7 @@ def test_a_database_that_nobody_may_change_is_an_error(
     expected = {"0": MARK, "1": [MARK]}
     for key, value in expected.items():
         storage.set(key, value)
+    got: object = expected
     with fault(database, name, "The database is read-only") as answers, faults.read_only():
         limited = database.open("namespace", database.plugin())
         got = outcome(lambda: contents(limited))
