@@ -416,27 +416,20 @@ def test_a_backup_can_be_restored(faults: Faults, database: Database) -> None:
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """Prevent this process from writing to files, as if the disk were full."""
-    resource = pytest.importorskip("resource", reason="Windows cannot limit the size of files")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+def none_left(limit: str, what: str) -> Iterator[None]:
+    """Let this process use no more of something that the system limits."""
+    resource = pytest.importorskip("resource", reason=f"Windows cannot limit {what}")
+    number = getattr(resource, limit)
+    soft, hard = resource.getrlimit(number)
+    resource.setrlimit(number, (0, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(number, (soft, hard))
 
 
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """Let this process open no file and no connection, as if it had too many."""
-    resource = pytest.importorskip("resource", reason="Windows cannot limit open files")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+FULL_DISK = partial(none_left, "RLIMIT_FSIZE", "the size of files")
+NO_MORE_FILES = partial(none_left, "RLIMIT_NOFILE", "open files and connections")
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if "remove" not in name])
@@ -452,7 +445,7 @@ def test_too_many_open_files_are_an_error(database: Database, name: str) -> None
     def work() -> list[object]:
         return [outcome(OPERATIONS[name], storage) for _ in range(TRIES)]
 
-    with no_more_files():
+    with NO_MORE_FILES():
         got = at_once(*[work] * CONNECTIONS)
     missing = [each for each in chain(*got) if each is KeyError or each is False]
     assert not missing, (
@@ -472,7 +465,7 @@ def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
     expected: dict[str, object] = {"0": MARK, "1": [MARK]}
     for key, value in expected.items():
         storage.set(key, value)
-    with fault(database, name, "The disk is full") as answers, full_disk():
+    with fault(database, name, "The disk is full") as answers, FULL_DISK():
         answers.append(OPERATIONS[name](storage))
     check_after(database, storage, name, expected, bool(answers))
 
