@@ -4,8 +4,23 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
-from broken_storages.support import caught_by, config_class, log, replace
+from broken_storages.support import (
+    caught_by,
+    config_class,
+    know_plugin,
+    log,
+    name_namespaces_after,
+    replace,
+)
+
+
+def secrets_of(Plugin: Any, bot_config: Any) -> list[str]:
+    """Return the secrets of a bot's STORAGE_CONFIG, except lists of them."""
+    config = config_class(Plugin).load(getattr(bot_config, "STORAGE_CONFIG", None))
+    values = vars(config).values()
+    return [value.get_secret_value() for value in values if hasattr(value, "get_secret_value")]
 
 
 @caught_by("test_the_plugin_leaves_storage_config_as_it_is")
@@ -135,14 +150,11 @@ def signing_keys_are_printed(Storage, Plugin):
 @caught_by("test_no_secret_shows_when_the_plugin_starts")
 def the_secrets_are_logged_at_the_start(Storage, Plugin):
     """ "Connecting to ...", with the password in it."""
-    Config = config_class(Plugin)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
-        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
-        for value in vars(config).values():
-            if hasattr(value, "get_secret_value"):
-                log.info("Connecting with %s.", value.get_secret_value())
+        for secret in secrets_of(Plugin, bot_config):
+            log.info("Connecting with %s.", secret)
         old(self, bot_config)
 
 
@@ -246,40 +258,30 @@ def the_file_gets_an_ending(Storage, Plugin):
 @caught_by("test_no_program_gets_a_secret")
 def a_program_asks_whether_the_server_is_ready(Storage, Plugin):
     """The database's own program, with the url as its argument. Python stands in for it."""
-    Config = config_class(Plugin)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
-        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
-        for value in vars(config).values():
-            if hasattr(value, "get_secret_value"):
-                subprocess.run([sys.executable, "-Sc", "", value.get_secret_value()], check=True)
+        for secret in secrets_of(Plugin, bot_config):
+            subprocess.run([sys.executable, "-Sc", "", secret], check=True)
         old(self, bot_config)
 
 
 @caught_by("test_no_secret_shows_when_operations_take_long")
 def slow_operations_name_their_server(Storage, Plugin):
     """The log says which operation was slow, and where: the url with its password."""
-    Config = config_class(Plugin)
+    know_plugin(Plugin)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
-        self.secrets = [each for each in vars(config).values() if hasattr(each, "get_secret_value")]
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        storage = old(self, namespace)
-        storage.secrets = self.secrets
-        return storage
+        self.secrets = secrets_of(Plugin, bot_config)
 
     @replace(Storage)
     def write(old, self, key, data):
         began = time.monotonic()
         old(self, key, data)
         if time.monotonic() - began > 1:
-            log.warning("Slow: %s", [each.get_secret_value() for each in self.secrets])
+            log.warning("Slow: %s", self.plugin.secrets)
 
 
 @caught_by("test_sqlite_waits_for_the_disk_as_configured", outlives_process=True)
@@ -296,31 +298,20 @@ def nothing_waits_for_the_disk(Storage, Plugin):
 @caught_by("test_no_secret_shows_when_the_plugin_starts")
 def a_thread_is_named_after_the_url(Storage, Plugin):
     """It keeps the connection alive. Its name stands in the log, and in lists of threads."""
-    Config = config_class(Plugin)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        config = Config.load(getattr(bot_config, "STORAGE_CONFIG", None))
         self.ended = threading.Event()
-        for value in vars(config).values():
-            if hasattr(value, "get_secret_value"):
-                name = f"for {value.get_secret_value()}"
-                threading.Thread(target=self.ended.wait, name=name, daemon=True).start()
+        for secret in secrets_of(Plugin, bot_config):
+            name = f"for {secret}"
+            threading.Thread(target=self.ended.wait, name=name, daemon=True).start()
 
 
 @caught_by("test_a_file_may_be_outside_the_bots_folder", outlives_process=True)
-def the_bots_folder_holds_the_names(Storage, Plugin):
-    """Namespaces have numbers, and a file in BOT_DATA_DIR has their names."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.folder = bot_config.BOT_DATA_DIR
-
-    @replace(Plugin)
-    def open(old, self, namespace):
-        return old(self, f"{self.folder} {namespace}")
+def namespaces_are_named_after_the_bots_folder(Storage, Plugin):
+    """So that bots do not share them, not even if they are to share a file."""
+    name_namespaces_after(Plugin, lambda bot_config: bot_config.BOT_DATA_DIR)
 
 
 @caught_by("test_a_long_timeout_is_waited_for", outlives_process=True)

@@ -14,7 +14,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from broken_storages.support import caught_by, lock_for_forks, name_namespaces_after, replace
+from broken_storages.support import (
+    caught_by,
+    know_place,
+    lock_for_forks,
+    name_namespaces_after,
+    replace,
+)
 
 
 @caught_by("test_a_new_plugin_instance_finds_everything", alone=True)
@@ -527,15 +533,12 @@ def a_new_release_counts_only_what_is_new(Storage, Plugin):
 def the_bots_folder_holds_a_key(Storage, Plugin):
     """Values are encrypted, and each bot makes a key. XOR with one byte stands in for a cipher."""
 
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        self.place = bot_config.BOT_DATA_DIR
+    know_place(Plugin)
 
     @replace(Plugin)
     def open(old, self, namespace):
         storage = old(self, namespace)
-        path = Path(self.place, "errbot.key")
+        path = Path(self.folder, "errbot.key")
         if not path.exists():
             path.touch(mode=0o600)
             path.write_bytes(bytes([1 + zlib.crc32(str(path).encode()) % 255]))

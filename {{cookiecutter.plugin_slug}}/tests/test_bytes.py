@@ -19,12 +19,6 @@ LONG = b"long" * 25_000
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of this process, which a test can set forward."""
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
 def stored(database: Database) -> Any:
     """An open and empty namespace."""
     return database.open()
@@ -132,9 +126,11 @@ def test_a_swap_compares_all_of_a_long_value(stored: Any, at: int) -> None:
     assert stored.swap("key", LONG, b"new") is True
 
 
-def test_a_swap_replaces_what_was_stored_long_ago(stored: Any, clock: Clock) -> None:
+def test_a_swap_replaces_what_was_stored_long_ago(
+    stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored.write("key", LONG)
-    clock.ahead = YEARS
+    Clock(monkeypatch).ahead = YEARS
     assert stored.swap("key", LONG, b"new") is True
 
 

@@ -34,10 +34,6 @@ from {{ cookiecutter.__package }} import storage as storage_module
 Config = storage_module.{{ cookiecutter.__class }}Config
 README = Path(__file__).parent.parent / "README.md"
 SECRET = "p4ssw0rd-that-nobody-may-see"
-{%- if cookiecutter.database == "sqlite" %}
-LONG = 2.5
-"""Seconds for which another program may write, if `timeout` allows it."""
-{%- endif %}
 HEADING = "STORAGE_CONFIG of {{ cookiecutter.plugin_name }} is wrong:"
 KNOWN = ", ".join(Config.model_fields)
 NEEDS_A_KEY = "A key of STORAGE_CONFIG has no default."
@@ -197,20 +193,17 @@ def test_no_secret_shows_when_the_plugin_starts(
     assert not [text for text in [*shown, *log_lines] if SECRET in text], f"{key} shows."
 
 
-PROGRAMS: list[str] = []
-"""The programs that this process has started, with their arguments."""
-
-
 @pytest.fixture(scope="module")
 def programs() -> list[str]:
-    """Record all programs that this process starts. Python cannot remove the hook."""
+    """The programs that this process starts, with their arguments. Python keeps the hook."""
+    started: list[str] = []
 
     def record(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
-            PROGRAMS.append(repr(arguments))
+            started.append(repr(arguments))
 
     sys.addaudithook(record)
-    return PROGRAMS
+    return started
 
 
 def test_no_program_gets_a_secret(database: Database, programs: list[str]) -> None:
@@ -348,6 +341,10 @@ def test_sqlite_waits_for_the_disk_as_configured(
     assert plugin.run("PRAGMA synchronous")[0] == [(number,)], (
         "After a power failure, more is lost than README.md says, or the file is damaged."
     )
+
+
+LONG = 2.5
+"""Seconds for which another program may write, if `timeout` allows it."""
 
 
 def test_a_long_timeout_is_waited_for(database: Database, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """If the database is away or refuses, plugins get an error, never a wrong answer."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -309,6 +309,13 @@ def test_operations_wait_for_the_database_at_the_same_time(
     )
 
 
+def ways(faults: Faults, what: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what makes the database "away" or "damaged", and what ends that."""
+    if what == "damaged":
+        return partial(faults.damage, everything=False), faults.mend
+    return faults.stop, faults.start
+
+
 def long_loop(storage: StorageBase) -> tuple[list[str], Iterator[str]]:
     """Begin a loop over keys that fill several pages. Returns those it has given, and the rest."""
     for number in range(LOOPED):
@@ -322,9 +329,7 @@ def test_a_loop_over_the_keys_does_not_just_end_when_the_database_goes_away(
     faults: Faults, database: Database, what: str
 ) -> None:
     """If the database goes away or is damaged, a loop over the keys continues, or is an error."""
-    begin, end = faults.stop, faults.start
-    if what == "damaged":
-        begin, end = partial(faults.damage, everything=False), faults.mend
+    begin, end = ways(faults, what)
     storage = database.open("namespace", database.plugin())
     seen, keys = long_loop(storage)
     begin()
@@ -346,17 +351,15 @@ def test_a_loop_over_the_keys_does_not_begin_again_after_a_fault(
     faults: Faults, database: Database, what: str
 ) -> None:
     """If the database is away or damaged for a moment, a loop returns no key twice."""
-    begin, end = faults.stop, faults.start
-    if what == "damaged":
-        begin, end = partial(faults.damage, everything=False), faults.mend
+    begin, end = ways(faults, what)
     seen, keys = long_loop(database.open("namespace", database.plugin()))
-    with ThreadPoolExecutor(1) as pool:
-        begin()
-        rest = pool.submit(seen.extend, keys)
-        sleep(MOMENT)
-        end()
-        with fault(database, "a loop over the keys", f"The database was {what}"):
-            rest.result()
+    loop = Thread(target=outcome, args=[seen.extend, keys], daemon=True)
+    begin()
+    loop.start()
+    sleep(MOMENT)
+    end()
+    loop.join(SOON)
+    assert not loop.is_alive(), f"The database was {what} for a moment, and a loop hangs."
     twice = len(seen) - len(set(seen))
     assert not twice, (
         f"The database was {what} for a moment, and a loop over the keys returned {twice} of them"

@@ -158,13 +158,16 @@ def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageB
 
     def replace() -> None:
         end = monotonic() + WATCHED
-        for number in range(READ):
-            if stale or (number > ROUNDS and monotonic() > end):
-                break
-            if not refusal(storages[0].set, "key", [number, value]):
-                got = number_there()
-                stale.extend([(number, got)] * (isinstance(got, int) and got != number))
-        ended.set()
+        try:
+            for number in range(READ):
+                if stale or (number > ROUNDS and monotonic() > end):
+                    break
+                if not refusal(storages[0].set, "key", [number, value]):
+                    got = number_there()
+                    if isinstance(got, int) and got != number:
+                        stale.append((number, got))
+        finally:
+            ended.set()
 
     in_threads(lambda number: read() if number else replace(), 5)
     # If the value is lost, another test reports it.
