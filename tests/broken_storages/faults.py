@@ -14,7 +14,7 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, lock_for_forks, log, private, replace
+from broken_storages.support import caught_by, lock_for_forks, log, own_lock, private, replace
 
 FAILED: dict[Path, Any] = {}
 """What could not be set, by the database's file."""
@@ -484,6 +484,22 @@ def operations_wait_one_after_another(Storage, Plugin):
     def write(old, self, key, data):
         with lock:
             old(self, key, data)
+
+
+@caught_by("test_each_of_many_sets_that_fail_is_an_error", alone=True, outlives_process=True)
+def one_thread_hears_of_the_errors_of_all(Storage, Plugin):
+    """What threads set at the same time is written by one of them, in one transaction."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        waiting = self.__dict__.setdefault(f"waiting in process {os.getpid()}", [])
+        own = (key, data)
+        waiting.append(own)
+        with own_lock(self):
+            if any(each is own for each in waiting):
+                together, waiting[:] = waiting[:], []
+                for each in together:
+                    old(self, *each)
 
 
 @caught_by("test_a_backup_keeps_nobody_waiting", alone=True, outlives_process=True)

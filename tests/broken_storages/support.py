@@ -40,6 +40,9 @@ def caught_by(
     """Add a broken storage to the collection, with the names of the tests that must catch it."""
 
     def add(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        assert function.__name__ not in BROKEN, (
+            f"Two broken storages are named {function.__name__}."
+        )
         BROKEN[function.__name__] = Broken(
             function, frozenset(tests), alone, outlives_process, thorough, connects
         )

@@ -465,7 +465,7 @@ def what_cannot_be_pickled_is_stored_as_text(Storage, Plugin):
 
 
 @caught_by("test_what_cannot_be_given_back_is_refused")
-def a_set_that_fails_is_only_logged(Storage, Plugin):
+def what_cannot_be_pickled_is_only_logged(Storage, Plugin):
     """A bot must not stop because of its storage, so errors are logged and swallowed."""
 
     @replace(Storage)

@@ -19,6 +19,7 @@ from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     contents,
     outcome,
+    refusal,
     same,
     set_or_skip,
     skip_if_threads_fail,
@@ -306,6 +307,28 @@ def test_operations_wait_for_the_database_at_the_same_time(
         f"While the database is away, `set` fails after {alone:.1f} s, but if {WAITING} threads do"
         f" it at once, after {together:.1f} s: each waits for all before it, so the bot stands"
         " still. Do not wait for the database while you hold a lock."
+    )
+
+
+def test_each_of_many_sets_that_fail_is_an_error(faults: Faults, database: Database) -> None:
+    """If many threads set keys while the database is away, each of them gets an error."""
+    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
+    keys = [f"new {number}" for number in range(WAITING)]
+    faults.stop()
+    try:
+        if not refusal(storage.set, "key", NEW):
+            pytest.skip("one `set` alone does not fail, which another test checks")
+        failed = at_once(*(partial(outcome, storage.set, key, MARK) for key in keys), seconds=SOON)
+    except TimeoutError as error:
+        pytest.fail(f"The database is away, and operations hang: {error}.")
+    finally:
+        faults.start()
+    stored = set(database.open("namespace", database.plugin()).keys())
+    returned = {key for key, raised in zip(keys, failed, strict=True) if raised is None}
+    assert returned <= stored, (
+        f"The database was away while {WAITING} threads set a key each. {len(returned - stored)} of"
+        " the `set` returned without an error, but did nothing. If sets are written together, raise"
+        " the error in each of their threads."
     )
 
 
