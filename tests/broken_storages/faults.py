@@ -14,7 +14,15 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, lock_for_forks, log, own_lock, private, replace
+from broken_storages.support import (
+    caught_by,
+    know_plugin,
+    lock_for_forks,
+    log,
+    own_lock,
+    private,
+    replace,
+)
 
 FAILED: dict[Path, Any] = {}
 """What could not be set, by the database's file."""
@@ -698,7 +706,7 @@ def large_values_are_files_beside_the_database(Storage, Plugin):
 
     @replace(Storage)
     def write(old, self, key, data):
-        if len(data) > 100_000:
+        if len(data) > 1_000_000:
             file_of(self, key).write_bytes(data)
             data = b"a file"
         old(self, key, data)
@@ -707,3 +715,37 @@ def large_values_are_files_beside_the_database(Storage, Plugin):
     def read(old, self, key):
         data = old(self, key)
         return file_of(self, key).read_bytes() if data == b"a file" else data
+
+
+@caught_by(
+    "test_waiting_for_the_database_keeps_no_processor_busy", alone=True, outlives_process=True
+)
+def a_lock_is_watched_without_a_pause(Storage, Plugin):
+    """Before `set` gives up, it looks again and again whether the file's lock is gone."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            until = time.monotonic() + self.plugin.config.timeout / 2
+            while "locked" in str(error) and time.monotonic() < until:
+                os.path.exists(f"{self.plugin._path}-journal")
+            raise
+
+
+@caught_by("test_waiting_for_the_database_does_not_fill_the_log", alone=True, outlives_process=True)
+def each_try_is_logged(Storage, Plugin):
+    """There is a try every 20 ms, and whoever reads the log shall know of all."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            tries = int(self.plugin.config.timeout / 0.02) if "locked" in str(error) else 0
+            for number in range(tries):
+                log.warning("The database is locked. This was try %s.", number)
+            raise

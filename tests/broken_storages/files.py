@@ -309,3 +309,28 @@ def a_missing_key_is_looked_up_in_a_shelf(Storage, Plugin):
                 with shelve.open(path, "r") as shelf:
                     return shelf[key]
             raise
+
+
+@caught_by("test_the_bots_folder_may_be_a_path", alone=True, outlives_process=True)
+def the_bots_folder_is_a_str(Storage, Plugin):
+    """`BOT_DATA_DIR + os.sep`, because it is a str in Errbot's template of a config.py."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        self._idle = []  # for `__del__`
+        self.prefix = bot_config.BOT_DATA_DIR + os.sep
+        old(self, bot_config)
+
+
+@caught_by("test_a_start_leaves_no_file")
+def each_process_leaves_a_file(Storage, Plugin):
+    """Counts for Prometheus, in a file named after the process."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        folder = Path(self.place[0], "metrics")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with open(folder / str(os.getpid()), "a", opener=private):
+            pass

@@ -516,3 +516,19 @@ def a_watchdog_tells_where_it_hangs(Storage, Plugin):
             return old(self, key)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+@caught_by("test_a_storage_changes_nothing_of_its_process")
+def signals_are_ignored_while_it_writes(Storage, Plugin):
+    """So that no Ctrl-C interrupts a `set`. But a bot that is told to stop goes on."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if threading.current_thread() is not threading.main_thread():
+            old(self, key, data)
+            return
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            old(self, key, data)
+        finally:
+            signal.signal(signal.SIGTERM, handler)

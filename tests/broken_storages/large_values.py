@@ -227,3 +227,16 @@ def values_are_read_to_count_them(Storage, Plugin):
     def len(old, self):
         rows = [(key, bytearray(bytes_or_none(self, key) or b"")) for key in [*self.keys()]]
         return sum(1 for _ in rows)
+
+
+@caught_by("test_large_values_under_names_that_look_alike_are_told_apart")
+def all_parts_whose_names_begin_like_the_key_are_removed(Storage, Plugin):
+    """The parts of a value are named after its key, with a slash and their number."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        large = len(bytes_or_none(self, key) or b"") > 1_000_000
+        old(self, key)
+        for other in list(self.keys()) if large else []:
+            if other.startswith(f"{key}/"):
+                old(self, other)

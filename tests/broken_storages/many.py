@@ -10,7 +10,14 @@ from typing import Any
 
 from errbot.storage import StoreException
 
-from broken_storages.support import caught_by, know_place, know_plugin, private, replace
+from broken_storages.support import (
+    bytes_or_none,
+    caught_by,
+    know_place,
+    know_plugin,
+    private,
+    replace,
+)
 
 
 @caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)
@@ -382,3 +389,55 @@ def a_cursor_of_the_start_is_kept(Storage, Plugin):
             connection.close()
 
     Plugin.__del__ = __del__
+
+
+MEMORY = "test_what_is_replaced_removed_or_missed_takes_no_memory"
+
+
+@caught_by(MEMORY)
+def a_free_place_is_used_again_only_for_the_same_size(Storage, Plugin):
+    """Free places are neither divided nor joined, so a value that grows leaves one of each size."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        previous = bytes_or_none(self, key)
+        free = self.__dict__.setdefault("free", {})
+        if places := free.get(len(data)):
+            places.pop()
+        old(self, key, data)
+        if previous:
+            free.setdefault(len(previous), []).append(bytearray(previous))
+
+
+@caught_by(MEMORY)
+def a_value_that_is_set_again_is_counted_again(Storage, Plugin):
+    """Equal values are stored once, until nobody refers to them."""
+    counts: dict[bytes, int] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        previous = bytes_or_none(self, key)
+        old(self, key, data)
+        counts[data] = counts.get(data, 0) + 1
+        if previous is not None and previous != data and previous in counts:
+            counts[previous] -= 1
+            if not counts[previous]:
+                del counts[previous]
+
+
+@caught_by("test_any_number_of_operations_may_fail")
+def a_missed_removal_keeps_its_place_in_the_queue(Storage, Plugin):
+    """At most a thousand threads remove at the same time, but a KeyError leaves the queue full."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        left = self.__dict__.setdefault("left", [None] * 1_000)
+        place = left.pop() if left else None
+        old(self, key)
+        left.append(place)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if not self.__dict__.get("left", [None]):
+            raise StoreException("The queue is full.")
+        old(self, key, data)

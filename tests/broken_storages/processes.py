@@ -22,8 +22,10 @@ from broken_storages.support import (
     caught_by,
     keep_what_is_read_often,
     know_place,
+    know_plugin,
     lock_for_forks,
     name_namespaces_after,
+    private,
     rename_keys,
     replace,
 )
@@ -692,3 +694,24 @@ def each_start_tries_the_database(Storage, Plugin):
             raise StoreException("The database does not keep what it gets.") from None
         with suppress(KeyError):
             tried.remove("tried")
+
+
+@caught_by(
+    "test_a_killed_process_leaves_no_lock_for_one_of_its_number", alone=True, outlives_process=True
+)
+def containers_take_a_lock_file(Storage, Plugin):
+    """Containers may share a volume on which SQLite's locks do not work."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if os.getpid() != 1:
+            old(self, key, data)
+            return
+        path = f"{self.plugin._path}.lock"
+        if os.path.exists(path):
+            raise StoreException(f"Another container uses the database: remove {path}.")
+        with open(path, "w", opener=private):
+            old(self, key, data)
+            time.sleep(0.005)
+        os.remove(path)

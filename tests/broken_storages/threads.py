@@ -771,3 +771,24 @@ def what_was_set_is_kept_until_something_changes(Storage, Plugin):
     def read(old, self, key):
         number, data = self.__dict__.setdefault("kept", {}).get(key, (0, b""))
         return data if number == LAST[0] else old(self, key)
+
+
+@caught_by("test_operations_that_fail_harm_no_other_thread", outlives_process=True)
+def sets_share_the_error_of_one(Storage, Plugin):
+    """What threads set at the same time is written in one transaction, or fails as a whole."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        waiting = self.__dict__.setdefault("waiting", [])
+        own = [key, data, None]
+        waiting.append(own)
+        with own_lock(self):
+            together, waiting[:] = waiting[:], []
+            try:
+                for each in together:
+                    old(self, *each[:2])
+            except Exception as error:
+                for each in together:
+                    each[2] = type(error)(*error.args)
+        if own[2]:
+            raise own[2]

@@ -321,3 +321,75 @@ def the_time_for_a_statement_begins_with_the_connection(Storage, Plugin):
         end = time.monotonic() + self.config.timeout
         connection.set_progress_handler(lambda: time.monotonic() > end, 10_000)
         return connection
+
+
+NOBODY = "test_a_namespace_that_nobody_opens_is_there_after_any_time"
+
+
+def remove_what_nobody_opens(Plugin: Any, when: Callable[[Any], None]) -> None:
+    """Let a plugin instance know what to remove, and decide when."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.opened = set()
+        self.began = time.monotonic()
+        when(self)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        self.opened.add(namespace)
+        return old(self, namespace)
+
+
+def tidy_up(plugin: Any) -> None:
+    """Remove all namespaces that a plugin instance has not opened."""
+    for namespace in set(plugin._database) - plugin.opened:
+        plugin._database.pop(namespace, None)
+
+
+@caught_by(NOBODY, alone=True)
+def what_nobody_opens_in_a_day_is_removed(Storage, Plugin):
+    """It belongs to plugins that were uninstalled."""
+    know_plugin(Plugin)
+    remove_what_nobody_opens(Plugin, lambda plugin: None)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if time.monotonic() - self.plugin.began > 86_400:
+            tidy_up(self.plugin)
+
+
+@caught_by(NOBODY)
+def a_thread_removes_what_nobody_opens(Storage, Plugin):
+    """It waits for a minute, until all plugins are activated."""
+
+    def start(plugin):
+        threading.Thread(target=work, args=[plugin], daemon=True).start()
+
+    def work(plugin):
+        threading.Event().wait(60)
+        tidy_up(plugin)
+
+    remove_what_nobody_opens(Plugin, start)
+
+
+@caught_by("test_a_long_outage_has_no_effect_afterwards", alone=True, outlives_process=True)
+def after_ten_seconds_the_database_gets_a_rest(Storage, Plugin):
+    """A circuit breaker: commands need not wait for the timeout for two minutes."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if time.monotonic() < self.__dict__.setdefault("rests_until", 0.0):
+            raise StoreException("The circuit breaker is open.")
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "locked" in str(error):
+                now = time.monotonic()
+                if now - self.__dict__.setdefault("fails_since", now) > 10:
+                    self.rests_until = now + 120
+                    del self.fails_since
+            raise
+        self.__dict__.pop("fails_since", None)

@@ -1,11 +1,12 @@
 """If the database is away or refuses, plugins get an error, never a wrong answer."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from threading import Thread
-from time import monotonic, sleep
+from time import monotonic, process_time, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -44,6 +45,8 @@ CONNECTIONS, TRIES = 16, 20
 """Threads that need connections at the same time, and how often."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
+PATIENCE, LINES = 2.0, 20
+"""Seconds for which an operation waits for the database, and fewer lines than it may log."""
 LARGE = 20_000_000
 """More bytes than servers accept at once by default."""
 
@@ -332,6 +335,52 @@ def test_each_of_many_sets_that_fail_is_an_error(faults: Faults, database: Datab
     )
 
 
+def test_waiting_for_the_database_keeps_no_processor_busy(
+    faults: Faults, database: Database
+) -> None:
+    """An operation that waits for the database sleeps."""
+    storage = patient(database)
+    faults.stop()
+    try:
+        began = process_time()
+        outcome(storage.set, "0", NEW)
+        busy = process_time() - began
+    finally:
+        faults.start()
+    assert busy < PATIENCE / 4, (
+        f"While the database is away, one `set` keeps a processor busy for {busy:.1f} seconds, so"
+        " the bot and its machine become slow. Sleep before you try again."
+    )
+
+
+def patient(database: Database) -> StorageBase:
+    """Open a storage that waits for the database for seconds, if it can be configured."""
+    if "timeout" in database.config.STORAGE_CONFIG:
+        database.config.STORAGE_CONFIG["timeout"] = PATIENCE
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    return storage
+
+
+def test_waiting_for_the_database_does_not_fill_the_log(
+    faults: Faults, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operation that waits for the database logs at most a few lines."""
+    storage = patient(database)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    faults.stop()
+    try:
+        outcome(storage.set, "0", NEW)
+    finally:
+        faults.start()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) < LINES, (
+        f"While the database is away, one `set` logs {len(told)} lines, such as {told[0]:.200}. All"
+        " commands of an hour would fill the disk. Log the first try, or the last."
+    )
+
+
 def ways(faults: Faults, what: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return what makes the database "away" or "damaged", and what ends that."""
     if what == "damaged":
@@ -420,7 +469,7 @@ def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> No
 
 def test_a_backup_can_be_restored(faults: Faults, database: Database) -> None:
     """An older backup of the database can be restored, and the bot goes on from there."""
-    storage, large = database.open("namespace", database.plugin()), b"large" * 100_000
+    storage, large = database.open("namespace", database.plugin()), b"large" * 600_000
     storage.set("0", MARK)
     set_or_skip(storage, "large", large)
     with faults.backup():

@@ -1,6 +1,8 @@
 """A storage's files contain the plugins' data, and are in a folder that it shares with others."""
 
 import os
+import random
+import re
 import shelve
 import sys
 import tempfile
@@ -26,6 +28,10 @@ if sys.platform != "win32":
 VAR_TMP = Path("/var/tmp")
 """A folder for temporary files that outlive a restart."""
 DAY = 86_400
+PROCESSES = range(2**22, 2**30)
+"""Numbers that no process has."""
+SHARED_MEMORY = Path("/dev/shm")
+"""A folder in memory, which other programs use, too."""
 OTHERS = [
     *("errbot.log", "backup.py", "backup.py.bak", "notes.tmp", "notes.lock", "notes.json", "tmp"),
     *("notes.pickle", "notes.dat", "old.sqlite3", "plugins/notes.py", "plugins/notes.db"),
@@ -140,7 +146,7 @@ def files_left(database: Database, temporary: Path, operation: Callable[[], obje
     """Return the new files in the storage's folder and in the folder for temporary files."""
 
     def files() -> set[Path]:
-        return {*Path(database.config.BOT_DATA_DIR).iterdir(), *temporary.iterdir()}
+        return {*Path(database.config.BOT_DATA_DIR).rglob("*"), *temporary.rglob("*")}
 
     operation()  # Files that are created once, such as the database itself, exist from now on.
     before = files()
@@ -191,17 +197,24 @@ def test_a_start_leaves_no_file(
     database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bot that starts again, also days later, leaves no more files than before."""
-    clock = Clock(monkeypatch)
+    clock, processes = Clock(monkeypatch), iter(random.sample(PROCESSES, 21))
+    numbers: set[str] = set()
     database.open("namespace", database.plugin()).set("key", MARK)
+    database.close_all()
 
     def start() -> None:
         clock.ahead += DAY
+        process = next(processes)
+        monkeypatch.setattr(os, "getpid", lambda: process)
+        numbers.add(str(process))
         storage = database.open("namespace", clock.load(database))
         outcome(storage.get, "key")
         storage.set("key", [MARK])
         database.close(storage)
 
     made = files_left(database, temporary, start)
+    shared = [path for folder in [VAR_TMP, SHARED_MEMORY] for path in folder.glob("*")]
+    made |= {path for path in shared if numbers.intersection(re.findall(r"\d+", path.name))}
     assert len(made) < 10, (
         f"20 starts left {len(made)} files behind, such as {min(made)}. `errbot --storage-get` is a"
         " start, too, so the disk fills up."
@@ -266,6 +279,17 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
         f"With BOT_DATA_DIR set to {FOLDERS}, the data are in {found}: some data of one bot are in"
         " another bot's folder. Quote the name wherever it is part of a URL, a pattern or a"
         " statement."
+    )
+
+
+def test_the_bots_folder_may_be_a_path(database: Database) -> None:
+    """`BOT_DATA_DIR` may be a `pathlib.Path`, as `errbot` accepts it."""
+    database.open("namespace", database.plugin()).set("key", MARK)
+    database.close_all()
+    database.config.BOT_DATA_DIR = Path(database.config.BOT_DATA_DIR)
+    got = outcome(lambda: contents(database.open("namespace", database.plugin())))
+    assert got == {"key": MARK}, (
+        f"With a BOT_DATA_DIR that is a pathlib.Path, a bot gets {got}. Use os.path.join or Path."
     )
 
 

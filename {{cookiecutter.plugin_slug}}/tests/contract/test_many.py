@@ -33,7 +33,9 @@ PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
 READ = many(400, 150)
 """Values of 100 KB that are read one after the other."""
-FAILURES = many(300, 100)
+FAILURES, MISSES = many(300, 100), many(1_100, 100)
+GROWING = 150
+"""Sets with which a value grows to its size."""
 VERY_MANY = 110_000
 """More than 65,536, the limit of a 16-bit number, and than the removed keys that a query skips."""
 
@@ -169,8 +171,8 @@ def test_any_number_of_operations_may_fail(database: Database) -> None:
     storage = skip_if_threads_fail(database.open("namespace"))
     outcome(storage.set, "unreadable", Unreadable(AttributeError("no such attribute")))
     no_text: Any = 7
+    missing = [lambda: storage.get("missing"), lambda: storage.remove("missing")]
     failing: list[Callable[[], object]] = [
-        *[lambda: storage.get("missing"), lambda: storage.remove("missing")],
         *[lambda: storage.get(no_text), lambda: storage.remove(no_text)],
         *[lambda: storage.set(no_text, MARK), lambda: storage.set("key", Unstorable())],
         *[lambda: storage.get("\ud800"), lambda: storage.set("k" * 70_000, MARK)],
@@ -178,8 +180,8 @@ def test_any_number_of_operations_may_fail(database: Database) -> None:
     ]
 
     def fail_often() -> None:
-        for operation in failing:
-            for _ in range(FAILURES):
+        for operation in [*missing, *failing]:
+            for _ in range(MISSES if operation in missing else FAILURES):
                 outcome(operation)
             storage.set("key", [MARK])
             assert storage.get("key") == [MARK]
@@ -188,7 +190,7 @@ def test_any_number_of_operations_may_fail(database: Database) -> None:
         at_once(fail_often, seconds=60)
     except TimeoutError:
         pytest.fail(
-            f"After up to {FAILURES} operations that failed, the next one hangs. Return what each"
+            f"After up to {MISSES} operations that failed, the next one hangs. Return what each"
             " operation takes from a pool in a `finally`."
         )
 
@@ -208,6 +210,14 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
     def replace() -> None:
         storage.set("key", made.randbytes(size))
         storage.get("key")
+
+    def set_twice() -> None:
+        value = made.randbytes(size)
+        storage.set("key", value)
+        storage.set("key", value)
+
+    def append() -> None:
+        storage.set("key", made.randbytes(next(numbers) * size // GROWING))
 
     def remove_value() -> None:
         key = f"key {next(numbers)}"
@@ -247,6 +257,8 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
 
     works: dict[str, Callable[[], object]] = {
         "replaced values": replace,
+        "values that were set twice": set_twice,
+        "a value that grew": append,
         "removed values": remove_value,
         "removed keys": remove_key,
         "missed keys": miss,
@@ -282,6 +294,10 @@ def growth(
     [
         *[("replaced values", 150, 20_000, 0.4), ("removed values", 150, 20_000, 0.4)],
         *[("removed keys", 1_500, 240, 0.4), ("missed keys", 1_500, 240, 0.4)],
+        *[
+            ("values that were set twice", 150, 20_000, 0.4),
+            ("a value that grew", GROWING, 30_000, 0.2),
+        ],
         ("values that cannot be stored", 150, 20_000, 0.4),
         ("values that cannot be read", 150, 20_000, 0.4),
         ("values that short threads replace", 150, 20_000, 0.4),

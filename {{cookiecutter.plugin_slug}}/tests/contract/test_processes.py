@@ -26,6 +26,7 @@ from contract.support.database import (
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     contents,
+    outcome,
     refusal,
     same,
     set_or_skip,
@@ -71,6 +72,7 @@ LARGE_VALUES = 3
 OPENED = many(40, 15)
 STARTED = many(200, 40)
 REMOVED = many(300, 100)
+KILLS = 3
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
 
 
@@ -456,6 +458,26 @@ def test_a_killed_process_has_lost_no_value_that_it_replaced(database: Database)
         assert any(same(got, value) for value in may_be), (
             "A value that was being replaced when the bot was killed is outdated, or a mix of two."
             " Commit before `set` returns."
+        )
+
+
+def test_a_killed_process_leaves_no_lock_for_one_of_its_number(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a bot is killed, another process works, also with the same number, as in a container."""
+    for kill in range(KILLS):
+        finished_when_killed(database, "write-in-container")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            storage = database.open(NAME, database.plugin())
+            failed = outcome(storage.set, "key", kill)
+            got = outcome(storage.get, "key")
+            database.close(storage)
+        assert (failed, got) == (None, kill), (
+            "After a bot was killed, `set` and `get` of the next one give"
+            f" {(failed, got)}: in a container, both are process 1. A lock file with a number"
+            " remains. Use a lock that ends with the process, such as flock or one of the"
+            " database's."
         )
 
 

@@ -432,6 +432,10 @@ def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None
     refusal(storage.set, "unstorable", Unstorable())
     if refusal(storage.set, "key", MARK):
         pytest.skip("after a `set` that failed, the next one fails")
+    names = ["\ud800", "k" * 70_000]
+    refused = [name for name in names if refusal(storage.set, name, MARK)]
+    for name in names:
+        outcome(storage.remove, name)
     errors: list[Exception] = []
 
     def work(number: int) -> None:
@@ -442,6 +446,9 @@ def test_operations_that_fail_harm_no_other_thread(storage: StorageBase) -> None
                 storage.remove("missing")
             with suppress(Exception):
                 storage.set("unstorable", Unstorable())
+            for name in refused:
+                with suppress(Exception):
+                    storage.set(name, MARK)
             storage.set(f"{number} {turn}", MARK)
             storage.get(f"{number} {turn}")
 

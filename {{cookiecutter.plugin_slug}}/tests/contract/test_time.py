@@ -10,7 +10,7 @@ from errbot.storage.base import StoragePluginBase
 
 from contract.support.amounts import many
 from contract.support.clock import YEARS, Clock
-from contract.support.database import Database
+from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once
 from contract.support.expectations import (
     contents,
@@ -30,6 +30,8 @@ TEMPORARY = [
     *("ttl", "old", "log", "history", "last", "pending", "otp", "_private", "20260101", "1"),
 ]
 """Keys that look like something that need not be kept."""
+OUTAGE, FAILURES = [0, 1, 15, 60, 600, 3_600], 2
+"""Seconds after which operations fail while the database is away, and how many of them."""
 MANY = 120
 """Keys of a loop: more than one short page."""
 VERY_MANY = many(5_000, 500)
@@ -93,6 +95,34 @@ FOR_EVER = (
 )
 
 
+@pytest.mark.parametrize("where", ["here", "in another process"])
+def test_a_namespace_that_nobody_opens_is_there_after_any_time(
+    clock: Clock,
+    faults_if_any: Faults,
+    database: Database,
+    where: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A namespace that a bot does not open is complete after any time."""
+    if where == "here":
+        database.open_twice("unused")[0].set("a", MARK)
+        database.close_all()
+    else:
+        request.getfixturevalue("other_processes")
+        run_process(database, "unused", "write")
+    storage = database.open("namespace", clock.load(database))
+    storage.set("key", MARK)
+    clock.ahead = YEARS
+    faults_if_any.age()
+    sleep(CLEANING)
+    storage.set("key", MARK)
+    got = outcome(database.open("unused", database.plugin()).get, "a")
+    assert got == MARK, (
+        f"A plugin was not activated for years, and then `get` gives {got}. Errbot opens a"
+        " namespace only if its plugin is loaded. Do not remove data because nobody opened them."
+    )
+
+
 def test_new_threads_can_use_a_storage_after_any_time(
     clock: Clock, faults_if_any: Faults, database: Database
 ) -> None:
@@ -105,6 +135,26 @@ def test_new_threads_can_use_a_storage_after_any_time(
     assert got == [MARK] * 8, (
         f"After ten years, eight threads get {got}. If connecting takes a token or certificate,"
         " ask for a new one in time."
+    )
+
+
+def test_a_long_outage_has_no_effect_afterwards(
+    clock: Clock, faults: Faults, database: Database
+) -> None:
+    """However long the database was away, everything works as soon as it is back."""
+    storage = database.open("namespace", clock.load(database))
+    storage.set("key", MARK)
+    faults.stop()
+    try:
+        for clock.ahead in OUTAGE:
+            for _ in range(FAILURES):
+                outcome(storage.set, "key", MARK)
+    finally:
+        faults.start()
+    got = (refusal(storage.set, "key", [MARK]), outcome(storage.get, "key"))
+    assert got == (None, [MARK]), (
+        f"The database was away for an hour, and when it is back, `set` and `get` give {got}. Do"
+        " not wait before you try it again, or only for as long as one operation."
     )
 
 

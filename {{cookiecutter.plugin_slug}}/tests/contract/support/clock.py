@@ -3,8 +3,9 @@
 import datetime
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date as real_date
 from datetime import datetime as real_datetime
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from errbot.storage.base import StoragePluginBase
 
 from contract.support.database import Database
 
+SLICE = 0.05
+"""Seconds after which those who wait longer look at the clock again."""
 YEARS = 10 * 365 * 24 * 3_600.0
 """Seconds of ten years."""
 
@@ -36,6 +39,8 @@ class Clock:
     """The clock of this process, as a plugin that is loaded now sees it, whatever it imports."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._sleep_really, self._now_really = time.sleep, time.monotonic
+        self._earlier: list[threading.Thread] | None = None
         self.ahead = 0.0
         """Seconds by which the clock is put forward."""
         self.pace = 0.0
@@ -49,13 +54,16 @@ class Clock:
             patch.setattr(time, name, self._of_now(getattr(time, name), time.time))
         patch.setattr(time, "asctime", self._of_now(time.asctime, time.localtime))
         patch.setattr(time, "strftime", self._of_now(time.strftime, time.localtime, others=1))
+        patch.setattr(time, "sleep", self._sleep)
+        patch.setattr(threading.Condition, "wait", self._waiting(threading.Condition.wait))
 
     def load(self, database: Database) -> StoragePluginBase:
         """Load the storage plugin so that `datetime` also shows it this clock.
 
         Only that plugin sees it, because while `datetime` contains other classes, dates cannot be
-        pickled.
+        pickled. Only threads that are started from now on wait by it.
         """
+        self._earlier = self._earlier or threading.enumerate()
         with self._patch.context() as patch:
             patch.setattr(datetime, "datetime", Datetime)
             patch.setattr(datetime, "date", Date)
@@ -66,6 +74,29 @@ class Clock:
             if value is datetime:
                 self._patch.setattr(module, name, shown)
         return plugin
+
+    def _left(self, seconds: float) -> Iterator[float]:
+        """Divide a time by this clock into slices, until all of it has passed."""
+        if self._earlier is None or threading.current_thread() in self._earlier:
+            yield seconds
+            return
+        until = self._now_really() + self.ahead + seconds
+        while (left := until - self._now_really() - self.ahead) > 0:
+            yield min(left, SLICE)
+
+    def _sleep(self, seconds: float) -> None:
+        for left in self._left(seconds):
+            self._sleep_really(left)
+
+    def _waiting(self, wait: Any) -> Any:
+        """Let those who wait for an event, a queue or a timer see the time pass by this clock."""
+
+        def wait_in_slices(condition: threading.Condition, timeout: float | None = None) -> Any:
+            if timeout is None or timeout <= SLICE:
+                return wait(condition, timeout)
+            return any(wait(condition, left) for left in self._left(timeout))
+
+        return wait_in_slices
 
     def _put_forward(self, clock: Any, unit: int) -> Any:
         def show() -> Any:

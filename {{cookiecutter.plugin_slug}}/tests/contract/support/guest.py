@@ -61,6 +61,8 @@ def shared_settings() -> dict[str, Any]:
             for stream in [sys.stdin, sys.stdout, sys.stderr]
         ),
     }
+    for number in [signal.SIGINT, signal.SIGTERM]:
+        state[f"that {number.name} is obeyed"] = signal.getsignal(number) is not signal.SIG_IGN
     state |= {f"the environment variable {name}": value for name, value in os.environ.items()}
     return state
 

@@ -14,6 +14,8 @@ from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from functools import partial
+from http import HTTPStatus
+from http.cookies import SimpleCookie
 from importlib import import_module
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -21,6 +23,7 @@ from operator import itemgetter
 from pathlib import PurePosixPath
 from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
+from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -459,6 +462,9 @@ OBJECTS: dict[str, Any] = {
     "UUID": UUID(int=1),
     "path": PurePosixPath(f"/var/{MARK}"),
     "IP address": ip_address("127.0.0.1"),
+    "parts of a URL": urlsplit(f"https://example.com/?{MARK}"),
+    "status of a web page": HTTPStatus.NOT_FOUND,
+    "cookie": SimpleCookie({"name": MARK}),
     "pattern": re.compile(MARK, re.IGNORECASE),
     "exception": ValueError(MARK, 1),
     "exception with attributes": with_attributes(Failure(MARK), code=1),
@@ -567,6 +573,7 @@ TWINS: dict[str, tuple[Any, Any]] = {
     "hash of large numbers": (1, 2**61),
     "equal": (1, True),
     "equal texts": (MARK, Tag(MARK)),
+    "equal tuples": ((1, 0), (True, False)),
     "equal dicts in another order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     "length": ("abc", "xyz"),
     "beginning": ([MARK * 9_000, 1], [MARK * 9_000, 2]),

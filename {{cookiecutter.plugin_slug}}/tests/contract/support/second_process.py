@@ -300,6 +300,12 @@ def write_many(open_storage: Open) -> None:
         number += 1
 
 
+def write_in_container(open_storage: Open) -> None:
+    """Do the same as the process with the number 1, which a container's first one has."""
+    os.getpid = lambda: 1
+    write_many(open_storage)
+
+
 def replace_many(open_storage: Open) -> None:
     """Replace values with longer and shorter ones until this process is killed."""
     storage = open_storage()
@@ -416,6 +422,7 @@ if __name__ == "__main__":
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
+        "write-in-container": write_in_container,
         "replace-many": replace_many,
         "replace-large": replace_large,
         "replace-in-memory": replace_in_memory,
