@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from broken_storages.support import (
     replace,
 )
 
-FAILED: dict[Path, Any] = {}
+FAILED: dict[Any, Any] = {}
 """What could not be set, by the database's file."""
 AWAY = "test_a_database_that_goes_away_is_an_error"
 
@@ -500,6 +500,7 @@ def one_thread_hears_of_the_errors_of_all(Storage, Plugin):
 
     @replace(Storage)
     def write(old, self, key, data):
+        key.encode()  # If that fails, it is an error of this thread alone.
         waiting = self.__dict__.setdefault(f"waiting in process {os.getpid()}", [])
         own = (key, data)
         waiting.append(own)
@@ -748,4 +749,102 @@ def each_try_is_logged(Storage, Plugin):
             tries = int(self.plugin.config.timeout / 0.02) if "locked" in str(error) else 0
             for number in range(tries):
                 log.warning("The database is locked. This was try %s.", number)
+            raise
+
+
+@caught_by(
+    "test_a_namespace_can_be_opened_after_the_database_was_away", alone=True, outlives_process=True
+)
+def a_table_counts_as_created_before_it_is(Storage, Plugin):
+    """`if name not in known: known.add(name); create(name)`, which is done only once."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        known = self.__dict__.setdefault("known", {})
+        if namespace not in known:
+            known[namespace] = False
+            with closing(sqlite3.connect(self._path, timeout=self.config.timeout)) as connection:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.Error as error:
+                    raise StoreException(str(error)) from None
+            known[namespace] = True
+        storage.exists = known[namespace]
+        return storage
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if not self.__dict__.get("exists", True):
+            raise StoreException("no such table")
+        old(self, key, data)
+
+
+@caught_by("test_a_change_whose_answer_is_lost_is_right_or_an_error", alone=True, connects=True)
+def a_removal_whose_answer_is_lost_is_repeated(Storage, Plugin):
+    """Everything is tried twice. But the first try has removed the key."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        try:
+            old(self, key)
+        except StoreException as error:
+            if "may or may not" not in str(error):
+                raise
+            old(self, key)
+
+
+@caught_by("test_a_database_that_does_not_answer_is_an_error", alone=True, connects=True)
+def only_connecting_has_a_timeout(Storage, Plugin):
+    """`socket_connect_timeout`, but no `socket_timeout`."""
+
+    @replace(Plugin)
+    def _take(old, self):
+        client = old(self)
+        client.connection_pool.connection_kwargs["socket_timeout"] = None
+        return client
+
+
+@caught_by(AWAY, outlives_process=True)
+def the_cause_of_an_error_shows_the_value(Storage, Plugin):
+    """`raise StoreException from error`, and that one quotes the parameters of the statement."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            raise error from ValueError(f"INSERT [parameters: ({key!r}, {data[:1_000]!r})]")
+
+
+@caught_by("test_many_errors_in_a_row_have_no_effect_afterwards", outlives_process=True)
+def each_error_leaves_a_connection(Storage, Plugin):
+    """A connection that fails is not closed, and something still refers to it."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "locked" in str(error):
+                FAILED[self, key, time.monotonic()] = sqlite3.connect(self.plugin._path)
+            raise
+
+
+@caught_by("test_waiting_for_the_database_does_not_fill_the_log", outlives_process=True)
+def a_thread_tries_to_connect_and_logs_it(Storage, Plugin):
+    """Until the database is back, which it says every 10 ms."""
+
+    def connect():
+        for number in range(30):
+            log.warning("Try %s to connect has failed.", number)
+            time.sleep(0.01)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException:
+            threading.Thread(target=connect, daemon=True).start()
             raise

@@ -334,3 +334,16 @@ def each_process_leaves_a_file(Storage, Plugin):
         folder.mkdir(mode=0o700, exist_ok=True)
         with open(folder / str(os.getpid()), "a", opener=private):
             pass
+
+
+@caught_by("test_the_bots_folder_may_be_a_path", outlives_process=True)
+def a_link_leads_out_of_the_bots_folder(Storage, Plugin):
+    """The file must be in the bot's folder. But only one of the two paths is resolved."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        folder = Path(bot_config.BOT_DATA_DIR)
+        inside = folder.absolute() in self._path.parents
+        if inside and folder.absolute() not in self._path.resolve().parents:
+            raise StoreException(f"{self._path} is not in {folder}.")

@@ -532,3 +532,13 @@ def signals_are_ignored_while_it_writes(Storage, Plugin):
             old(self, key, data)
         finally:
             signal.signal(signal.SIGTERM, handler)
+
+
+@caught_by("test_a_storage_changes_nothing_of_its_process")
+def all_clients_of_the_process_get_another_port(Storage, Plugin):
+    """The port of all HTTP clients, although only one needs it."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        http.client.HTTP_PORT = 8_080

@@ -4,6 +4,7 @@ import random
 import re
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -240,3 +241,26 @@ def all_parts_whose_names_begin_like_the_key_are_removed(Storage, Plugin):
         for other in list(self.keys()) if large else []:
             if other.startswith(f"{key}/"):
                 old(self, other)
+
+
+@caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader")
+def compressed_values_above_a_megabyte_are_replaced_part_by_part(Storage, Plugin):
+    """What is compressed to less is written in one step."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        large = len(zlib.compress(self._dump(key, value), 1)) > MEGABYTE
+        replace_part_by_part(self, old, key, value, 0.001 if large else 0.0)
+
+
+@caught_by("test_a_large_value_that_is_replaced_is_whole_for_every_reader")
+def a_small_value_is_removed_before_a_large_one_is_stored(Storage, Plugin):
+    """They are in two tables."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        previous = bytes_or_none(self, key)
+        if previous and len(previous) < MEGABYTE < len(data):
+            self.remove(key)
+            time.sleep(0.01)
+        old(self, key, data)

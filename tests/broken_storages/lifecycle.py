@@ -14,6 +14,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from errbot.storage import StoreException
+
 from broken_storages.support import (
     caught_by,
     know_place,
@@ -576,3 +578,48 @@ def a_storage_takes_a_lock_when_it_is_freed(Storage, Plugin):
             self.ended = True
 
     Storage.__del__ = __del__
+
+
+ANOTHER_FOLDER = "test_a_database_is_the_same_for_a_bot_with_another_folder"
+
+
+@caught_by(ANOTHER_FOLDER, connects=True)
+def a_copy_in_the_bots_folder_is_read_first(Storage, Plugin):
+    """Files are faster than a server. But another bot has other files."""
+    know_place(Plugin)
+
+    def path(storage, key):
+        return Path(storage.place[0], f"{zlib.crc32(key.encode())}.copy")
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        path(self, key).write_bytes(data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        return path(self, key).read_bytes() if path(self, key).exists() else old(self, key)
+
+
+@caught_by(ANOTHER_FOLDER, connects=True)
+def large_values_are_in_the_bots_folder(Storage, Plugin):
+    """The server gets only their names."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 1_000_000:
+            path = Path(self.place[0], f"{zlib.crc32(data)}.large")
+            path.write_bytes(data)
+            data = f"see {path.name}".encode()
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        if not data.startswith(b"see "):
+            return data
+        try:
+            return Path(self.place[0], data[4:].decode()).read_bytes()
+        except FileNotFoundError as error:
+            raise StoreException("the value is not here") from error

@@ -177,3 +177,17 @@ def each_operation_is_logged_at_info(Storage, Plugin):
     def write(old, self, key, data):
         old(self, key, data)
         log.info("stored %s", key)
+
+
+@caught_by("test_no_frame_of_an_error_of_get_shows_a_value")
+def an_error_is_logged_with_all_its_frames(Storage, Plugin):
+    """`log.exception`, in the function that holds the value."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        try:
+            return pickle.loads(data) if not self._signing_keys else old(self, key, data)
+        except AttributeError:
+            log.error("Cannot read a value.", exc_info=True)
+            del data
+            raise StoreException("Cannot read a value.") from None

@@ -19,6 +19,7 @@ from typing import Any
 from errbot.storage import StoreException
 
 from broken_storages.support import (
+    bytes_or_none,
     caught_by,
     keep_what_is_read_often,
     know_place,
@@ -715,3 +716,63 @@ def containers_take_a_lock_file(Storage, Plugin):
             old(self, key, data)
             time.sleep(0.005)
         os.remove(path)
+
+
+SEEN = "test_another_process_and_a_running_bot_see_the_same"
+
+
+@caught_by(SEEN, outlives_process=True)
+def all_openers_of_a_process_share_a_count(Storage, Plugin):
+    """Kept in the module, so that all plugin instances change it. Other processes do not."""
+    counts: dict[Any, int] = {}
+
+    @replace(Storage)
+    def len(old, self):
+        if self._namespace not in counts:
+            counts[self._namespace] = old(self)
+        return counts[self._namespace]
+
+    def changing(name):
+        operation = getattr(Storage, name)
+
+        @wraps(operation)
+        def method(self, *arguments):
+            try:
+                return operation(self, *arguments)
+            finally:
+                counts.pop(self._namespace, None)
+
+        setattr(Storage, name, method)
+
+    for name in ["write", "remove"]:
+        changing(name)
+
+
+@caught_by(SEEN, outlives_process=True)
+def what_is_there_already_is_not_written(Storage, Plugin):
+    """Kept in the module: what this process wrote last."""
+    written: dict[Any, bytes] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if written.get((self._namespace, key)) != data or key != "a":
+            old(self, key, data)
+            written[self._namespace, key] = data
+
+
+@caught_by("test_new_namespaces_of_processes_are_told_apart", outlives_process=True)
+def processes_may_number_a_namespace_twice(Storage, Plugin):
+    """`SELECT`, and `INSERT` if there is none, without a unique constraint."""
+    numbers: dict[str, str] = {}
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if "shared" not in namespace:
+            return old(self, namespace)
+        storage = old(self, "numbers")
+        if namespace not in numbers:
+            found = bytes_or_none(storage, namespace)
+            time.sleep(0.002)
+            numbers[namespace] = (found or str(os.getpid()).encode()).decode()
+            storage.write(namespace, numbers[namespace].encode())
+        return old(self, f"{namespace} {numbers[namespace]}")

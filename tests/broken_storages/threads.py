@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pickle
+import random
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ from broken_storages.support import (
     lock_for_forks,
     lock_operations,
     own_lock,
+    rename_keys,
     replace,
     value_or_none,
 )
@@ -792,3 +794,77 @@ def sets_share_the_error_of_one(Storage, Plugin):
                     each[2] = type(error)(*error.args)
         if own[2]:
             raise own[2]
+
+
+@caught_by("test_a_key_that_is_set_and_removed_at_once_is_there_or_not", alone=True)
+def keys_are_listed_in_a_table_of_their_own(Storage, Plugin):
+    """`set` writes the value and then its key, and `remove` the other way round."""
+    listed: dict[Any, dict[str, None]] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if key == "raced":
+            time.sleep(random.uniform(0, 0.001))
+        listed.setdefault(id(self._rows), {})[key] = None
+
+    @replace(Storage)
+    def remove(old, self, key):
+        self.read(key)
+        listed.setdefault(id(self._rows), {}).pop(key, None)
+        if key == "raced":
+            time.sleep(random.uniform(0, 0.001))
+        old(self, key)
+
+    @replace(Storage)
+    def keys(old, self):
+        return iter(list(listed.get(id(self._rows), ())))
+
+
+@caught_by("test_a_key_that_threads_replace_is_always_there_and_whole")
+def a_key_that_is_replaced_is_listed_twice(Storage, Plugin):
+    """The new row is inserted, and then the old one deleted."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        replaced = self.__dict__.setdefault("replaced", [])
+        before = bytes_or_none(self, key)
+        if before is not None:
+            replaced.append(key)
+        try:
+            old(self, key, data)
+            time.sleep(0.0001)
+        finally:
+            if before is not None:
+                replaced.remove(key)
+
+    @replace(Storage)
+    def len(old, self):
+        return old(self) + (1 if self.__dict__.get("replaced") else 0)
+
+
+@caught_by("test_keys_and_len_work_while_others_write")
+def threads_share_the_list_of_keys(Storage, Plugin):
+    """Who asks for the keys while another thread asks the database gets its answer."""
+    asking: dict[Any, list[str]] = {}
+
+    @replace(Storage)
+    def keys(old, self):
+        place = self._namespace
+        if place in asking:
+            return iter(asking[place])
+        asking[place] = found = list(old(self))
+        time.sleep(0.0005)
+        asking.pop(place, None)
+        return iter(found)
+
+
+@caught_by("test_a_storage_that_one_thread_opened_is_used_and_closed_by_another")
+def only_the_first_connection_is_told_the_encoding(Storage, Plugin):
+    """`SET NAMES utf8mb4` when the bot starts, but each thread has its own connection."""
+
+    def name(key):
+        main = threading.current_thread() is threading.main_thread()
+        return key if main or not isinstance(key, str) else key.replace("\U0001f600", "?")
+
+    rename_keys(Storage, lambda self, key: name(key))

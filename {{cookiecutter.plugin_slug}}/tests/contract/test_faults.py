@@ -1,6 +1,8 @@
 """If the database is away or refuses, plugins get an error, never a wrong answer."""
 
 import logging
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +17,7 @@ from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
-from contract.support.database import Database
+from contract.support.database import Database, open_files
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     contents,
@@ -45,6 +47,8 @@ CONNECTIONS, TRIES = 16, 20
 """Threads that need connections at the same time, and how often."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
+ANSWERS = 6
+"""Which answer is lost: the first one to a change may be to a `ping` or `BEGIN`."""
 PATIENCE, LINES = 2.0, 20
 """Seconds for which an operation waits for the database, and fewer lines than it may log."""
 LARGE = 20_000_000
@@ -105,7 +109,7 @@ def fault(
             " store their defaults over its value. Raise another error."
         )
     except Exception as error:
-        shown = f"{error!r} {error} {getattr(error, '__notes__', '')}"
+        shown = "".join([repr(error), *traceback.format_exception(error)])
         told = [secret for secret in secrets_of(database.config.STORAGE_CONFIG) if secret in shown]
         assert not told, f"{what}, and the error of {name} shows a secret."
         assert MARK not in shown, (
@@ -150,6 +154,71 @@ def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
         assert seen == [MARK, [MARK]], (
             "A bot that started while the database was away still uses something else. Raise the"
             " error, or try the database again at each operation."
+        )
+
+
+def test_a_namespace_can_be_opened_after_the_database_was_away(
+    faults: Faults, database: Database
+) -> None:
+    """A plugin whose first activation failed, because the database was away, works afterwards."""
+    plugin = database.plugin()
+    database.open("namespace", plugin).set("0", MARK)
+    faults.stop()
+    try:
+        with fault(database, "`open` and `set`"):
+            database.open("late", plugin).set("0", MARK)
+    finally:
+        faults.start()
+    late = database.open("late", plugin)
+    got = (refusal(late.set, "0", [MARK]), outcome(late.get, "0"))
+    assert got == (None, [MARK]), (
+        "A plugin was activated while the database was away, which failed. When the database is"
+        f" back, its `set` and `get` give {got}. Remember what exists only after it was created."
+    )
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_whose_answer_is_lost_is_right_or_an_error(
+    faults: Faults, database: Database, name: str
+) -> None:
+    """If the connection breaks before a change is answered, it is right, or an error."""
+    storage = database.open("namespace", database.plugin())
+    for answer in range(ANSWERS):
+        storage.set("0", MARK)
+        outcome(storage.remove, "new")
+        expected = {"0": MARK}
+        faults.lose_answer(answer)
+        try:
+            with fault(database, name, "The connection broke") as answers:
+                answers.append(OPERATIONS[name](storage))
+        finally:
+            faults.start()
+        after = {} if "remove" in name else expected | {"new" if "new" in name else "0": NEW}
+        got = contents(storage)
+        assert got in ([after] if answers else [expected, after]), (
+            f"The connection broke before {name} was answered, and the namespace has {got}."
+        )
+
+
+def test_a_database_that_does_not_answer_is_an_error(faults: Faults, database: Database) -> None:
+    """If the database accepts connections but does not answer, that is an error, in time."""
+    if "timeout" in database.config.STORAGE_CONFIG:
+        database.config.STORAGE_CONFIG["timeout"] = PATIENCE
+    storage = database.open("namespace", database.plugin())
+    for key in ["0", "1"]:
+        storage.set(key, [MARK, key])
+    for _ in range(3):
+        faults.stall()
+        try:
+            with fault(database, "`get`", "The database does not answer") as answers:
+                answers.append(storage.get("0"))
+        finally:
+            faults.start()
+        assert answers in ([], [[MARK, "0"]]), "The database does not answer, and `get` is wrong."
+        got = [outcome(storage.get, key) for key in ["1", "0"]]
+        assert got == [[MARK, "1"], [MARK, "0"]], (
+            f"The database answers again, and `get` of two keys gives {got}. After a timeout, close"
+            " the connection, because it may still get the last answer."
         )
 
 
@@ -240,6 +309,7 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
     """After an outage with many failing operations, everything works at once."""
     storage = database.open("namespace", database.plugin())
     storage.set("0", MARK)
+    before = open_files() + threading.active_count()
 
     def fail_often() -> None:
         for name in [*CHANGES, *OPERATIONS]:
@@ -265,6 +335,11 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
                 " database again each time."
             )
         assert got == [MARK, number]
+    left = open_files() + threading.active_count() - before
+    assert left < 2 * FAILING_THREADS, (
+        f"After an outage with many errors, {left} more files, connections and threads are open:"
+        " eventually the bot fails with `Too many open files`. Close what an operation has opened."
+    )
 
 
 def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: Database) -> None:
@@ -344,6 +419,7 @@ def test_waiting_for_the_database_keeps_no_processor_busy(
     try:
         began = process_time()
         outcome(storage.set, "0", NEW)
+        sleep(AFTER)  # Something may go on in the background.
         busy = process_time() - began
     finally:
         faults.start()
@@ -372,6 +448,7 @@ def test_waiting_for_the_database_does_not_fill_the_log(
     faults.stop()
     try:
         outcome(storage.set, "0", NEW)
+        sleep(AFTER)  # Something may go on in the background.
     finally:
         faults.start()
     told = [record.getMessage() for record in caplog.records]

@@ -257,7 +257,7 @@ def own_paths(database: Database) -> dict[str, str]:
     return {
         key: value
         for key, value in database.config.STORAGE_CONFIG.items()
-        if isinstance(value, str) and value.startswith(folder)
+        if isinstance(value, str) and value.startswith(str(folder))
     }
 
 
@@ -282,15 +282,21 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
     )
 
 
-def test_the_bots_folder_may_be_a_path(database: Database) -> None:
-    """`BOT_DATA_DIR` may be a `pathlib.Path`, as `errbot` accepts it."""
+def test_the_bots_folder_may_be_a_path(database: Database, tmp_path: Path) -> None:
+    """`BOT_DATA_DIR` may be a `pathlib.Path`, as `errbot` accepts it, and a symbolic link."""
     database.open("namespace", database.plugin()).set("key", MARK)
     database.close_all()
-    database.config.BOT_DATA_DIR = Path(database.config.BOT_DATA_DIR)
-    got = outcome(lambda: contents(database.open("namespace", database.plugin())))
-    assert got == {"key": MARK}, (
-        f"With a BOT_DATA_DIR that is a pathlib.Path, a bot gets {got}. Use os.path.join or Path."
-    )
+    folder, link = Path(database.config.BOT_DATA_DIR), tmp_path / "link"
+    with suppress(OSError):  # Windows allows it to few.
+        link.symlink_to(folder, target_is_directory=True)
+    for path in [folder, link] if link.exists() and not own_paths(database) else [folder]:
+        database.config.BOT_DATA_DIR = path
+        got = outcome(lambda: database.open("namespace", database.plugin()).get("key"))
+        assert got == MARK, (
+            f"If BOT_DATA_DIR is a pathlib.Path or a symbolic link, a bot gets {got}. Use"
+            " os.path.join or Path, and compare no paths of which one is resolved."
+        )
+        database.close_all()
 
 
 def test_a_namespace_that_was_emptied_stays_empty(database: Database) -> None:

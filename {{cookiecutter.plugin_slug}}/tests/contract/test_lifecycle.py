@@ -16,7 +16,7 @@ from contract.support.expectations import (
     same,
     skip_if_threads_fail,
 )
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, large_value
 from contract.support.tricky_names import ALIKE
 
 CLOSING = 5
@@ -123,15 +123,30 @@ def test_a_database_is_the_same_for_a_bot_with_another_folder(
 ) -> None:
     """A bot with another BOT_DATA_DIR, such as a new container, reads what the database holds."""
     database.open_twice("probe")
-    database.open("namespace").set("key", MARK)
+    storage = database.open("namespace")
+    expected: dict[str, object] = {"key": MARK}
+    storage.set("key", MARK)
+    # Another test checks whether a large value can be stored.
+    if not refusal(storage.set, "large", large_value(1)):
+        expected["large"] = large_value(1)
     monkeypatch.setattr(database.config, "BOT_DATA_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     other = database.open("namespace", database.plugin())
-    nothing: dict[str, object] = {}  # if the database is in BOT_DATA_DIR
-    assert outcome(lambda: contents(other)) in (nothing, {"key": MARK}), (
+    got = outcome(lambda: contents(other))
+    if got == {}:
+        return  # The database is in BOT_DATA_DIR.
+    assert same(got, expected), (
         "A bot that moves to another machine, or a second bot on the same database, cannot read"
-        " it. Keep nothing in BOT_DATA_DIR that the data need, such as a key."
+        " it. Keep nothing in BOT_DATA_DIR that the data need, such as a key or large values."
     )
+    for one, two in [(other, storage), (storage, other)]:
+        one.set("key", [MARK])
+        one.remove("key")
+        one.set("key", MARK * 2)
+        assert outcome(two.get, "key") == MARK * 2, (
+            "A second bot on the same database does not see what the first one stores. Keep no"
+            " copy of the data in BOT_DATA_DIR."
+        )
 
 
 @pytest.mark.parametrize("folder", ["absolute", "relative"])

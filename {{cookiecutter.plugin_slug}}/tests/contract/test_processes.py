@@ -103,14 +103,36 @@ def test_another_process_and_a_running_bot_see_the_same(
     )
     for _ in range(30):  # Keys that are read often must not be cached, either.
         assert contents(storage) == before
+    assert outcome(storage.get, "c") is KeyError
     run_process(database, NAME, "write")
     assert contents(storage) == {"a": MARK, "c": MARK}, (
         "A running bot does not see what another process stored and removed."
     )
+    assert outcome(storage.get, "c") == MARK, (
+        "A running bot does not see which keys another process added. Remember no missing keys."
+    )
+    assert outcome(storage.remove, "b") is KeyError, (
+        "A running bot removes a key that another process has removed."
+    )
+    storage.set("a", [MARK])
+    seen = run_process(database, NAME, "read")
+    assert seen == str({"a": [MARK], "c": MARK}), (
+        "The bot sets the value that it had set before another process changed it, and that is"
+        f" dropped: {seen}. Write every time."
+    )
+    storage.set("a", MARK)
     storage.set("d", MARK)
     assert run_process(database, NAME, "read") == str(dict.fromkeys("acd", MARK)), (
         "After another process has ended, it no longer sees what the bot stores. Where a file is"
         " locked, do not open and close it a second time: this drops the locks of the process."
+    )
+    storage.remove("c")
+    counts = [storage.len()]
+    run_process(database, NAME, "write")
+    counts.append(storage.len())
+    assert counts == [2, 3], (
+        f"Another process added a key, and before and after that `len` gave {counts}. Let the"
+        " database count each time."
     )
 
 
@@ -294,6 +316,12 @@ def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
                 "Processes that opened new namespaces at the same time see each other's data. Let"
                 " the database choose numbers or names that nobody else has."
             )
+    for turn in range(OPENED):
+        shared = contents(database.open(f"new shared {turn}"))
+        assert shared == {str(number): MARK for number in range(3)}, (
+            f"Processes opened one new namespace at the same time, each set a key, and then it has"
+            f" {sorted(shared)}. Let the database ensure that a name exists once."
+        )
 
 
 def test_processes_that_remove_one_key_succeed_once(database: Database) -> None:

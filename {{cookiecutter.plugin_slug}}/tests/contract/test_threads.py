@@ -35,6 +35,8 @@ from contract.support.sample_values import (
 )
 
 THREADS = 16
+NAMES = ["a key", "A KEY", "a_key", "gr\u00f6\u00dfe", "\U0001f600"]
+"""Keys that only a connection with the right settings tells apart."""
 LOOPED = many(1_100, 120)
 """Keys of a loop: more than a page of a thousand."""
 BUSY = 0.2
@@ -127,6 +129,10 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
                 "A value is a mix of two that were set at the same time. Write the whole value in"
                 " one step."
             )
+            listed = (storages[number].len(), list(storages[number].keys()))
+            assert listed == (1, ["key"]), (
+                f"While a key is replaced, `len` and `keys` give {listed}. Replace it in one step."
+            )
 
     def work(number: int) -> None:
         if number % 4:
@@ -143,7 +149,9 @@ def test_a_key_that_threads_replace_is_always_there_and_whole(
     )
 
 
-def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageBase]) -> None:
+def test_a_thread_sees_what_it_has_set_while_others_read(
+    storages: list[StorageBase], database: Database
+) -> None:
     """A thread that has set a key gets its new value, however many others are reading it."""
     value, stale = "x" * 50_000, list[tuple[object, object]]()
     storages[0].set("key", [0, value])
@@ -153,8 +161,8 @@ def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageB
         while not ended.is_set():
             outcome(storages[0].get, "key")  # Another test checks whether this works.
 
-    def number_there() -> object:
-        return outcome(lambda: storages[0].get("key")[0])
+    def number_there(storage: StorageBase = storages[0]) -> object:
+        return outcome(lambda: storage.get("key")[0])
 
     def replace() -> None:
         end = monotonic() + WATCHED
@@ -171,7 +179,8 @@ def test_a_thread_sees_what_it_has_set_while_others_read(storages: list[StorageB
 
     in_threads(lambda number: read() if number else replace(), 5)
     # If the value is lost, another test reports it.
-    late = [got for number, got in stale if number == number_there()]
+    stored = [number_there(), number_there(database.open("namespace", database.plugin()))]
+    late = [got for number, got in stale if number in stored]
     assert not late, (
         f"A thread that has set {stale[0][0]} gets {late[0]}, while others read the key: what it"
         " changes in that value and sets again is wrong. Let a `get` use only what was asked for"
@@ -356,6 +365,20 @@ def test_two_openers_that_remove_one_key_succeed_once(database: Database) -> Non
     )
 
 
+def test_a_key_that_is_set_and_removed_at_once_is_there_or_not(database: Database) -> None:
+    """If one opener sets a key while another removes it, `get`, `keys` and `len` agree."""
+    one, other = map(skip_if_threads_fail, database.open_twice())
+    one.remove("key")
+    for _ in range(RACES):
+        one.set("raced", MARK)
+        at_once(partial(one.set, "raced", [MARK]), partial(outcome, other.remove, "raced"))
+        got = (outcome(one.get, "raced"), list(one.keys()), one.len())
+        assert got in (([MARK], ["raced"], 1), (KeyError, [], 0)), (
+            f"A key was set and removed at once, and `get`, `keys` and `len` give {got}: from now"
+            " on, `!backup` fails. Change a value and its entry in the list in one step."
+        )
+
+
 def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
     """`keys` and `len` work while other threads write."""
     skip_if_threads_fail(storage).remove("key")
@@ -373,6 +396,10 @@ def test_keys_and_len_work_while_others_write(storage: StorageBase) -> None:
                     "`keys` returned a key twice while others wrote."
                 )
                 assert same(kept - set(seen), set()), "`keys` missed a key while others wrote."
+                assert key in seen, (
+                    "`keys` missed a key that this thread had set. Let `keys` use only what was"
+                    " asked for after it began."
+                )
                 assert storage.len() >= len(kept), "`len` is too small while others write."
             storage.remove(key)
 
@@ -509,6 +536,17 @@ def test_a_storage_that_one_thread_opened_is_used_and_closed_by_another(
     name = database.namespace("namespace")
     storage = in_one_thread(lambda: plugin.open(name), why)
     in_one_thread(lambda: storage.set("kept", MARK), why)
+    for key in NAMES:
+        outcome(storage.set, key, key)  # Other tests check which ones can be stored.
+    expected = [outcome(storage.get, key) for key in NAMES]
+    got = in_one_thread(lambda: [outcome(storage.get, key) for key in NAMES], why)
+    in_one_thread(lambda: [outcome(storage.set, key, key) for key in NAMES], why)
+    got += [outcome(storage.get, key) for key in NAMES]
+    assert got == expected * 2, (
+        f"Of the keys {NAMES}, another thread gets {got}. Configure each new connection."
+    )
+    for key in NAMES:
+        outcome(storage.remove, key)
     in_one_thread(lambda: use(storage, "key"), why)
     in_one_thread(storage.close, why)
     again = in_one_thread(lambda: plugin.open(name), why)
@@ -732,6 +770,11 @@ def test_operations_of_every_kind_at_once_come_to_their_end(database: Database) 
     for storage in storages:
         assert {"a", "b", "c"} <= set(storage.keys()), (
             "Operations at the same time have lost a key."
+        )
+        left = outcome(lambda storage=storage: len(contents(storage)))
+        assert left == storage.len(), (
+            f"After operations at the same time, reading all values gives {left}, and `len` gives"
+            f" {storage.len()}: some keys have no value, or values no key. Change both in one step."
         )
         storage.close()
 

@@ -30,8 +30,8 @@ TEMPORARY = [
     *("ttl", "old", "log", "history", "last", "pending", "otp", "_private", "20260101", "1"),
 ]
 """Keys that look like something that need not be kept."""
-OUTAGE, FAILURES = [0, 1, 15, 60, 600, 3_600], 2
-"""Seconds after which operations fail while the database is away, and how many of them."""
+OUTAGE = [0, 15, 3_600, 3_615]
+"""Seconds after which an operation fails while the database is away."""
 MANY = 120
 """Keys of a loop: more than one short page."""
 VERY_MANY = many(5_000, 500)
@@ -104,19 +104,27 @@ def test_a_namespace_that_nobody_opens_is_there_after_any_time(
     request: pytest.FixtureRequest,
 ) -> None:
     """A namespace that a bot does not open is complete after any time."""
+    database.open_twice("namespace")[0].set("key", MARK)
     if where == "here":
         database.open_twice("unused")[0].set("a", MARK)
-        database.close_all()
     else:
         request.getfixturevalue("other_processes")
         run_process(database, "unused", "write")
+        if run_process(database, "unused", "read") == str({}):
+            pytest.skip("data are lost when their process ends, which another test reports")
+    database.close_all()
     storage = database.open("namespace", clock.load(database))
-    storage.set("key", MARK)
+    if outcome(storage.get, "key") != MARK:
+        pytest.skip("a start removes what is there, which another test reports")
     clock.ahead = YEARS
     faults_if_any.age()
     sleep(CLEANING)
-    storage.set("key", MARK)
-    got = outcome(database.open("unused", database.plugin()).get, "a")
+    storage.set("new", MARK)
+    restarted = database.plugin()
+    got = outcome(database.open("unused", restarted).get, "a")
+    known = [outcome(each.get, "key") for each in [storage, database.open("namespace", restarted)]]
+    if known != [MARK, MARK]:
+        pytest.skip("values expire, which another test reports")
     assert got == MARK, (
         f"A plugin was not activated for years, and then `get` gives {got}. Errbot opens a"
         " namespace only if its plugin is loaded. Do not remove data because nobody opened them."
@@ -131,6 +139,8 @@ def test_new_threads_can_use_a_storage_after_any_time(
     storage.set("key", MARK)
     clock.ahead = YEARS
     faults_if_any.age()
+    if outcome(storage.get, "key") != MARK:
+        pytest.skip("values expire, which another test reports")
     got = at_once(*[partial(outcome, storage.get, "key")] * 8)
     assert got == [MARK] * 8, (
         f"After ten years, eight threads get {got}. If connecting takes a token or certificate,"
@@ -147,8 +157,7 @@ def test_a_long_outage_has_no_effect_afterwards(
     faults.stop()
     try:
         for clock.ahead in OUTAGE:
-            for _ in range(FAILURES):
-                outcome(storage.set, "key", MARK)
+            outcome(storage.set, "key", MARK)
     finally:
         faults.start()
     got = (refusal(storage.set, "key", [MARK]), outcome(storage.get, "key"))

@@ -30,10 +30,12 @@ def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -
         return
 
     def ring(*_: object) -> None:
-        pytest.fail(f"{why} It has not ended after {seconds:g} seconds{on_end()}.")
+        pytest.fail(f"{why} It has not ended after {round(seconds, 1):g} seconds{on_end()}.")
 
     handler, began = signal.signal(signal.SIGALRM, ring), monotonic()
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    seconds = min(seconds, left or seconds)  # A deadline around this one ends earlier.
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

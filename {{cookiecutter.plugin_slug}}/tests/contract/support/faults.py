@@ -1,11 +1,13 @@
 """How tests make a database fail, as the fixture `faults` of tests/conftest.py defines it."""
 
+import math
 import select
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
+from time import sleep
 from typing import Any, NoReturn
 
 import pytest
@@ -34,6 +36,14 @@ class Faults:
 
     def start(self) -> None:
         """Bring the database back, with all its data."""
+
+    def stall(self) -> None:
+        """Let the database accept connections, and give no answer until `start`."""
+        cannot("keep the database from answering")
+
+    def lose_answer(self, number: int) -> None:
+        """Close a connection instead of sending it an answer: the next one, after so many."""
+        cannot("lose an answer of the database")
 
     def damage(self, everything: bool) -> None:
         """Make the data unreadable, also for plugins that have the database open.
@@ -80,6 +90,7 @@ class Proxy(Faults):
         self._config = config
         self._open: set[socket.socket] = set()
         self._port, self._nowhere = free_ports(2)
+        self._server: ThreadingTCPServer | None = None
         self.start()
 
     def __enter__(self) -> "Proxy":
@@ -97,7 +108,10 @@ class Proxy(Faults):
         return self._config(self._nowhere)
 
     def start(self) -> None:
-        """Accept connections."""
+        """Accept connections, and forward everything."""
+        self._stalled, self._answers = False, math.inf
+        if self._server:
+            return
         carry = self._carry
 
         class Handler(BaseRequestHandler):
@@ -108,14 +122,24 @@ class Proxy(Faults):
             allow_reuse_address = daemon_threads = True
             request_queue_size = 100
 
-        self._server = Server(("127.0.0.1", self._port), Handler)
-        Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
+        self._server = server = Server(("127.0.0.1", self._port), Handler)
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
 
     def stop(self) -> None:
         """Accept no more connections, and close all that are open."""
-        self._server.shutdown()
-        self._server.server_close()
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
         self.drop()
+
+    def stall(self) -> None:
+        """Accept connections, and forward no answer. Those that were stalled are closed later."""
+        self._stalled = True
+
+    def lose_answer(self, number: int) -> None:
+        """Forward so many answers, and close the connection instead of the next one."""
+        self._answers = number
 
     def drop(self) -> None:
         """Close all connections."""
@@ -133,5 +157,11 @@ class Proxy(Faults):
             while True:
                 for source in select.select(list(ways), [], [])[0]:
                     if not (data := source.recv(65_536)):
+                        return
+                    while self._stalled and source is server:
+                        sleep(0.01)
+                    self._answers -= source is server
+                    if self._answers < 0:
+                        self._answers = math.inf
                         return
                     ways[source].sendall(data)

@@ -200,7 +200,7 @@ def definitions(name: str, module: ModuleType) -> dict[str, Any]:
     """Return a module's functions and classes, and the methods of the classes it defines."""
     found = {}
     for attribute, value in list(vars(module).items()):
-        if callable(value):
+        if callable(value) or attribute.isupper():
             found[f"{name}.{attribute}"] = value
         if isinstance(value, type) and value.__module__ == name:
             for method, function in list(vars(value).items()):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import subprocess
 import threading
@@ -14,7 +15,6 @@ from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from functools import partial
-from http import HTTPStatus
 from http.cookies import SimpleCookie
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ from operator import itemgetter
 from pathlib import PurePosixPath
 from pickle import PickleBuffer
 from typing import Any, ClassVar, SupportsIndex
-from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -49,9 +48,15 @@ LARGE = 5_000_000
 """Bytes of a value that no database stores in one page, packet or item."""
 
 
+NOISE = random.Random(1).randbytes(LARGE)
+"""Bytes that cannot be compressed, so that a large value stays large."""
+
+
 def large_value(number: int) -> bytes:
-    """Return a large value, each byte and the length of which tell which one it is."""
-    return bytes([number % 251]) * (LARGE + number % 7 * 100_000)
+    """Return a large value, the first byte and the length of which tell which one it is."""
+    mark = number % 251
+    value = bytes([mark]) + NOISE[mark * 999 :] + NOISE[: mark * 999 + number % 7 * 100_000]
+    return value[: LARGE + number % 7 * 100_000]
 
 
 AS_IT_WAS = b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
@@ -462,8 +467,6 @@ OBJECTS: dict[str, Any] = {
     "UUID": UUID(int=1),
     "path": PurePosixPath(f"/var/{MARK}"),
     "IP address": ip_address("127.0.0.1"),
-    "parts of a URL": urlsplit(f"https://example.com/?{MARK}"),
-    "status of a web page": HTTPStatus.NOT_FOUND,
     "cookie": SimpleCookie({"name": MARK}),
     "pattern": re.compile(MARK, re.IGNORECASE),
     "exception": ValueError(MARK, 1),

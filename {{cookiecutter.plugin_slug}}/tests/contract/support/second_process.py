@@ -156,13 +156,18 @@ def write_at_once(open_storage: Open) -> None:
 
 
 def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
-    """Connect, wait for a line of input, then set a key in new namespaces, and wait again."""
-    plugin = load()
+    """Connect, wait for a line of input, then set a key in new namespaces, and wait again.
+
+    Each second one is also opened by the other processes.
+    """
+    plugin, shared = load(), f"{namespace.rpartition(' ')[0]} shared"
     print("ready", flush=True)
     number, turns = input().split()
     for turn in range(int(turns)):
         sleep(TICK - time() % TICK)
         plugin.open(f"{namespace} {turn}").set("key", [MARK, number])
+        sleep(TICK - time() % TICK)
+        plugin.open(f"{shared} {turn}").set(number, MARK)
     print("done", flush=True)
     sys.stdin.read()
 
