@@ -541,4 +541,4 @@ def all_clients_of_the_process_get_another_port(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        http.client.HTTP_PORT = 8_080
+        http.client.HTTP_PORT = 8_080  # type: ignore[misc]

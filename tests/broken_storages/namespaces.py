@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from broken_storages.support import caught_by, rename_keys, replace
+from broken_storages.support import caught_by, lock_for_forks, rename_keys, replace
 
 CLIENTS: dict[str, Any] = {}
 """The databases of this process, by their servers' addresses."""
@@ -228,6 +228,7 @@ def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
         return storage
 
     get, set, remove = Storage.get, Storage.set, Storage.remove
+    lock = lock_for_forks()  # Another test checks what happens at once.
 
     def get_value(self, key):
         return get(self.values, self.prefix + key)
@@ -236,15 +237,18 @@ def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
         self._dump(key, value)
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:  # Another test checks interrupts.
-            set(self.values, self.prefix + key, value)
-            set(self, key, None)
+            with lock:
+                set(self.values, self.prefix + key, value)
+                set(self, key, None)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
     def remove_value(self, key):
-        remove(self, key)
-        with suppress(KeyError):
+        with lock, suppress(KeyError):
+            remove(self, key)
             remove(self.values, self.prefix + key)
+            return
+        raise KeyError(key)
 
     Storage.get, Storage.set, Storage.remove = get_value, set_value, remove_value
 
