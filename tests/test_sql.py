@@ -138,11 +138,11 @@ def table() -> str:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param(SERVERS[0], [], marks=pytest.mark.slow(minutes=5), id=SERVERS[0]),
-        pytest.param(
-            SERVERS[1], ["--quick"], marks=pytest.mark.slow(minutes=5), id=f"{SERVERS[1]}-quick"
+        *(
+            pytest.param(name, ["--quick"], marks=pytest.mark.slow(minutes=5), id=f"{name}-quick")
+            for name in SERVERS[:2]
         ),
-        pytest.param(SERVERS[1], [], marks=pytest.mark.nightly, id=SERVERS[1]),
+        *(pytest.param(name, [], marks=pytest.mark.nightly, id=name) for name in SERVERS[:2]),
     ],
 )
 def test_the_baked_tests_pass(

@@ -34,7 +34,7 @@ from contract.support.expectations import (
     skip_if_threads_fail,
 )
 from contract.support.faults import Faults
-from contract.support.sample_values import MARK, REPLACED, large_value, replacement
+from contract.support.sample_values import MARK, REPLACED, SHARED, large_value, replacement
 
 ELSEWHERE = {
     **{"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
@@ -72,7 +72,7 @@ LARGE_VALUES = 3
 OPENED = many(40, 15)
 STARTED = many(200, 40)
 REMOVED = many(300, 100)
-KILLS = 3
+KILLS = 2
 SETS = many(197, 61)  # A prime, so that a storage that writes in batches has not just written one.
 
 
@@ -114,17 +114,13 @@ def test_another_process_and_a_running_bot_see_the_same(
     assert outcome(storage.remove, "b") is KeyError, (
         "A running bot removes a key that another process has removed."
     )
-    storage.set("a", [MARK])
-    seen = run_process(database, NAME, "read")
-    assert seen == str({"a": [MARK], "c": MARK}), (
-        "The bot sets the value that it had set before another process changed it, and that is"
-        f" dropped: {seen}. Write every time."
-    )
-    storage.set("a", MARK)
+    storage.set("a", [MARK])  # what it had set before the other process changed it
     storage.set("d", MARK)
-    assert run_process(database, NAME, "read") == str(dict.fromkeys("acd", MARK)), (
-        "After another process has ended, it no longer sees what the bot stores. Where a file is"
-        " locked, do not open and close it a second time: this drops the locks of the process."
+    seen = run_process(database, NAME, "read")
+    assert seen == str({"a": [MARK], "c": MARK, "d": MARK}), (
+        f"After another process has ended, the next one sees only {seen} of what the bot stores."
+        " Write every time. Where a file is locked, do not open and close it a second time: this"
+        " drops the locks of the process."
     )
     storage.remove("c")
     counts = [storage.len()]
@@ -316,7 +312,7 @@ def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
                 "Processes that opened new namespaces at the same time see each other's data. Let"
                 " the database choose numbers or names that nobody else has."
             )
-    for turn in range(OPENED):
+    for turn in range(0, OPENED, SHARED):
         shared = contents(database.open(f"new shared {turn}"))
         assert shared == {str(number): MARK for number in range(3)}, (
             f"Processes opened one new namespace at the same time, each set a key, and then it has"

@@ -41,6 +41,9 @@ def replacement(number: int) -> list[Any]:
     return [MARK, number, "x" * (number * 7_919 % 20_000)]
 
 
+SHARED = 4
+"""Of so many new namespaces, processes that open them at the same time share one."""
+
 REPLACERS = 3
 """Threads that replace large values until their process is killed, so that one is in a `set`."""
 

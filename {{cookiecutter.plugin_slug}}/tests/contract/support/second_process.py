@@ -36,6 +36,7 @@ from contract.support.sample_values import (  # noqa: E402
     REPLACED,
     REPLACERS,
     SAMPLES,
+    SHARED,
     large_value,
     replacement,
 )
@@ -158,7 +159,7 @@ def write_at_once(open_storage: Open) -> None:
 def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
     """Connect, wait for a line of input, then set a key in new namespaces, and wait again.
 
-    Each second one is also opened by the other processes.
+    Some of them are also opened by the other processes.
     """
     plugin, shared = load(), f"{namespace.rpartition(' ')[0]} shared"
     print("ready", flush=True)
@@ -166,8 +167,9 @@ def open_at_once(load: Callable[[], StoragePluginBase], namespace: str) -> None:
     for turn in range(int(turns)):
         sleep(TICK - time() % TICK)
         plugin.open(f"{namespace} {turn}").set("key", [MARK, number])
-        sleep(TICK - time() % TICK)
-        plugin.open(f"{shared} {turn}").set(number, MARK)
+        if turn % SHARED == 0:
+            sleep(TICK - time() % TICK)
+            plugin.open(f"{shared} {turn}").set(number, MARK)
     print("done", flush=True)
     sys.stdin.read()
 
