@@ -1,6 +1,6 @@
 # make demo: bake a project, and talk to a bot that uses it
 # make test: check the template, and the project that it bakes for each database
-# make test-slow: run the whole contract on the databases, and more broken storages; CI runs this
+# make test-slow: run the contract on the databases, and more broken storages; CI runs this
 #   after `make test`
 # make test-nightly: test on every Python and the other servers, and run the whole contract against
 #   each broken storage

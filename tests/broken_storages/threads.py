@@ -697,7 +697,7 @@ def the_pool_has_thirty_connections(Storage, Plugin):
         try:
             busy.add(thread)
             if threading.current_thread() is not threading.main_thread():
-                time.sleep(0.001)
+                time.sleep(0.005)
             old(self, key, data)
         finally:
             busy.discard(thread)
