@@ -140,9 +140,9 @@ def table() -> str:
     [
         *(
             pytest.param(name, ["--quick"], marks=pytest.mark.slow(minutes=5), id=f"{name}-quick")
-            for name in SERVERS[:2]
+            for name in SERVERS
         ),
-        *(pytest.param(name, [], marks=pytest.mark.nightly, id=name) for name in SERVERS[:2]),
+        *(pytest.param(name, [], marks=pytest.mark.nightly, id=name) for name in SERVERS),
     ],
 )
 def test_the_baked_tests_pass(

@@ -143,6 +143,24 @@ def a_set_that_fails_is_only_logged(Storage, Plugin):
     log_only(Storage, "lock")
 
 
+def when_a_write_fails(Storage: Any, problem: str = "") -> Any:
+    """Do something when a `write` fails with this problem, and then raise its error."""
+
+    def put(function: Any) -> Any:
+        @replace(Storage)
+        def write(old, self, key, data):
+            try:
+                old(self, key, data)
+            except StoreException as error:
+                if problem in str(error):
+                    function(self, key, data, error)
+                raise
+
+        return function
+
+    return put
+
+
 def log_only(Storage: Any, problem: str) -> None:
     """Let `write` log an error that names a problem, and return."""
 
@@ -194,13 +212,9 @@ def a_removal_that_fails_is_a_missing_key(Storage, Plugin):
 def one_error_is_for_ever(Storage, Plugin):
     """After an error of the database, the storage counts as closed."""
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException:
-            self.broken = True
-            raise
+    @when_a_write_fails(Storage)
+    def give_up(self, key, data, error):
+        self.broken = True
 
     @replace(Storage)
     def len(old, self):
@@ -544,14 +558,7 @@ def after_a_hundred_errors_the_storage_gives_up(Storage, Plugin):
 def a_full_database_is_only_logged(Storage, Plugin):
     """Most commands need no storage, so the bot goes on without it."""
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            if "is full" not in str(error):
-                raise
-            log.critical("Make some space: %s", type(error))
+    log_only(Storage, "is full")
 
 
 @caught_by("test_a_backup_can_be_restored", alone=True, outlives_process=True)
@@ -669,14 +676,9 @@ def closing_writes_statistics(Storage, Plugin):
 def a_set_that_failed_is_made_good_at_the_next_start(Storage, Plugin):
     """So that nothing is lost. By then, somebody may have set a newer value."""
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            if "locked" in str(error):
-                FAILED[self._run.__self__._path] = (self._namespace, key, data)
-            raise
+    @when_a_write_fails(Storage, "locked")
+    def remember(self, key, data, error):
+        FAILED[self._run.__self__._path] = (self._namespace, key, data)
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
@@ -726,15 +728,11 @@ def a_lock_is_watched_without_a_pause(Storage, Plugin):
     """Before `set` gives up, it looks again and again whether the file's lock is gone."""
     know_plugin(Plugin)
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            until = time.process_time() + self.plugin.config.timeout / 2
-            while "locked" in str(error) and time.process_time() < until:
-                os.path.exists(f"{self.plugin._path}-journal")
-            raise
+    @when_a_write_fails(Storage, "locked")
+    def watch(self, key, data, error):
+        until = time.process_time() + self.plugin.config.timeout / 2
+        while time.process_time() < until:
+            os.path.exists(f"{self.plugin._path}-journal")
 
 
 @caught_by("test_waiting_for_the_database_does_not_fill_the_log", alone=True, outlives_process=True)
@@ -742,15 +740,10 @@ def each_try_is_logged(Storage, Plugin):
     """There is a try every 20 ms, and whoever reads the log shall know of all."""
     know_plugin(Plugin)
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            tries = int(self.plugin.config.timeout / 0.02) if "locked" in str(error) else 0
-            for number in range(tries):
-                log.warning("The database is locked. This was try %s.", number)
-            raise
+    @when_a_write_fails(Storage, "locked")
+    def tell(self, key, data, error):
+        for number in range(int(self.plugin.config.timeout / 0.02)):
+            log.warning("The database is locked. This was try %s.", number)
 
 
 @caught_by(
@@ -810,12 +803,9 @@ def only_connecting_has_a_timeout(Storage, Plugin):
 def the_cause_of_an_error_shows_the_value(Storage, Plugin):
     """`raise StoreException from error`, and that one quotes the parameters of the statement."""
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            raise error from ValueError(f"INSERT [parameters: ({key!r}, {data[:1_000]!r})]")
+    @when_a_write_fails(Storage)
+    def quote(self, key, data, error):
+        error.__cause__ = ValueError(f"INSERT [parameters: ({key!r}, {data[:1_000]!r})]")
 
 
 @caught_by("test_many_errors_in_a_row_have_no_effect_afterwards", outlives_process=True)
@@ -823,14 +813,9 @@ def each_error_leaves_a_connection(Storage, Plugin):
     """A connection that fails is not closed, and something still refers to it."""
     know_plugin(Plugin)
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            if "locked" in str(error):
-                FAILED[self, key, time.monotonic()] = sqlite3.connect(self.plugin._path)
-            raise
+    @when_a_write_fails(Storage, "locked")
+    def connect(self, key, data, error):
+        FAILED[self, key, time.monotonic()] = sqlite3.connect(self.plugin._path)
 
 
 @caught_by("test_waiting_for_the_database_does_not_fill_the_log", outlives_process=True)
@@ -842,10 +827,6 @@ def a_thread_tries_to_connect_and_logs_it(Storage, Plugin):
             log.warning("Try %s to connect has failed.", number)
             time.sleep(0.01)
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException:
-            threading.Thread(target=connect, daemon=True).start()
-            raise
+    @when_a_write_fails(Storage)
+    def reconnect(self, key, data, error):
+        threading.Thread(target=connect, daemon=True).start()

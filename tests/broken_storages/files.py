@@ -336,7 +336,7 @@ def each_process_leaves_a_file(Storage, Plugin):
             pass
 
 
-@caught_by("test_the_bots_folder_may_be_a_path", outlives_process=True)
+@caught_by("test_the_bots_folder_may_be_a_symbolic_link", alone=True, outlives_process=True)
 def a_link_leads_out_of_the_bots_folder(Storage, Plugin):
     """The file must be in the bot's folder. But only one of the two paths is resolved."""
 

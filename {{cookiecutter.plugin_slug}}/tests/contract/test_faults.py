@@ -94,6 +94,12 @@ def secrets_of(config: dict[str, Any]) -> list[str]:
     return secrets
 
 
+def let_wait(database: Database, seconds: float) -> None:
+    """Let operations wait for the database for so many seconds, if this can be configured."""
+    if "timeout" in database.config.STORAGE_CONFIG:
+        database.config.STORAGE_CONFIG["timeout"] = seconds
+
+
 @contextmanager
 def fault(
     database: Database, name: str, what: str = "The database is away"
@@ -141,13 +147,9 @@ def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
     before, _ = database.open_twice()
     before.set("0", MARK)
     storages: list[StorageBase] = []
-    faults.stop()
-    try:
-        with fault(database, "the start"):
-            storages.append(database.open("namespace", database.plugin()))
-            storages[0].set("1", MARK)
-    finally:
-        faults.start()
+    with faults.away(), fault(database, "the start"):
+        storages.append(database.open("namespace", database.plugin()))
+        storages[0].set("1", MARK)
     for storage in storages:
         storage.set("2", [MARK])
         seen = [outcome(each.get, key) for each, key in [(storage, "0"), (before, "2")]]
@@ -163,12 +165,8 @@ def test_a_namespace_can_be_opened_after_the_database_was_away(
     """A plugin whose first activation failed, because the database was away, works afterwards."""
     plugin = database.plugin()
     database.open("namespace", plugin).set("0", MARK)
-    faults.stop()
-    try:
-        with fault(database, "`open` and `set`"):
-            database.open("late", plugin).set("0", MARK)
-    finally:
-        faults.start()
+    with faults.away(), fault(database, "`open` and `set`"):
+        database.open("late", plugin).set("0", MARK)
     late = database.open("late", plugin)
     got = (refusal(late.set, "0", [MARK]), outcome(late.get, "0"))
     assert got == (None, [MARK]), (
@@ -202,8 +200,7 @@ def test_a_change_whose_answer_is_lost_is_right_or_an_error(
 
 def test_a_database_that_does_not_answer_is_an_error(faults: Faults, database: Database) -> None:
     """If the database accepts connections but does not answer, that is an error, in time."""
-    if "timeout" in database.config.STORAGE_CONFIG:
-        database.config.STORAGE_CONFIG["timeout"] = PATIENCE
+    let_wait(database, PATIENCE)
     storage = database.open("namespace", database.plugin())
     for key in ["0", "1"]:
         storage.set(key, [MARK, key])
@@ -236,12 +233,8 @@ def test_a_database_that_goes_away_is_an_error(
     for key, value in expected.items():
         other.set(key, value)
     right = {"`get`": MARK, "`in`": True, "`len`": 2, "`keys`": ["0", "1"]}
-    faults.stop()
-    try:
-        with fault(database, name) as answers:
-            answers.append(OPERATIONS[name](storage))
-    finally:
-        faults.start()
+    with faults.away(), fault(database, name) as answers:
+        answers.append(OPERATIONS[name](storage))
     assert answers in ([], [right.get(name)]), (
         f"The database is away, and a plugin gets a wrong or outdated answer from {name}. Raise an"
         " error."
@@ -278,10 +271,10 @@ def check_after(
     assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
 
 
-def in_threads(work: Callable[[], object], number: int) -> None:
-    """Do the work in many threads while the database is away. Fails if it hangs."""
+def in_threads(*works: Callable[[], object]) -> list[object]:
+    """Do each work in its own thread while the database is away. Fails if they hang."""
     try:
-        at_once(*[work] * number, seconds=SOON)
+        return at_once(*works, seconds=SOON)
     except TimeoutError as error:
         pytest.fail(f"The database is away, and operations hang: {error}.")
 
@@ -291,12 +284,8 @@ def test_a_storage_closes_while_the_database_is_away(faults: Faults, database: D
     plugin = database.plugin()
     storage = database.open("namespace", plugin)
     storage.set("0", MARK)
-    faults.stop()
-    try:
-        with deadline(SOON, "The database is away, and `close` hangs."):
-            raised = outcome(partial(database.close, storage))
-    finally:
-        faults.start()
+    with faults.away(), deadline(SOON, "The database is away, and `close` hangs."):
+        raised = outcome(partial(database.close, storage))
     assert raised is None, (
         f"The database is away, and `close` raises {raised}: Errbot counts the storage as open, so"
         " its plugin can be activated only after a restart. Write nothing in `close`."
@@ -317,12 +306,9 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
                     with fault(database, name):
                         OPERATIONS[name](storage)
 
-    faults.stop()
-    try:
+    with faults.away():
         until = monotonic() + FAILING
-        in_threads(fail_often, FAILING_THREADS)
-    finally:
-        faults.start()
+        in_threads(*[fail_often] * FAILING_THREADS)
     for number in range(FAILURES):
         try:
             storage.set("0", [MARK, number])
@@ -345,13 +331,10 @@ def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: 
     """A `set` that failed because the database was away never replaces a newer value."""
     storage = database.open("namespace", database.plugin())
     storage.set("0", MARK)
-    faults.stop()
-    try:
+    with faults.away():
         for name in ["`set`", "`remove`"]:
             with fault(database, name):
                 OPERATIONS[name](storage)
-    finally:
-        faults.start()
     storage.set("0", [MARK, "newer"])
     until = monotonic() + AFTER
     restarted = database.open("namespace", database.plugin())
@@ -371,15 +354,12 @@ def test_operations_wait_for_the_database_at_the_same_time(
 
     def seconds(threads: int) -> float:
         began = monotonic()
-        in_threads(lambda: outcome(storage.set, "key", MARK), threads)
+        in_threads(*[partial(outcome, storage.set, "key", MARK)] * threads)
         return monotonic() - began
 
     seconds(1)
-    faults.stop()
-    try:
+    with faults.away():
         alone, together = seconds(1), seconds(WAITING)
-    finally:
-        faults.start()
     assert together < alone * WAITING / 3 + 2, (
         f"While the database is away, `set` fails after {alone:.1f} s, but if {WAITING} threads do"
         f" it at once, after {together:.1f} s: each waits for all before it, so the bot stands"
@@ -391,15 +371,10 @@ def test_each_of_many_sets_that_fail_is_an_error(faults: Faults, database: Datab
     """If many threads set keys while the database is away, each of them gets an error."""
     storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
     keys = [f"new {number}" for number in range(WAITING)]
-    faults.stop()
-    try:
+    with faults.away():
         if not refusal(storage.set, "key", NEW):
             pytest.skip("one `set` alone does not fail, which another test checks")
-        failed = at_once(*(partial(outcome, storage.set, key, MARK) for key in keys), seconds=SOON)
-    except TimeoutError as error:
-        pytest.fail(f"The database is away, and operations hang: {error}.")
-    finally:
-        faults.start()
+        failed = in_threads(*(partial(outcome, storage.set, key, MARK) for key in keys))
     stored = set(database.open("namespace", database.plugin()).keys())
     returned = {key for key, raised in zip(keys, failed, strict=True) if raised is None}
     assert returned <= stored, (
@@ -413,43 +388,30 @@ def test_waiting_for_the_database_keeps_no_processor_busy(
     faults: Faults, database: Database
 ) -> None:
     """An operation that waits for the database sleeps."""
-    storage = patient(database)
-    faults.stop()
-    try:
+    let_wait(database, PATIENCE)
+    storage = database.open("namespace", database.plugin())
+    with faults.away():
         began = process_time()
         outcome(storage.set, "0", NEW)
         sleep(AFTER)  # Something may go on in the background.
         busy = process_time() - began
-    finally:
-        faults.start()
     assert busy < PATIENCE / 4, (
         f"While the database is away, one `set` keeps a processor busy for {busy:.1f} seconds, so"
         " the bot and its machine become slow. Sleep before you try again."
     )
 
 
-def patient(database: Database) -> StorageBase:
-    """Open a storage that waits for the database for seconds, if it can be configured."""
-    if "timeout" in database.config.STORAGE_CONFIG:
-        database.config.STORAGE_CONFIG["timeout"] = PATIENCE
-    storage = database.open("namespace", database.plugin())
-    storage.set("0", MARK)
-    return storage
-
-
 def test_waiting_for_the_database_does_not_fill_the_log(
     faults: Faults, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An operation that waits for the database logs at most a few lines."""
-    storage = patient(database)
+    let_wait(database, PATIENCE)
+    storage = database.open("namespace", database.plugin())
     caplog.set_level(logging.INFO)
     caplog.clear()
-    faults.stop()
-    try:
+    with faults.away():
         outcome(storage.set, "0", NEW)
         sleep(AFTER)  # Something may go on in the background.
-    finally:
-        faults.start()
     told = [record.getMessage() for record in caplog.records]
     assert len(told) < LINES, (
         f"While the database is away, one `set` logs {len(told)} lines, such as {told[0]:.200}. All"
@@ -517,8 +479,7 @@ def test_a_loop_over_the_keys_does_not_begin_again_after_a_fault(
 
 def test_a_backup_keeps_nobody_waiting(faults: Faults, database: Database) -> None:
     """While another program reads the database, as a backup does, a bot starts and works."""
-    if "timeout" in database.config.STORAGE_CONFIG:
-        database.config.STORAGE_CONFIG["timeout"] = 2.0 * MEANWHILE  # so that waiting is noticed
+    let_wait(database, 2.0 * MEANWHILE)  # so that it is noticed
     storage, other = database.open_twice()
     expected = {"1": [MARK], "0": NEW, "after": b"large" * 100_000}
     for key in ["0", "1", "removed"]:

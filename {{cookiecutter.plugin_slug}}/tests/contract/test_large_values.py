@@ -94,25 +94,21 @@ def test_large_values_under_names_that_look_alike_are_told_apart(
     }
     for storage, key, value in stored.values():
         set_or_skip(storage, key, value)
-    mixed = [
-        name
-        for name, (storage, key, value) in stored.items()
-        if not same(outcome(storage.get, key), value)
-    ]
-    assert not mixed, (
-        f"Large values of the {kind} {mixed} are lost or mixed up. If you keep large values under"
-        " names of their own, use uuid4, and do not leave out or replace characters."
+
+    def changed() -> list[str]:
+        places = stored.items()
+        return [name for name, (of, key, value) in places if not same(outcome(of.get, key), value)]
+
+    assert not changed(), (
+        f"Large values of the {kind} {changed()} are lost or mixed up. If you keep large values"
+        " under names of their own, use uuid4, and do not leave out or replace characters."
     )
     storage, key, _ = stored.pop(LIKE_FILES[0])
     storage.remove(key)
-    gone = [
-        name
-        for name, (storage, key, value) in stored.items()
-        if not same(outcome(storage.get, key), value)
-    ]
-    assert not gone, (
+    assert not changed(), (
         f"When the large value of the {kind[:-1]} {LIKE_FILES[0]!r} was removed, so were those of"
-        f" {gone}. Remove only the parts of the value itself, not all whose names begin like it."
+        f" {changed()}. Remove only the parts of the value itself, not all whose names begin like"
+        " it."
     )
 
 

@@ -154,12 +154,9 @@ def test_a_long_outage_has_no_effect_afterwards(
     """However long the database was away, everything works as soon as it is back."""
     storage = database.open("namespace", clock.load(database))
     storage.set("key", MARK)
-    faults.stop()
-    try:
+    with faults.away():
         for clock.ahead in OUTAGE:
             outcome(storage.set, "key", MARK)
-    finally:
-        faults.start()
     got = (refusal(storage.set, "key", [MARK]), outcome(storage.get, "key"))
     assert got == (None, [MARK]), (
         f"The database was away for an hour, and when it is back, `set` and `get` give {got}. Do"

@@ -3,11 +3,10 @@
 import math
 import select
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from socketserver import BaseRequestHandler, ThreadingTCPServer
-from threading import Thread
-from time import sleep
+from threading import Event, Thread
 from typing import Any, NoReturn
 
 import pytest
@@ -37,12 +36,21 @@ class Faults:
     def start(self) -> None:
         """Bring the database back, with all its data."""
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Take the database away for the block."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
     def stall(self) -> None:
-        """Let the database accept connections, and give no answer until `start`."""
+        """Let the database accept connections, and give its answers only after `start`."""
         cannot("keep the database from answering")
 
     def lose_answer(self, number: int) -> None:
-        """Close a connection instead of sending it an answer: the next one, after so many."""
+        """Close a connection instead of sending it an answer, after so many answers."""
         cannot("lose an answer of the database")
 
     def damage(self, everything: bool) -> None:
@@ -91,6 +99,8 @@ class Proxy(Faults):
         self._open: set[socket.socket] = set()
         self._port, self._nowhere = free_ports(2)
         self._server: ThreadingTCPServer | None = None
+        self._answering = Event()
+        self._answers = math.inf
         self.start()
 
     def __enter__(self) -> "Proxy":
@@ -108,8 +118,9 @@ class Proxy(Faults):
         return self._config(self._nowhere)
 
     def start(self) -> None:
-        """Accept connections, and forward everything."""
-        self._stalled, self._answers = False, math.inf
+        """Accept connections, and forward everything, also what was held back."""
+        self._answers = math.inf
+        self._answering.set()
         if self._server:
             return
         carry = self._carry
@@ -127,6 +138,7 @@ class Proxy(Faults):
 
     def stop(self) -> None:
         """Accept no more connections, and close all that are open."""
+        self._answering.set()
         if self._server:
             self._server.shutdown()
             self._server.server_close()
@@ -134,11 +146,11 @@ class Proxy(Faults):
         self.drop()
 
     def stall(self) -> None:
-        """Accept connections, and forward no answer. Those that were stalled are closed later."""
-        self._stalled = True
+        """Accept connections, and hold back all answers."""
+        self._answering.clear()
 
     def lose_answer(self, number: int) -> None:
-        """Forward so many answers, and close the connection instead of the next one."""
+        """Forward so many answers, and close a connection instead of forwarding the next one."""
         self._answers = number
 
     def drop(self) -> None:
@@ -158,10 +170,15 @@ class Proxy(Faults):
                 for source in select.select(list(ways), [], [])[0]:
                     if not (data := source.recv(65_536)):
                         return
-                    while self._stalled and source is server:
-                        sleep(0.01)
-                    self._answers -= source is server
-                    if self._answers < 0:
-                        self._answers = math.inf
+                    if source is server and not self._may_answer():
                         return
                     ways[source].sendall(data)
+
+    def _may_answer(self) -> bool:
+        """Wait until answers are forwarded. Returns whether the next one is."""
+        self._answering.wait()
+        self._answers -= 1
+        if self._answers >= 0:
+            return True
+        self._answers = math.inf
+        return False

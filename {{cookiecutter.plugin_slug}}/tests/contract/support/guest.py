@@ -197,7 +197,7 @@ def belongings() -> dict[str, Any]:
 
 
 def definitions(name: str, module: ModuleType) -> dict[str, Any]:
-    """Return a module's functions and classes, and the methods of the classes it defines."""
+    """Return a module's functions, classes and constants, and what the classes it defines have."""
     found = {}
     for attribute, value in list(vars(module).items()):
         if callable(value) or attribute.isupper():
