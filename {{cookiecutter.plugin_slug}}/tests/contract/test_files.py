@@ -228,9 +228,7 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
     expected: dict[str, object] = {"small": MARK, "new": [MARK]}
     before = tmp_path / "before"
     before.mkdir()
-    paths = {key: str(before / Path(value).name) for key, value in own_paths(database).items()}
-    database.config.STORAGE_CONFIG |= paths
-    database.config.BOT_DATA_DIR = str(before)
+    use_folder(database, before)
     database.open_twice("probe")
     storage = database.open("namespace", database.plugin())
     storage.set("small", MARK)
@@ -240,9 +238,7 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
     database.close_all()
     before.rename(after := tmp_path / "after")
     before.write_text("something else")
-    paths = {key: str(after / Path(value).name) for key, value in paths.items()}
-    database.config.STORAGE_CONFIG |= paths
-    database.config.BOT_DATA_DIR = str(after)
+    use_folder(database, after)
     storage = database.open("namespace", database.plugin())
     storage.set("new", [MARK])
     assert same(contents(storage), expected), (
@@ -250,14 +246,13 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
     )
 
 
-def own_paths(database: Database) -> dict[str, str]:
-    """Return what in STORAGE_CONFIG is a path in BOT_DATA_DIR."""
-    folder = database.config.BOT_DATA_DIR
-    return {
-        key: value
-        for key, value in database.config.STORAGE_CONFIG.items()
-        if isinstance(value, str) and value.startswith(folder)
-    }
+def use_folder(database: Database, folder: Path) -> None:
+    """Let `folder` be `BOT_DATA_DIR`, also in the paths of `STORAGE_CONFIG`."""
+    old = Path(database.config.BOT_DATA_DIR)
+    for key, value in database.config.STORAGE_CONFIG.items():
+        if isinstance(value, str) and Path(value).is_relative_to(old):
+            database.config.STORAGE_CONFIG[key] = str(folder / Path(value).relative_to(old))
+    database.config.BOT_DATA_DIR = str(folder)
 
 
 def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -> None:
@@ -281,17 +276,12 @@ def test_the_bots_folder_may_have_any_name(database: Database, tmp_path: Path) -
     )
 
 
-def got_after_a_move(database: Database, folder: object) -> object:
-    """Return what is there if `BOT_DATA_DIR` is given in another way after a `set`."""
-    database.open("namespace", database.plugin()).set("key", MARK)
-    database.close_all()
-    database.config.BOT_DATA_DIR = folder
-    return outcome(lambda: database.open("namespace", database.plugin()).get("key"))
-
-
 def test_the_bots_folder_may_be_a_path(database: Database) -> None:
     """`BOT_DATA_DIR` may be a `pathlib.Path`, as `errbot` accepts it."""
-    got = got_after_a_move(database, Path(database.config.BOT_DATA_DIR))
+    database.open("namespace", database.plugin()).set("key", MARK)
+    database.close_all()
+    database.config.BOT_DATA_DIR = Path(database.config.BOT_DATA_DIR)
+    got = outcome(lambda: database.open("namespace", database.plugin()).get("key"))
     assert got == MARK, (
         f"If BOT_DATA_DIR is a pathlib.Path, a bot gets {got}. Use os.path.join or Path."
     )
@@ -299,12 +289,13 @@ def test_the_bots_folder_may_be_a_path(database: Database) -> None:
 
 def test_the_bots_folder_may_be_a_symbolic_link(database: Database, tmp_path: Path) -> None:
     """`BOT_DATA_DIR` may be a symbolic link, as to a mounted volume."""
-    if own_paths(database):
-        pytest.skip("STORAGE_CONFIG has paths in BOT_DATA_DIR")
     link = tmp_path / "link"
     if refusal(link.symlink_to, database.config.BOT_DATA_DIR, True):
         pytest.skip("this account may not create symbolic links")
-    got = got_after_a_move(database, str(link))
+    database.open("namespace", database.plugin()).set("key", MARK)
+    database.close_all()
+    use_folder(database, link)
+    got = outcome(lambda: database.open("namespace", database.plugin()).get("key"))
     assert got == MARK, (
         f"If BOT_DATA_DIR is a symbolic link, a bot gets {got}. Compare no paths of which only one"
         " is resolved."
