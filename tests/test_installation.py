@@ -5,10 +5,9 @@ import zipfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import DATABASES, Bake, clean_environment, environment, pythons, run
+from conftest import DATABASES, SOME, Bake, clean_environment, environment, pythons, run
 from servers.redis import Redis
 
 ERRBOTS = ["6.2.0", "6.2.1"]
@@ -85,20 +84,21 @@ def test_the_wheel_has_the_plug_file_and_no_stray_files(
 
 FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
-LEVELS: dict[tuple[str, ...], Any] = {
-    ("dict", *OLD): [],
-    ("sqlite", *NEW): pytest.mark.slow(minutes=3),
-    ("redis", *NEW): pytest.mark.slow(minutes=4),
-}
-"""What is not left to `make test-nightly`."""
 ENVIRONMENTS = [
-    pytest.param(*case, marks=LEVELS.get(case, pytest.mark.nightly))
-    for case in product(DATABASES, PYTHONS, ERRBOTS)
-    if case[2] == ERRBOTS[-1] or case[1:] == OLD
+    pytest.param("dict", *OLD, SOME, id="dict-some tests"),
+    *(
+        pytest.param(*case, ["--quick"], marks=pytest.mark.slow(minutes=3), id=f"{case[0]}-quick")
+        for case in [("dict", *OLD), ("sqlite", *NEW), ("redis", *NEW)]
+    ),
+    *(
+        pytest.param(*case, [], marks=pytest.mark.nightly, id="-".join(case))
+        for case in product(DATABASES, PYTHONS, ERRBOTS)
+        if case[2] == ERRBOTS[-1] or case[1:] == OLD
+    ),
 ]
 
 
-@pytest.mark.parametrize(("database", "python", "errbot"), ENVIRONMENTS)
+@pytest.mark.parametrize(("database", "python", "errbot", "options"), ENVIRONMENTS)
 def test_the_installed_wheel_is_found_and_passes_its_own_tests(
     bake: Bake,
     tmp_path: Path,
@@ -106,6 +106,7 @@ def test_the_installed_wheel_is_found_and_passes_its_own_tests(
     storage_config: dict[str, str],
     python: str,
     errbot: str,
+    options: list[str],
 ) -> None:
     project = bake(database=database)
     wheel = wheel_of(project, tmp_path)
@@ -119,6 +120,7 @@ def test_the_installed_wheel_is_found_and_passes_its_own_tests(
     assert (value, version) == ("value", errbot)
     assert Path(file).is_relative_to(tmp_path / "environment"), f"Errbot loaded {file}."
 
-    tests = run(interpreter, "-m", "pytest", "-q", cwd=project, env=clean_environment())
+    command = [interpreter, "-m", "pytest", "-q", *options]
+    tests = run(*command, cwd=project, env=clean_environment())
     print(f"Python {python}, Errbot {errbot}, {database}: {tests.splitlines()[-1]}")
     assert " passed" in tests.splitlines()[-1]

@@ -52,14 +52,16 @@ def test_the_diagram_is_the_same_in_design_md_and_in_a_bake(default_project: Pat
         assert f"\nclass {name}(" in source
 
 
-SOME = ["tests/test_config.py", "tests/contract/test_basics.py", "tests/contract/test_keys.py"]
+SOME = [
+    "tests/test_config.py",
+    *(f"tests/contract/test_{n}.py" for n in ["basics", "files", "keys"]),
+]
 
 
 @pytest.mark.parametrize(
     "tests",
     [
         pytest.param(["--quick", *SOME], id="some tests"),
-        pytest.param(["--quick"], marks=pytest.mark.slow(minutes=2), id="all tests quickly"),
         pytest.param([], marks=pytest.mark.nightly, id="all tests"),
     ],
 )

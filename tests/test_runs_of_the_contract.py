@@ -215,7 +215,7 @@ AcmeStorage.set = lambda self, key, value: (
 def test_values_in_the_log_are_reported_once(run_tests: Run) -> None:
     code = f"import logging\n{LOGS}"
     status, output = run_tests(
-        code, "tests/contract/test_mapping.py", "tests/contract/test_keys.py"
+        code, "tests/contract/test_mapping.py", "tests/contract/test_basics.py"
     )
     assert status == 1, output
     assert len(re.findall("^ERROR tests/", output, re.MULTILINE)) == 1, output
@@ -248,7 +248,7 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 
 @pytest.mark.parametrize("database", ["dict"])
 def test_processes_at_once_report_what_one_process_does(run_tests: Run, tmp_path: Path) -> None:
-    files = [f"tests/contract/test_{name}.py" for name in ["keys", "mapping", "time"]]
+    files = [f"tests/contract/test_{name}.py" for name in ["keys", "mapping", "processes"]]
     code = """
 _remove = AcmeStorage.remove
 AcmeStorage.remove = lambda self, key: _remove(self, key.strip())

@@ -3,6 +3,7 @@
 import logging
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -17,11 +18,9 @@ from contract.support.database import Database
 from contract.support.expectations import outcome, refusal, same, set_or_skip
 from contract.support.sample_values import MARK, large_value
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer"),
-    # Python reports, but drops, an interrupt in a finalizer of the database's client.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "setitimer"), reason="Windows has no such timer"
+)
 
 KEYS = [f"key {number}" for number in range(5)]
 THREADS = 3
@@ -100,11 +99,16 @@ class Interrupts:
 
 
 @pytest.fixture(params=[KeyboardInterrupt, SystemExit])
-def interrupts(request: pytest.FixtureRequest) -> Iterator[Interrupts]:
+def interrupts(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Interrupts]:
     """Signals that raise what Ctrl-C raises, or what a service's handler may raise.
 
     Logging is off meanwhile, because an interrupt can leave the locks of `logging` itself taken.
     """
+    # Python drops an interrupt in a finalizer of the database's client, and pytest's report of it
+    # might be interrupted, too.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     logging.disable()
     for name in list(logging.root.manager.loggerDict):
         for level in [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]:

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import re
 import subprocess
 import threading
@@ -15,6 +14,7 @@ from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
 from functools import partial
+from hashlib import shake_128
 from http.cookies import SimpleCookie
 from importlib import import_module
 from importlib.util import find_spec
@@ -51,7 +51,7 @@ LARGE = 5_000_000
 """Bytes of a value that no database stores in one page, packet or item."""
 
 
-NOISE = random.Random(1).randbytes(LARGE)
+NOISE = shake_128(b"noise").digest(LARGE)
 """Bytes that cannot be compressed, so that a large value stays large."""
 
 

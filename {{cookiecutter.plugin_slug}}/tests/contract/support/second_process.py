@@ -19,7 +19,8 @@ from threading import Thread
 from time import sleep, time
 from types import FrameType
 from typing import Any
-from unittest.mock import patch
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -27,7 +28,7 @@ from errbot.backend_plugin_manager import BackendPluginManager  # noqa: E402
 from errbot.bootstrap import get_storage_plugin  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
-from contract.support import forks, guest  # noqa: E402
+from contract.support import forks  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
 from contract.support.expectations import outcome  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
@@ -232,8 +233,17 @@ def change_little(open_storage: Open) -> None:
     print(json.dumps([turns, max(removals)]))
 
 
+def visit(open_storage: Open) -> None:
+    """Print what loading, opening and using a storage changes."""
+    from contract.support import guest  # It imports much that the other tasks do not need.
+
+    guest.visit(open_storage)
+
+
 def rest(load: Callable[[], StoragePluginBase], namespace: str) -> None:
     """Do nothing for a second, and print how often threads woke up, and the processor's seconds."""
+    from contract.support import guest
+
     plugin = load()  # A bot keeps it.
     storage = plugin.open(namespace)
     guest.use(storage)
@@ -286,7 +296,8 @@ def start_and_be_killed(open_storage: Open) -> None:
         return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
     sys.dont_write_bytecode = True  # Imports are no steps.
-    with suppress(Exception), patch.object(BackendPluginManager, "load_plugin", import_plugin):
+    with suppress(Exception), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BackendPluginManager, "load_plugin", import_plugin)
         open_storage()
     step = 1
     while is_killed_at(step):
@@ -436,7 +447,7 @@ if __name__ == "__main__":
         "remove-at-once": remove_at_once,
         "remove-many": remove_many,
         "write-values": write_values,
-        "visit": guest.visit,
+        "visit": visit,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
         "fork-while-threads-work": lambda open_storage: forks.fork_while_threads_work(
             open_storage()
