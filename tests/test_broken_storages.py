@@ -2,10 +2,10 @@
 
 For each broken storage in broken_storages/, the tests of a baked project run in a process that
 breaks the project's storage in this way. The end of pytest's output says which tests caught it.
-`make test` runs those of the dict that only one test catches, and `make test-slow` the others, so
-each test of the contract is shown to fail. `make test-nightly` runs the rest of those on SQLite,
-and the whole contract against those that only one test may catch. `BROKEN_STORAGES_EVERYWHERE=1`
-breaks every database.
+`make test` runs those of the dict that only one test catches, and `make test-slow` those of SQLite
+and Redis, so each test of the contract is shown to fail. `make test-nightly` runs those that more
+tests catch, and the whole contract against those that only one test may catch.
+`BROKEN_STORAGES_EVERYWHERE=1` breaks every database.
 """
 
 import os
@@ -45,10 +45,10 @@ def database_of(broken: Broken) -> str:
 
 
 def level_of(database: str, broken: Broken) -> list[pytest.MarkDecorator]:
-    """Return the marks that say which target runs a case. Those on SQLite take longest."""
-    if broken.alone:
-        return [pytest.mark.slow] * (database != "dict")
-    return [pytest.mark.nightly if database == "sqlite" else pytest.mark.slow]
+    """Return the marks that say which target runs a case."""
+    if not broken.alone:
+        return [pytest.mark.nightly]
+    return [pytest.mark.slow] * (database != "dict")
 
 
 CASES = [

@@ -58,6 +58,21 @@ def a_kill_comes_between_the_parts(Storage, Plugin):
         replace_part_by_part(self, old, key, value, seconds)
 
 
+@caught_by(
+    "test_a_change_of_a_large_value_that_is_killed_is_done_or_not",
+    outlives_process=True,
+    alone=True,
+)
+def large_values_are_blanked_before_they_are_removed(Storage, Plugin):
+    """`remove` replaces a large value first, so that nothing of it stays on the disk."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        if len(bytes_or_none(self, key) or b"") > MEGABYTE:
+            self.set(key, b"")
+        old(self, key)
+
+
 def replace_part_by_part(storage: Any, set: Any, key: str, value: Any, seconds: float) -> None:
     """For some time, let a value begin like the new one and end like the old one."""
     if seconds and type(value) is bytes and len(value) > MEGABYTE:

@@ -1,5 +1,6 @@
 """Values of several MB: above what databases store in one row, packet or request."""
 
+import os
 import random
 import secrets
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.support.database import PROCESS, Database, process_command, running
+from contract.support.database import PROCESS, Database, process_command, run_process, running
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     expect,
@@ -230,6 +231,19 @@ def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None
         )
         storage.set(key, MARK)
         assert storage.get(key) == MARK, "A value that a killed bot left cannot be replaced."
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.usefixtures("other_processes")
+def test_a_change_of_a_large_value_that_is_killed_is_done_or_not(database: Database) -> None:
+    """If a process is killed in the middle of a `set` or `remove`, that is done in full or not."""
+    set_or_skip(database.open("probe"), "key", large_value(1))
+    damage = run_process(database, "namespace", "change-and-be-killed").splitlines()
+    assert not damage, (
+        f"The value of a bot that was killed is damaged: {damage[0]}. Do an operation in one"
+        " transaction, or write new parts beside the old ones, switch to them in one step, and then"
+        " remove the old ones."
+    )
 
 
 @pytest.mark.parametrize("megabytes", [17, 33, pytest.param(130, marks=pytest.mark.thorough)])

@@ -30,7 +30,7 @@ from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
 from contract.support.database import load_config, load_plugin  # noqa: E402
-from contract.support.expectations import outcome  # noqa: E402
+from contract.support.expectations import outcome, same  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
     LARGE,
     MARK,
@@ -262,50 +262,81 @@ def import_plugin(manager: BackendPluginManager) -> None:
     information.load_plugin_classes("errbot.storage", StoragePluginBase)
 
 
-def start_and_be_killed(open_storage: Open) -> None:
-    """Start in processes that are killed at every step, then start, and print what is there.
+def killed_at(last: int, prepare: Callable[[], Callable[[], object]]) -> bool:
+    """Prepare some work in a child, do it, and kill the child at this step, if it comes so far.
 
     A step is what Python reports to audit hooks (a file is created or opened for writing, renamed
     or removed, or something connects), or a call of a function that sends or writes something.
     """
+    step = 0
 
-    def is_killed_at(last: int) -> bool:
-        """Start in a child, and kill it at this step. Returns whether it came so far."""
-        step = 0
+    def count_step() -> None:
+        nonlocal step
+        step += 1
+        if step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def count_step() -> None:
-            nonlocal step
-            step += 1
-            if step == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if arguments[2] & WRITE if event == "open" else event.startswith(STEPS):
+            count_step()
 
-        def audit(event: str, arguments: tuple[Any, ...]) -> None:
-            if arguments[2] & WRITE if event == "open" else event.startswith(STEPS):
-                count_step()
+    def profile(_frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call" and argument.__name__ in CALLS:
+            count_step()
 
-        def profile(_frame: FrameType, event: str, argument: Any) -> None:
-            if event == "c_call" and argument.__name__ in CALLS:
-                count_step()
+    if not (pid := os.fork()):
+        with suppress(Exception):
+            work = prepare()
+            sys.addaudithook(audit)
+            sys.setprofile(profile)
+            work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
-        if not (pid := os.fork()):
-            with suppress(Exception):
-                sys.addaudithook(audit)
-                sys.setprofile(profile)
-                open_storage().len()
-            os._exit(0)
-        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
+def start_and_be_killed(open_storage: Open) -> None:
+    """Start in processes that are killed at every step, then start, and print what is there."""
     sys.dont_write_bytecode = True  # Imports are no steps.
     with suppress(Exception), pytest.MonkeyPatch.context() as patch:
         patch.setattr(BackendPluginManager, "load_plugin", import_plugin)
         open_storage()
     step = 1
-    while is_killed_at(step):
+    while killed_at(step, lambda: lambda: open_storage().len()):
         step += 1
     try:
         read(open_storage)
     except Exception as error:
         print(repr(error))
+
+
+def change_and_be_killed(open_storage: Open) -> None:
+    """Replace or remove a large value in processes that are killed at a step, and print damage."""
+    before, after = large_value(0), large_value(1)
+    changes: dict[str, tuple[Callable[[StorageBase], None], object]] = {
+        "set": (lambda storage: storage.set("key", after), after),
+        "remove": (lambda storage: storage.remove("key"), KeyError),
+    }
+    for name, (change, done) in changes.items():
+
+        def begin(change: Callable[[StorageBase], None] = change) -> Callable[[], None]:
+            return partial(change, open_storage())
+
+        def start_again(done: object = done, told: str = f"after a killed `{name}`,") -> None:
+            try:
+                storage = open_storage()
+                got, keys = outcome(storage.get, "key"), list(storage.keys())
+                if not same(got, before) and not same(got, done):
+                    print(told, "`get` gives", len(got) if isinstance(got, bytes) else repr(got))
+                elif keys != ["key"] * (got is not KeyError):
+                    print(told, "`keys` gives", keys)
+                storage.set("key", before)
+            except Exception as error:
+                print(told, repr(error))
+
+        step = 0
+        forks.await_end(forks.fork(lambda: open_storage().set("key", before)))
+        while killed_at(step := step + 1 + step // 3, begin):
+            forks.await_end(forks.fork(start_again))
 
 
 def write_many(open_storage: Open) -> None:
@@ -437,6 +468,7 @@ if __name__ == "__main__":
         "read-in-memory": read_in_memory,
         "rest": lambda _: rest(load, namespace),
         "start-and-be-killed": start_and_be_killed,
+        "change-and-be-killed": change_and_be_killed,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
