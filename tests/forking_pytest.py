@@ -47,7 +47,6 @@ class Forking:
                     *[sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "forking_pytest"],
                     *["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"],
                     *["-p", "no:cookies", f"--basetemp={folder / TEMPORARY}", "-m", ""],
-                    "--time-limit=12",
                 ],
                 cwd=project,
                 env={
@@ -65,17 +64,23 @@ class Forking:
         self._requests = os.fdopen(requests[1], "w")
         self._replies = os.fdopen(replies[0])
 
-    def run(self, tests: Iterable[str], thorough: bool = False, **environment: str) -> Result:
+    def run(
+        self,
+        tests: Iterable[str],
+        thorough: bool = False,
+        time_limit: float = 12,
+        **environment: str,
+    ) -> Result:
         """Run these test functions in a fork with more environment variables.
 
-        Tests that take minutes run only if `thorough` is true.
+        Each test may take `time_limit` seconds. Tests that take minutes run only if `thorough` is
+        true.
         """
         output = self._folder / OUTPUT
         start = output.stat().st_size
         with suppress(BrokenPipeError):  # pytest has ended, and its output says why.
-            print(
-                json.dumps([sorted(tests), thorough, environment]), file=self._requests, flush=True
-            )
+            request = [sorted(tests), thorough, time_limit, environment]
+            print(json.dumps(request), file=self._requests, flush=True)
         reply = self._replies.readline()
         printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
         assert reply == "done\n", f"pytest failed: {reply}\n{printed}"
@@ -132,11 +137,12 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     gc.freeze()  # Each collection of garbage would copy the parent's memory into the child.
     with os.fdopen(asked) as requests, os.fdopen(answered, "w") as replies:
         for request in requests:
-            tests, thorough, added = json.loads(request)
+            tests, thorough, time_limit, added = json.loads(request)
             os.environ.update(added)
             pid = os.fork()
             if not pid:
                 os.setpgid(0, 0)
+                session.config.option.time_limit = time_limit
                 session.config.pluginmanager.register(Outcomes(folder / OUTCOMES))
                 functions = (item for item in session.items if isinstance(item, pytest.Function))
                 session.items = [

@@ -113,7 +113,8 @@ def test_a_broken_storage_is_caught_by_the_test_of_its_promise(
 ) -> None:
     broken = BROKEN[name]
     tests = broken.caught_by | BASICS
-    result = tests_of(database).run(tests, broken.thorough, BROKEN_STORAGE=name)
+    limit = 7 if database == "dict" else 12  # Some hang; the others need no more.
+    result = tests_of(database).run(tests, broken.thorough, limit, BROKEN_STORAGE=name)
 
     failed = result.failed
     others = len(failed - broken.caught_by)
