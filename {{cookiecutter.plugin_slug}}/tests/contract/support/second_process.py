@@ -262,6 +262,14 @@ def import_plugin(manager: BackendPluginManager) -> None:
     information.load_plugin_classes("errbot.storage", StoragePluginBase)
 
 
+def import_once(open_storage: Open) -> None:
+    """Import the plugin before the forks, because imports take long, and are no steps."""
+    sys.dont_write_bytecode = True
+    with suppress(Exception), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BackendPluginManager, "load_plugin", import_plugin)
+        open_storage()
+
+
 def killed_at(last: int, prepare: Callable[[], Callable[[], object]]) -> bool:
     """Prepare some work in a child, do it, and kill the child at this step, if it comes so far.
 
@@ -296,10 +304,7 @@ def killed_at(last: int, prepare: Callable[[], Callable[[], object]]) -> bool:
 
 def start_and_be_killed(open_storage: Open) -> None:
     """Start in processes that are killed at every step, then start, and print what is there."""
-    sys.dont_write_bytecode = True  # Imports are no steps.
-    with suppress(Exception), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BackendPluginManager, "load_plugin", import_plugin)
-        open_storage()
+    import_once(open_storage)
     step = 1
     while killed_at(step, lambda: lambda: open_storage().len()):
         step += 1
@@ -311,7 +316,8 @@ def start_and_be_killed(open_storage: Open) -> None:
 
 def change_and_be_killed(open_storage: Open) -> None:
     """Replace or remove a large value in processes that are killed at a step, and print damage."""
-    before, after = large_value(0), large_value(1)
+    import_once(open_storage)
+    before, after = (large_value(number)[:2_000_000] for number in range(2))
     changes: dict[str, tuple[Callable[[StorageBase], None], object]] = {
         "set": (lambda storage: storage.set("key", after), after),
         "remove": (lambda storage: storage.remove("key"), KeyError),
