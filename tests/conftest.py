@@ -21,9 +21,9 @@ UV = Path(sys.executable).with_name("uv")
 CONTRACT = TEMPLATE / "{{cookiecutter.plugin_slug}}" / "tests" / "contract"
 SUPPORTED = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 DATABASES = ["dict", "sqlite", "sql", "redis"]
-LEFT_OUT = "forks freshness guest interrupts large_values many model namespaces_at_once processes"
-SOME = ["--quick", *(f"--ignore=tests/contract/test_{name}.py" for name in LEFT_OUT.split())]
-"""Options of pytest that leave out of the contract what takes longest."""
+LONGEST = "forks freshness guest interrupts large_values many model namespaces_at_once processes"
+SHORT_RUN = ["--quick", *(f"--ignore=tests/contract/test_{name}.py" for name in LONGEST.split())]
+"""Options of pytest that leave out the files of the contract that take longest."""
 KILLS = [8, pytest.param(50, marks=pytest.mark.nightly)]
 """How often tests kill a process that writes."""
 

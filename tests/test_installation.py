@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import DATABASES, SOME, Bake, clean_environment, environment, pythons, run
+from conftest import DATABASES, SHORT_RUN, Bake, clean_environment, environment, pythons, run
 from servers.redis import Redis
 
 ERRBOTS = ["6.2.0", "6.2.1"]
@@ -85,7 +85,7 @@ def test_the_wheel_has_the_plug_file_and_no_stray_files(
 FOUND = [*PYTHONS] or ["none"]
 OLD, NEW = (FOUND[0], ERRBOTS[0]), (FOUND[-1], ERRBOTS[-1])
 ENVIRONMENTS = [
-    pytest.param("dict", *OLD, SOME, id="dict-some tests"),
+    pytest.param("dict", *OLD, SHORT_RUN, id="dict-short"),
     *(
         pytest.param(*case, ["--quick"], marks=pytest.mark.slow(minutes=3), id=f"{case[0]}-quick")
         for case in [("dict", *OLD), ("sqlite", *NEW), ("redis", *NEW)]

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from conftest import SOME, clean_environment, run, skipped
+from conftest import SHORT_RUN, clean_environment, run, skipped
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
@@ -138,8 +138,12 @@ def table() -> str:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param("postgresql", ["--quick"], marks=pytest.mark.slow(minutes=5), id="quick"),
-        pytest.param(SCHEME, SOME, marks=pytest.mark.slow(minutes=3), id="some tests"),
+        pytest.param(
+            SERVERS[0], ["--quick"], marks=pytest.mark.slow(minutes=5), id=f"{SERVERS[0]}-quick"
+        ),
+        pytest.param(
+            SERVERS[1], SHORT_RUN, marks=pytest.mark.slow(minutes=3), id=f"{SERVERS[1]}-short"
+        ),
         *(pytest.param(name, [], marks=pytest.mark.nightly, id=name) for name in SERVERS),
     ],
 )

@@ -236,7 +236,7 @@ def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.usefixtures("other_processes")
 def test_a_change_of_a_large_value_that_is_killed_is_done_or_not(database: Database) -> None:
-    """If a process is killed in the middle of a `set` or `remove`, that is done in full or not."""
+    """If a process is killed in a `set` or `remove` of a large value, it is done or not."""
     set_or_skip(database.open("probe"), "key", large_value(1))
     damage = run_process(database, "namespace", "change-and-be-killed").splitlines()
     assert not damage, (

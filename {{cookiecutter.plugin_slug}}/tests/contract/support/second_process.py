@@ -270,8 +270,8 @@ def import_once(open_storage: Open) -> None:
         open_storage()
 
 
-def killed_at(last: int, prepare: Callable[[], Callable[[], object]]) -> bool:
-    """Prepare some work in a child, do it, and kill the child at this step, if it comes so far.
+def killed_at(number: int, prepare: Callable[[], Callable[[], object]]) -> bool:
+    """Prepare work in a child, do it, and kill the child at a step. Returns whether it came so far.
 
     A step is what Python reports to audit hooks (a file is created or opened for writing, renamed
     or removed, or something connects), or a call of a function that sends or writes something.
@@ -281,7 +281,7 @@ def killed_at(last: int, prepare: Callable[[], Callable[[], object]]) -> bool:
     def count_step() -> None:
         nonlocal step
         step += 1
-        if step == last:
+        if step == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -315,34 +315,35 @@ def start_and_be_killed(open_storage: Open) -> None:
 
 
 def change_and_be_killed(open_storage: Open) -> None:
-    """Replace or remove a large value in processes that are killed at a step, and print damage."""
+    """Replace and remove a large value in processes that are killed, and print what is damaged."""
     import_once(open_storage)
-    before, after = (large_value(number)[:2_000_000] for number in range(2))
-    changes: dict[str, tuple[Callable[[StorageBase], None], object]] = {
-        "set": (lambda storage: storage.set("key", after), after),
-        "remove": (lambda storage: storage.remove("key"), KeyError),
-    }
-    for name, (change, done) in changes.items():
+    before, after = (large_value(number)[: LARGE // 2] for number in range(2))
 
-        def begin(change: Callable[[StorageBase], None] = change) -> Callable[[], None]:
-            return partial(change, open_storage())
+    def be_killed(name: str, change: Callable[[StorageBase], None], done: object) -> None:
+        """Kill processes at the first steps of a change, and at some of the later ones."""
 
-        def start_again(done: object = done, told: str = f"after a killed `{name}`,") -> None:
+        def start_again() -> None:
             try:
                 storage = open_storage()
                 got, keys = outcome(storage.get, "key"), list(storage.keys())
                 if not same(got, before) and not same(got, done):
-                    print(told, "`get` gives", len(got) if isinstance(got, bytes) else repr(got))
+                    size = len(got) if isinstance(got, bytes) else repr(got)
+                    print(f"after a killed `{name}`, `get` gives {size}")
                 elif keys != ["key"] * (got is not KeyError):
-                    print(told, "`keys` gives", keys)
+                    print(f"after a killed `{name}`, `keys` gives {keys}")
                 storage.set("key", before)
             except Exception as error:
-                print(told, repr(error))
+                print(f"after a killed `{name}`, the next start fails: {error!r}")
 
-        step = 0
-        forks.await_end(forks.fork(lambda: open_storage().set("key", before)))
-        while killed_at(step := step + 1 + step // 3, begin):
+        step, killed = 0, True
+        while killed:
+            step += 1 + step // 3
+            killed = killed_at(step, lambda: partial(change, open_storage()))
             forks.await_end(forks.fork(start_again))
+
+    forks.await_end(forks.fork(lambda: outcome(lambda: open_storage().set("key", before))))
+    be_killed("set", lambda storage: storage.set("key", after), after)
+    be_killed("remove", lambda storage: storage.remove("key"), KeyError)
 
 
 def write_many(open_storage: Open) -> None:
