@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from datetime import date, datetime, time, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,12 @@ from contract.support.tricky_names import ALIKE
 from errbot.storage import StoreException
 from errbot.storage.shelf import ShelfStoragePlugin
 
-from {{ cookiecutter.__package }} import moving, values
+from {{ cookiecutter.__package }} import moving, storages, values
 from {{ cookiecutter.__package }}.__main__ import main, watch
 
 OLD = "old-signing-key-of-the-bot"
 NEW = "new-signing-key-of-the-bot"
+UTC = "datetime.timezone(datetime.timedelta(0, 0, 0))"
 HIGH = f"{Level.__module__}.Level('high')"
 if Level.HIGH.__reduce_ex__(4)[0] is getattr:  # as in Python 3.11.2
     HIGH = f"builtins.getattr({Level.__module__}.Level, 'HIGH')"
@@ -197,9 +199,8 @@ def test_check_tells_what_is_bad(bot: Bot) -> None:
     storage.write("cut", pickle.dumps(MARK)[:-1])
     storage.write("signed, no pickle", storage.signer("signed, no pickle").sign(b"no pickle"))
     printed = bot.json("check", status=1)
-    assert printed["total"] == {
-        **{"keys": 6, "newest": 1, "older": 1, "unsigned": 1, "refused": 1, "broken": 2}
-    }
+    counts = {"newest": 1, "older": 1, "unsigned": 1, "refused": 1, "broken": 2}
+    assert printed["total"] == {"keys": 6, **counts}
     assert {entry["key"]: entry["why"].split(":")[0] for entry in printed["bad"]} == {
         "unsigned": "unsigned, but STORAGE_CONFIG has a signing_key",
         "refused": "refused",
@@ -209,6 +210,14 @@ def test_check_tells_what_is_bad(bot: Bot) -> None:
     text = bot.run("check", status=1)
     assert "one, unsigned: unsigned" in text
     assert MARK not in text
+
+
+def test_the_keys_of_a_bot_that_has_stored_nothing_are_reported(bot: Bot) -> None:
+    assert "signing_key 1 of 1: the newest, has signed 0 values" in bot.run("check")
+    assert bot.json("resign")["signed"] == 0
+    bot.keys()
+    assert "STORAGE_CONFIG has no signing_key" in bot.run("check")
+    assert "no signing_key to sign with" in bot.run("resign", status=2)
 
 
 def test_check_says_when_an_old_key_may_go(bot: Bot) -> None:
@@ -237,6 +246,9 @@ def test_move_brings_everything_from_a_shelf(bot: Bot, shelf: Path, keys: tuple[
     folder = shelf.parent.parent / "shelf"
     before = contents(folder)
     assert "nothing was written" in bot.run("move", "--dry-run", shelf)
+    tried = bot.json("move", "--dry-run", shelf)
+    assert tried["good"] is True
+    assert not [one for one in tried["namespaces"] if "good" in one], "Nothing was compared."
     assert bot.json("list")["keys"] == 0, "A dry run wrote something."
     printed = bot.run("move", shelf)
     assert printed.splitlines()[-1] == "5 namespaces, 120 keys: all equal"
@@ -301,7 +313,10 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
     assert "Berkeley.db:" not in printed.replace("Berkeley: Berkeley.db:", "")
     assert "NOT all equal" in printed.splitlines()[-1]
     assert bot.open("core").get("person") == Person(MARK)
-    assert bot.json("move", shelf, status=1)["good"] is False
+    moved = bot.json("move", shelf, status=1)
+    assert moved["good"] is False
+    keys = {one["namespace"]: one["keys"] for one in moved["namespaces"]}
+    assert keys["Torn"] == 0, "A namespace that cannot be read has no keys to count."
     assert bot.json("list")["keys"] == 120
 
 
@@ -313,10 +328,13 @@ def test_move_compares_what_was_really_stored(
     def spoil(old: Any, new: Any, keys: Any, result: moving.Result) -> None:
         write_all(old, new, keys, result)
         new.write("person", new.signer("person").sign(pickle.dumps("other")))
+        new.write("one more", b"")
+        new.write("two more", b"")
 
     monkeypatch.setattr(moving, "write_all", spoil)
     printed = bot.run("move", shelf, status=1)
     assert "core, person: not equal" in printed
+    assert "core: keys here that the other storage does not have: 2" in printed
     assert "NOT all equal, only 115" in printed
 
 
@@ -414,13 +432,38 @@ def test_a_config_that_is_missing_is_a_clear_error(bot: Bot, tmp_path: Path) -> 
     assert "There is no Python file" in bot.run("move", tmp_path / "nowhere.py", status=2)
 
 
-def test_a_config_that_names_another_storage_is_a_clear_error(bot: Bot) -> None:
-    bot.database.config.STORAGE = "Memory"
+SIBLING = """
+from errbot.storage.base import StoragePluginBase
+
+class SiblingPlugin(StoragePluginBase):
+    def open(self, namespace):
+        raise AssertionError("A command used the database of another plugin.")
+    def namespaces(self):
+        return ["core"]
+"""
+
+
+@pytest.mark.parametrize("name", ["Memory", "Sibling"])
+def test_a_config_that_names_another_storage_is_a_clear_error(
+    bot: Bot, tmp_path: Path, name: str
+) -> None:
+    plug = "[Core]\nName = Sibling\nModule = sibling\n"
+    (tmp_path / "sibling.plug").write_text(plug, encoding="utf-8")
+    (tmp_path / "sibling.py").write_text(SIBLING, encoding="utf-8")
+    bot.database.config.BOT_EXTRA_STORAGE_PLUGINS_DIR = str(tmp_path)
+    bot.database.config.STORAGE = name
     bot.keys()
-    assert 'STORAGE = "{{ cookiecutter.plugin_name }}"' in bot.run("list", status=2)
+    for command in ["list", "check", "resign"]:
+        assert 'STORAGE = "{{ cookiecutter.plugin_name }}"' in bot.run(command, status=2)
 
 
-def test_options_may_stand_behind_the_command(bot: Bot) -> None:
+def test_the_error_of_a_plugin_shows_no_password() -> None:
+    config = {"nodes": [{"url": "acme://bot:p%40ss%2Fw0rd@host/database"}], "pin": "p@ss"}
+    shown = storages.without_secrets("'p%40ss%2Fw0rd' or 'p@ss/w0rd' is wrong for bot", config)
+    assert shown == "'***' or '***' is wrong for bot"
+
+
+def test_options_may_follow_the_command(bot: Bot) -> None:
     words = ["list", "--json", "-c", str(bot.database.config_file)]
     done = CliRunner().invoke(main, words)
     assert json.loads(done.stdout)["keys"] == 0
@@ -476,6 +519,32 @@ def test_resign_does_not_set_back_what_a_bot_sets_meanwhile(
     assert writer.get("key") == "meanwhile", "A value that the bot had set was overwritten."
 
 
+def test_a_key_that_is_removed_meanwhile_is_left_out(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_here = storages.open_here
+
+    def open_late(path: Path) -> Any:
+        plugin = open_here(path)
+        open_namespace = plugin.open
+
+        def list_one_more(namespace: str) -> Any:
+            storage = open_namespace(namespace)
+            keys = storage.keys
+            storage.keys = lambda: iter([*keys(), "gone"])
+            return storage
+
+        plugin.open = list_one_more
+        return plugin
+
+    monkeypatch.setattr(storages, "open_here", open_late)
+    monkeypatch.setattr(values, "items", lambda storage: ((key, b"") for key in storage.keys()))
+    bot.open("one").set("key", MARK)
+    printed = bot.json("resign")
+    assert (printed["signed"], printed["already_signed"]) == (0, 1)
+    assert [value["key"] for value in bot.json("show", "one")["values"]] == ["key"]
+
+
 def test_show_describes_a_value_and_makes_nothing(bot: Bot) -> None:
     storage = bot.open("one")
     storage.set("person", Person("Ann", [Person("Bob")]))
@@ -501,6 +570,7 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
     storage = bot.open("one")
     for key in ["a", "b", "c"]:
         storage.write(key, pickle.dumps(Evil()))
+    assert "Delete" not in bot.run("delete", "one", "nothing", status=1)
     bot.run("delete", "one", "a", given="n\n", status=1)
     assert storage.len() == 3
     assert "Delete the key a of one?" in bot.run("delete", "one", "a", given="y\n")
@@ -517,14 +587,30 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
         (2**70, None),
         (Level.HIGH, HIGH),
         (Settings(a=1), f"{Settings.__module__}.Settings('a': 1)"),
+        (date(2024, 1, 2), "datetime.date(2024, 1, 2)"),
+        (time(1, 30, fold=1), "datetime.time(1, 30, 0, 0, fold=1)"),
+        (datetime(2024, 11, 3, 1, 30), "datetime.datetime(2024, 11, 3, 1, 30, 0, 0)"),
+        (
+            datetime(2024, 11, 3, 1, 30, 5, 700, timezone.utc, fold=1),
+            f"datetime.datetime(2024, 11, 3, 1, 30, 5, 700, {UTC}, fold=1)",
+        ),
     ],
-    ids=["flat", "nested", "large", "enum", "dict of a class"],
+    ids=["flat", "nested", "large", "enum", "dict of a class", "date", "fold", "naive", "zone"],
 )
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_values_are_described(value: object, text: str | None, protocol: int) -> None:
-    expected = repr(value).replace("set()", "set([])").replace("frozenset([])", "frozenset([])")
+    expected = repr(value).replace("set()", "set([])")
     described = values.describe(pickle.dumps(value, protocol), 1_000)
     assert described == (text or expected)
+
+
+def test_names_in_a_pickle_cannot_forge_a_line() -> None:
+    name = "\x1b[2J\n"
+    pickled = pickle.dumps(Settings()).replace(b"Settings", name.encode() + b"a" * 3)
+    assert values.describe(pickled, 1_000).endswith(r".\x1b[2J\naaa()")
+    person = Person("Ann")
+    vars(person)[name] = 1
+    assert r"\x1b[2J\n=1" in values.describe(pickle.dumps(person), 1_000)
 
 
 def test_a_bomb_does_not_go_off() -> None:

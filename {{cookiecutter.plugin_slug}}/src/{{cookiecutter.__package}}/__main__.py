@@ -50,7 +50,8 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in [
         click.option(
-            *("-c", "--config"),
+            "-c",
+            "--config",
             type=click.Path(path_type=Path),
             callback=note,
             expose_value=False,
@@ -117,13 +118,20 @@ def table(heading: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
 
 def shown(name: str) -> str:
     """Return a name for a line of output. Quote it if it is empty or would be hard to see."""
-    plain = name.isprintable() and name == name.strip() and name
-    return name if plain else ascii(name) if not name.isprintable() else repr(name)
+    if not name.isprintable():
+        return ascii(name)
+    return name if name and name == name.strip() else repr(name)
 
 
 def many(number: int, thing: str) -> str:
     """Return a number and its noun, such as "2 keys"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def number_of_signing_keys(plugin: Any) -> int:
+    """Return how many signing keys STORAGE_CONFIG has."""
+    with closing(plugin.open("core")) as storage:
+        return len(storage._signing_keys)
 
 
 def read_all(plugin: Any, namespace: str) -> Iterator[tuple[Any, str, bytes]]:
@@ -162,18 +170,18 @@ def list_() -> None:
 def check() -> None:
     """Check that every value is intact and correctly signed.
 
-    The status is 1 if a bot would refuse a value. Also reports which keys of signing_key are still
+    The status is 1 if a bot would refuse a value. Values are not unpickled, so a value whose class
+    is missing counts as good. Also reports which keys of signing_key are still
     needed: remove an old key when it has signed none of the values.
     """
     plugin = storage_plugin()
     found, bad = [], []
-    number_of_keys = 0
+    number_of_keys = number_of_signing_keys(plugin)
     signed: dict[int, int] = {}
     for namespace in sorted(plugin.namespaces()):
         counts = dict.fromkeys(COLUMNS, 0)
         for storage, key, data in read_all(plugin, namespace):
             value = values.examine(storage, key, data)
-            number_of_keys = len(storage._signing_keys)
             signed[value.number] = signed.get(value.number, 0) + 1
             counts[column_of(value, number_of_keys)] += 1
             if not values.is_sound(storage, value):
@@ -212,7 +220,7 @@ def check_lines(
         yield f"signing_key {key['number']} of {len(keys)}: {use_of(key)}"
     if not keys:
         yield "STORAGE_CONFIG has no signing_key: values are not signed."
-    yield f"{many(len(bad), 'bad value')}" if bad else f"{many(total['keys'], 'value')}: all good"
+    yield many(len(bad), "bad value") if bad else many(total["keys"], "value") + ": all good"
 
 
 def use_of(key: dict[str, Any]) -> str:
@@ -233,22 +241,22 @@ def use_of(key: dict[str, Any]) -> str:
 def move(old_config: Path, only: tuple[str, ...], dry_run: bool, replace: bool) -> None:
     """Copy everything from the storage of OLD_CONFIG to this one.
 
-    OLD_CONFIG is the config.py with the old STORAGE: Errbot's Shelf, a storage plugin from the same
-    template as this one, or any other. Stop the bot first. The old storage does not change. At the
-    end, all values are compared byte by byte. Values that cannot be read are skipped and reported,
-    and the status is 1.
+    OLD_CONFIG is the config.py with the old STORAGE: Errbot's Shelf, a storage plugin made with the
+    same template as this one, or any other. Stop the bot first. The old storage does not change.
+    At the end, all values are compared byte by byte. Values that cannot be read are skipped and
+    reported, and the status is 1.
 
     After an interruption, run the same command again. It copies only what is missing. If a
     namespace has other values here, nothing is written without --replace.
 
-    Shelf and storages from the same template are copied as bytes. Any other storage unpickles each
-    value, so the classes of the values must be importable. If a namespace is not found there, name
-    it with --only.
+    Shelf and storages made with the same template are copied as bytes. Any other storage unpickles
+    each value, so the classes of the values must be importable. If a namespace is not found there,
+    name it with --only.
     """
     target, source = storage_plugin(), storages.open_source(old_config)
     names = chosen(source, only)
     results = [moving.find_conflicts(source, target, name) for name in names]
-    results = [result for result in results if result.keys]
+    results = [result for result in results if result.keys or result.problems]
     blocked = not replace and any(result.conflicts for result in results)
     if dry_run:
         for result in results:
@@ -259,8 +267,11 @@ def move(old_config: Path, only: tuple[str, ...], dry_run: bool, replace: bool) 
         results = [moving.copy(source, target, name, replace, watch) for name in names]
     done = dry_run or all(result.is_good for result in results)
     good = done and not blocked and not any(result.problems for result in results)
-    document = {"namespaces": [result.to_json() for result in results], "good": good}
-    finish(document, move_lines(results, dry_run, blocked, replace), good)
+    found = [result.to_json() for result in results]
+    if not dry_run:
+        found = [one | {"good": result.is_good} for one, result in zip(found, results, strict=True)]
+    lines = move_lines(results, dry_run, blocked, replace)
+    finish({"namespaces": found, "good": good}, lines, good)
 
 
 def chosen(source: Any, only: tuple[str, ...]) -> list[str]:
@@ -286,13 +297,14 @@ def move_lines(
         yield from problem_lines(one)
         if one.conflicts:
             number = many(len(one.conflicts), "key")
-            some = ", ".join([*map(shown, one.conflicts[:5]), *["..."][: len(one.conflicts) - 5]])
+            some = ", ".join(map(shown, one.conflicts[:5]))
+            some += ", ..." if len(one.conflicts) > 5 else ""
             end = "use --replace to replace them" if not replace else "they will be replaced"
             yield f"{shown(one.namespace)}: {number} with other values here ({some}): {end}"
     keys, equal = sum(one.keys for one in results), sum(one.equal for one in results)
     start = f"{many(len(results), 'namespace')}, {many(keys, 'key')}"
     if dry_run:
-        yield f"{start}: {equal} are here already, nothing was written"
+        yield f"{start}: {equal} already here, nothing was written"
     elif blocked:
         yield f"{start}: nothing was written"
     else:
@@ -323,13 +335,16 @@ def resign(accept_unsigned: bool) -> None:
     change, and the status is 1.
     """
     plugin = storage_plugin()
+    if not number_of_signing_keys(plugin):
+        raise storages.CannotRun("STORAGE_CONFIG has no signing_key to sign with.")
     counts = {"signed": 0, "already signed": 0}
     bad = []
     for namespace in sorted(plugin.namespaces()):
         for storage, key, _ in read_all(plugin, namespace):
-            if not storage._signing_keys:
-                raise storages.CannotRun("STORAGE_CONFIG has no signing_key to sign with.")
-            done, why = resign_one(storage, key, accept_unsigned)
+            try:
+                done, why = resign_one(storage, key, accept_unsigned)
+            except KeyError:  # removed meanwhile
+                continue
             if why:
                 bad.append({"namespace": namespace, "key": key, "why": why})
             else:
@@ -344,12 +359,9 @@ def resign(accept_unsigned: bool) -> None:
 
 
 def resign_one(storage: Any, key: str, accept_unsigned: bool) -> tuple[bool, str]:
-    """Sign a value. Returns whether it was changed and, if it is bad, why."""
+    """Sign a value. Returns whether it was changed and, if it is bad, why. Raises KeyError."""
     while True:
-        try:
-            data = storage.read(key)
-        except KeyError:  # removed meanwhile
-            return False, ""
+        data = storage.read(key)
         value = values.examine(storage, key, data)
         if value.state and not (accept_unsigned and value.state == values.UNSIGNED):
             return False, values.explain(storage, value)
@@ -378,7 +390,9 @@ def show(namespace: str, key: str | None) -> None:
             try:
                 data = storage.read(name)
             except KeyError:
-                missing(namespace, name)
+                if key is None:  # removed meanwhile
+                    continue
+                missing(namespace, key)
             value = values.examine(storage, name, data)
             state = "" if values.is_sound(storage, value) else values.explain(storage, value)
             text = value_text(value.pickled, LINE if key is None else WHOLE)
@@ -418,9 +432,9 @@ def delete(namespace: str, key: str | None, yes: bool) -> None:
     """Remove a key or a whole namespace, without reading values."""
     plugin = storage_plugin()
     with closing(plugin.open(namespace)) as storage:
-        keys = [key] if key is not None else list(storage.keys())
+        keys = [name for name in storage.keys() if key in (None, name)]
         if not keys:
-            missing(namespace)
+            missing(namespace, key)
         what = many(len(keys), "key") if key is None else f"the key {shown(key)}"
         if not yes:
             click.confirm(f"Delete {what} of {shown(namespace)}?", abort=True, err=True)

@@ -47,7 +47,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the result for JSON output."""
         problems = [{"key": key, "why": why} for key, why in self.problems]
-        return {**asdict(self), "problems": problems, "good": self.is_good}
+        return {**asdict(self), "problems": problems}
 
 
 def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
@@ -59,7 +59,6 @@ def find_conflicts(source: Any, target: Any, namespace: str) -> Result:
             items = values.items(new)
             result.conflicts = [key for key, data in items if not is_equal(old, new, key, data)]
     except storages.Unreadable as error:
-        result.keys = 1
         result.problems.append((None, str(error)))
     return result
 
@@ -100,28 +99,28 @@ def copy(source: Any, target: Any, namespace: str, replace: bool, watch: Watch) 
                 with watch(f"Comparing {namespace}", old.keys(), old.len()) as keys:
                     compare_all(old, new, keys, result)
     except storages.Unreadable as error:
-        result.keys = 1
         result.problems.append((None, str(error)))
     return result
 
 
 def portions(old: Any, keys: Iterable[str], result: Result) -> Iterator[list[Row]]:
     """Yield the rows to copy, a bounded number of bytes at a time. Record each bad one once."""
-    rows: list[Row] = []
+    rows, size = list[Row](), 0
     bad = {key for key, _ in result.problems}
     for key in keys:
         if key in bad:
             continue
         try:
-            rows.append((key, old.read(key)))
+            rows.append((key, pickled := old.read(key)))
+            size += len(pickled)
         except KeyError:  # removed meanwhile
             continue
         except (storages.Unreadable, StoreException) as error:
             old.len()  # If the storage cannot be reached, this raises and so stops the move.
             result.problems.append((key, str(error)))
-        if len(rows) == ROWS or sum(len(pickled) for _, pickled in rows[-1:]) > BYTES / ROWS:
+        if len(rows) == ROWS or size >= BYTES:
             yield rows
-            rows = []
+            rows, size = [], 0
     if rows:
         yield rows
 
@@ -214,8 +213,11 @@ def compare_all(old: Any, new: Any, keys: Iterable[str], result: Result) -> None
         result.equal += len(rows) - len(different)
         result.bytes += sum(len(pickled) for _, pickled in rows)
     result.keys = result.equal + len(result.problems)
-    if (more := new.len() - result.equal) > len(result.problems):
-        result.problems.append((None, f"{more} keys here are not in the other storage"))
+    if new.len() > result.equal:
+        known = set(old.keys())
+        if more := sum(key not in known for key in new.keys()):
+            why = f"keys here that the other storage does not have: {more}"
+            result.problems.append((None, why))
 
 
 def unequal(new: Any, rows: list[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import click
 from errbot.bootstrap import CORE_STORAGE, get_storage_plugin
@@ -106,17 +106,18 @@ def without_secrets(text: str, storage_config: object, secret: bool = False) -> 
     elif isinstance(storage_config, str) and storage_config:
         with suppress(ValueError):
             if password := urlsplit(storage_config).password:
-                text = text.replace(password, "***")
+                for form in (password, unquote(password)):
+                    text = text.replace(form, "***")
         text = text.replace(storage_config, "***") if secret else text
     return text
 
 
 def open_here(path: Path) -> Any:
-    """Start the storage plugin of the bot's config.py, which must be one from this template."""
+    """Start the storage plugin of the bot's config.py, which must be this one."""
     config = load_config(path)
     plugin = load_plugin(config, path)
-    if not hasattr(plugin, "namespaces"):
-        name = getattr(config, "STORAGE", "Shelf")
+    name = getattr(config, "STORAGE", "Shelf")
+    if name != "{{ cookiecutter.plugin_name }}":
         raise CannotRun(
             f"{path} uses the storage {name!r}. Copy its data here with `move`, and then set"
             ' STORAGE = "{{ cookiecutter.plugin_name }}".'
@@ -124,17 +125,17 @@ def open_here(path: Path) -> Any:
     return plugin
 
 
-def open_source(path: Path) -> "Shelf | Bake | Other":
+def open_source(path: Path) -> "Shelf | Sibling | Other":
     """Open the storage of an old config.py for reading."""
     config = load_config(path)
     if getattr(config, "STORAGE", "Shelf") == "Shelf":
         return Shelf(config, path)
     plugin = load_plugin(config, path)
-    return Bake(plugin) if hasattr(plugin, "namespaces") else Other(plugin, config)
+    return Sibling(plugin) if hasattr(plugin, "namespaces") else Other(plugin, config)
 
 
-class Bake:
-    """A storage plugin from the same template. Its bytes are read, and their signatures checked."""
+class Sibling:
+    """A plugin made with the same template: its bytes are read, and their signatures checked."""
 
     def __init__(self, plugin: Any) -> None:
         self._plugin = plugin
@@ -144,14 +145,14 @@ class Bake:
         return list(self._plugin.namespaces())
 
     @contextmanager
-    def open(self, namespace: str) -> Iterator["BakeNamespace"]:
+    def open(self, namespace: str) -> Iterator["SiblingNamespace"]:
         """Open a namespace for reading."""
         with closing(self._plugin.open(namespace)) as storage:
-            yield BakeNamespace(storage)
+            yield SiblingNamespace(storage)
 
 
-class BakeNamespace:
-    """A namespace of a storage plugin from the same template."""
+class SiblingNamespace:
+    """A namespace of a storage plugin made with the same template."""
 
     def __init__(self, storage: Any) -> None:
         self._storage = storage

@@ -54,12 +54,12 @@ def signed_by(storage: Any, key: str, data: bytes) -> int:
 
 
 def is_sound(storage: Any, value: Value) -> bool:
-    """Return whether a bot with these signing keys, or with none, would load the value."""
+    """Return whether a bot with these signing keys, or with none, would accept the value."""
     return value.state == ("" if storage._signing_keys else UNSIGNED)
 
 
 def explain(storage: Any, value: Value) -> str:
-    """Return why a bot would not load a value."""
+    """Return why a bot would not accept a value."""
     if value.state == UNSIGNED:
         return "unsigned, but STORAGE_CONFIG has a signing_key"
     if value.state == REFUSED and not storage._signing_keys:
@@ -262,11 +262,11 @@ def write(value: Any, above: tuple[Any, ...]) -> Iterator[str]:
         yield from write_parts(value, (*above, value))
         yield f",{closing}" if value.kind == "TUPLE" and len(value.parts) == 1 else closing
     elif not value.kind.endswith("()"):
-        yield value.kind
+        yield plain(value.kind)
     elif (moment := date_text(value)) is not None:
         yield moment
     else:
-        yield value.kind[:-1]
+        yield plain(value.kind[:-1])
         yield from write_parts(value, (*above, value))
         yield ")"
 
@@ -288,7 +288,10 @@ def write_parts(value: Node, above: tuple[Any, ...]) -> Iterator[str]:
     if isinstance(state, Node) and state.kind == "DICT" and state not in above:
         for name, part in state.pairs:
             yield comma
-            yield from [name] if isinstance(name, str) else write(name, above)
+            if isinstance(name, str):
+                yield plain(name)
+            else:
+                yield from write(name, above)
             yield "="
             yield from write(part, (*above, state))
             comma = ", "
@@ -297,15 +300,24 @@ def write_parts(value: Node, above: tuple[Any, ...]) -> Iterator[str]:
         yield from write(state, above)
 
 
+def plain(name: str) -> str:
+    """Return a name from a pickle without control characters, which could forge a line."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
 def date_text(value: Node) -> str | None:
-    """Return a date or a time as Python writes it, or None if it is something else."""
+    """Return a date or time as a call, such as "datetime.date(2024, 1, 2)", or None."""
     data = value.parts[0] if value.parts else None
     kind = value.kind[:-2]
     sizes = {"datetime.datetime": 10, "datetime.date": 4, "datetime.time": 6}
     if not isinstance(data, bytes) or len(data) != sizes.get(kind):
         return None
-    numbers = [data[0] * 256 + data[1], *data[2:4]] if kind != "datetime.time" else []
+    numbers, fold = [], 0
+    if kind != "datetime.time":
+        numbers = [data[0] * 256 + data[1], *data[2:4]]
     if kind != "datetime.date":
         numbers += [*data[-6:-3], int.from_bytes(data[-3:], "big")]
-    zone = ["".join(write(part, ())) for part in value.parts[1:2]]
-    return f"{kind}({', '.join([*map(str, numbers), *zone])})"
+        first = 0 if kind == "datetime.time" else 1  # the hour, or the month
+        fold, numbers[first] = divmod(numbers[first], 128)
+    parts = [*map(str, numbers), *("".join(write(part, ())) for part in value.parts[1:2])]
+    return f"{kind}({', '.join(parts + ['fold=1'] * fold)})"
