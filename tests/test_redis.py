@@ -659,6 +659,15 @@ def test_the_acl_is_sufficient(
         load(project, url=url, prefix="other:").open("namespace").get("key")
 
 
+def test_the_acl_for_another_database_is_sufficient(server: Redis, project: Path) -> None:
+    url = f"redis://errbot:PASSWORD@127.0.0.1:{server.port}/3"
+    server.cli(*acl_of(project))
+    with pytest.raises(StoreException, match="select"):
+        use_all(load(project, url=url))
+    server.cli(*acl_of(project), "+select")
+    use_all(load(project, url=url))
+
+
 def use_all(plugin: StoragePluginBase) -> None:
     """Use every operation of a storage."""
     storage = plugin.open("namespace")

@@ -63,7 +63,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
     def swap(self, key: str, old: bytes, new: bytes) -> bool:
         """Atomically replace bytes if they still are the old ones. Returns whether it did."""
         if self._rows.get(key) != old:  # YOUR DATABASE: update the row if its value is still old,
-            return False  # and return whether a row changed
+            return False  # and return whether a row changed (the stand-in is not atomic)
         self._rows[key] = new
         return True
 

@@ -39,7 +39,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return "redis: the server in STORAGE_TEST_URL"
     if BINARY:
         return f"redis: {BINARY}, started for the tests"
-    return "redis: FAKEREDIS, because redis-server is not installed and STORAGE_TEST_URL not set"
+    return "redis: FAKEREDIS, because redis-server is not installed and STORAGE_TEST_URL is not set"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

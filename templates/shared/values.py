@@ -10,7 +10,7 @@
 
     def signer(self, key: str) -> Signer:
         """Return a signer for this namespace and key. A value moved elsewhere does not verify."""
-        place = [self._namespace, key]  # In JSON, a surrogate pair looks like its emoji.
+        place = [self._namespace, key]  # json.dumps writes an emoji and its surrogates alike
         salt = json.dumps(place) if json.loads(json.dumps(place)) == place else ascii(place)
         keys = [secret.get_secret_value() for secret in self._signing_keys]
         return Signer(keys, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)

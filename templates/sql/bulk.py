@@ -3,8 +3,11 @@ IN_BULK = True
 
 
 def items(storage: Any) -> Iterator[tuple[str, bytes]]:
-    """Iterate over the keys and bytes of a namespace, in pages of a few megabytes at most."""
-    with suppress(KeyError):
+    """Iterate over the keys and bytes of a namespace, in pages of at most a hundred values.
+
+    Pages of large values have fewer.
+    """
+    with suppress(KeyError):  # The empty key is not greater than b"".
         yield "", storage.read("")
     last, limit = b"", 1
     while page := storage._run("items", n=storage._encoded, k=last, s=limit)[0]:
@@ -12,7 +15,7 @@ def items(storage: Any) -> Iterator[tuple[str, bytes]]:
             with suppress(UnicodeDecodeError):
                 yield bytes(name).decode("utf-8", "surrogatepass"), bytes(data)
         size = sum(len(data) for _, data in page)
-        limit = min(limit * 2, 500) if size < 1_000_000 else max(limit // 4, 1)
+        limit = min(limit * 2, 100) if size < 1_000_000 else max(limit // 4, 1)
         last = bytes(page[-1][0])
 
 

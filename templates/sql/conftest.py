@@ -1,4 +1,4 @@
-"""Provides the tests' throwaway database. This is the only test file that you edit.
+"""Provides the tests' throwaway database: a table of its own for each test.
 
 `contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """

@@ -59,7 +59,11 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         description="The database file, in `BOT_DATA_DIR` unless the path is absolute.",
     )
     timeout: float = Field(
-        default=10.0, gt=0, le=3600, strict=True, description="Seconds to wait for other writers."
+        default=10.0,
+        gt=0,
+        le=3600,
+        strict=True,
+        description="Seconds to wait for other writers, at most 3600.",
     )
     synchronous: Literal["normal", "full"] = Field(
         default="normal",
@@ -150,13 +154,11 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         while True:
             connection = None
             try:
-                connection = self._idle.pop() if self._idle else self._connect()
+                connection = self._take()
                 cursor = connection.execute(statement, values)
                 result = cursor.fetchall(), cursor.rowcount
                 self._idle.append(connection)  # Reuse it only if it worked.
                 return result
-            except IndexError:
-                continue  # Another thread took the last idle one.
             except sqlite3.Error as error:
                 problem = str(error)
             if connection:
@@ -165,6 +167,12 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
                 raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
             time.sleep(0.01)  # SQLite waits for locks, but not while another creates the file.
+
+    def _take(self) -> sqlite3.Connection:
+        """Return an idle connection, or a new one."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file. Only the bot's account can access a new one: it has pickles."""

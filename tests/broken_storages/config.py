@@ -44,7 +44,7 @@ def storage_config_must_be_there(Storage, Plugin):
         old(self, bot_config)
 
 
-@caught_by("test_a_storage_config_that_is_no_dict_is_refused")
+@caught_by("test_a_storage_config_that_is_not_a_dict_is_refused")
 def pairs_are_made_a_dict(Storage, Plugin):
     """`dict(STORAGE_CONFIG)`, to have a copy."""
 
@@ -235,7 +235,7 @@ def the_log_shows_what_follows_the_at_sign(Storage, Plugin):
         old(self, bot_config)
 
 
-@caught_by("test_a_timeout_may_be_a_part_of_a_second", outlives_process=True)
+@caught_by("test_a_timeout_may_be_a_fraction_of_a_second", outlives_process=True)
 def a_timeout_is_in_whole_seconds(Storage, Plugin):
     """`int(timeout)`, as some clients demand. Half a second is none."""
 

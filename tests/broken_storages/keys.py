@@ -694,13 +694,13 @@ def numbers_find_texts(Storage, Plugin):
     )
 
 
-@caught_by("test_a_key_of_a_kind_of_str_is_its_text", alone=True)
+@caught_by("test_a_key_of_a_subclass_of_str_is_its_text", alone=True)
 def keys_are_made_text_by_str(Storage, Plugin):
     """`str(key)`: for a member of an enumeration, this is "Name.LOW"."""
     change_keys(Storage, lambda key: str(key) if isinstance(key, str) else key)
 
 
-@caught_by("test_a_key_of_a_kind_of_str_is_its_text")
+@caught_by("test_a_key_of_a_subclass_of_str_is_its_text")
 def only_plain_texts_are_keys(Storage, Plugin):
     """`if type(key) is not str`."""
 
@@ -875,7 +875,7 @@ def a_page_starts_after_a_trimmed_key(Storage, Plugin):
                 return
 
 
-@caught_by("test_a_key_of_a_kind_of_str_is_its_text")
+@caught_by("test_a_key_of_a_subclass_of_str_is_its_text")
 def remove_takes_the_text_of_a_key(Storage, Plugin):
     """`str(key)`, which for the member of an enumeration is its name."""
 

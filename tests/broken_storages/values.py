@@ -722,7 +722,7 @@ def tuples_are_tuples_until_a_restart(Storage, Plugin):
         return stored
 
 
-@caught_by("test_a_kind_of_a_plain_value_comes_back_as_what_it_is", alone=True)
+@caught_by("test_an_instance_of_a_subclass_of_str_or_int_keeps_its_class", alone=True)
 def kinds_of_numbers_become_numbers(Storage, Plugin):
     """`isinstance(value, int)`: it goes into a column for numbers."""
 
@@ -733,7 +733,7 @@ def kinds_of_numbers_become_numbers(Storage, Plugin):
     change_values(Storage, change)
 
 
-@caught_by("test_a_kind_of_a_plain_value_comes_back_as_what_it_is")
+@caught_by("test_an_instance_of_a_subclass_of_str_or_int_keeps_its_class")
 def kinds_of_texts_become_texts(Storage, Plugin):
     """`isinstance(value, str)`: it goes into a column for texts."""
     change_values(Storage, lambda v: "".join(v) if isinstance(v, str) and type(v) is not str else v)

@@ -14,7 +14,9 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "{{ cookiecutter.__package }}"
+{%- if cookiecutter.database == "dict" %}
 TO_EDIT = ["README.md", "docs/operation.md", "tests/conftest.py"]
+{%- endif %}
 FIND = """
 from types import SimpleNamespace
 from errbot.bootstrap import get_storage_plugin
@@ -112,6 +114,7 @@ def test_what_storage_py_imports_is_declared() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8").lower()
     missing = {name for name in imported() if name.lower() not in readme}
     assert not missing, f"README.md does not say that a plugin in a folder needs {missing}."
+{%- if cookiecutter.database == "dict" %}
 
 
 def test_nothing_speaks_of_a_stand_in_that_is_gone() -> None:
@@ -125,3 +128,4 @@ def test_nothing_speaks_of_a_stand_in_that_is_gone() -> None:
         if re.search("dict://|stand-in|YOUR DATABASE", line)
     ]
     assert not left, "You removed the stand-in, but these lines mention it:\n" + "\n".join(left)
+{%- endif %}

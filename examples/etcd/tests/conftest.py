@@ -58,6 +58,6 @@ def outlives_process() -> bool:
 @pytest.fixture
 def faults(errbot_config: SimpleNamespace, port: int) -> Iterator[Faults]:
     """How the tests make the database fail: the plugin reaches it by a way that can break."""
-    with Proxy("127.0.0.1", port, lambda port: {"port": port}) as proxy:
+    with Proxy("127.0.0.1", port, lambda proxied: {"port": proxied}) as proxy:
         errbot_config.STORAGE_CONFIG |= {"timeout": 2.0, **proxy.config()}
         yield proxy

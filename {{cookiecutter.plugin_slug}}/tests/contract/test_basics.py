@@ -24,7 +24,7 @@ def test_errbot_finds_the_storage_plugin(database: Database) -> None:
 
 
 def test_an_empty_storage_counts_as_open(database: Database) -> None:
-    """An open storage counts as open, also if it is empty, or an operation has failed."""
+    """An open storage counts as open, even if it is empty, or an operation has failed."""
     storage = database.open()
     unreadable = Unreadable(AttributeError("no such attribute"))
     steps: list[Callable[[], object]] = [
@@ -117,5 +117,5 @@ def test_no_operation_waits_for_ever(database: Database, request: pytest.Fixture
         request.session.shouldfail = "the storage hangs, and so would all other tests"
         pytest.fail(
             f"A command of the bot never ends: {begun[-1]} hangs, after {begun[-2]}. Release every"
-            " lock when an operation ends, also if it fails, and between two keys of a loop."
+            " lock when an operation ends, even if it fails, and between two keys of a loop."
         )

@@ -316,7 +316,7 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
         except Exception as error:
             pytest.fail(
                 f"The database is back, but after many errors the storage still fails: {error!r}."
-                " Return what each operation takes from a pool, also after an error, and try the"
+                " Return what each operation takes from a pool, even after an error, and try the"
                 " database again each time."
             )
         assert got == [MARK, number]

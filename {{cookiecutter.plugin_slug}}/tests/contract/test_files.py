@@ -80,7 +80,7 @@ def watching(look: Callable[[Path], object], *events: str) -> Iterator[None]:
 def test_files_are_for_the_account_of_the_bot_alone(
     database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the bot's account can access files, also temporary ones, even after a restart."""
+    """Only the bot's account can access files, including temporary ones, even after a restart."""
     folder, home = Path(database.config.BOT_DATA_DIR), temporary / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -109,7 +109,7 @@ def test_files_are_for_the_account_of_the_bot_alone(
         os.umask(umask)
     assert not found, (
         f"Other users of this machine can read or change the plugins' data: {found}. Create each"
-        " file with mode 0o600, whatever the umask is, also if it is removed at once."
+        " file with mode 0o600, whatever the umask is, even if it is removed at once."
     )
 
 
@@ -196,7 +196,7 @@ def test_a_value_that_is_replaced_or_removed_leaves_no_file(
 def test_a_start_leaves_no_file(
     database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bot that starts again, also days later, leaves no more files than before."""
+    """A bot that starts again, even days later, leaves no more files than before."""
     clock, numbers = Clock(monkeypatch), set[str]()
     database.open("namespace", database.plugin()).set("key", MARK)
     database.close_all()
@@ -247,7 +247,7 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
 
 
 def use_folder(database: Database, folder: Path) -> None:
-    """Let `folder` be `BOT_DATA_DIR`, also in the paths of `STORAGE_CONFIG`."""
+    """Let `folder` be `BOT_DATA_DIR`, including in the paths of `STORAGE_CONFIG`."""
     old = Path(database.config.BOT_DATA_DIR)
     for key, value in database.config.STORAGE_CONFIG.items():
         if isinstance(value, str) and Path(value).is_relative_to(old):
@@ -303,7 +303,7 @@ def test_the_bots_folder_may_be_a_symbolic_link(database: Database, tmp_path: Pa
 
 
 def test_a_namespace_that_was_emptied_stays_empty(database: Database) -> None:
-    """A namespace that was emptied stays empty, also if the bot used Shelf before."""
+    """A namespace that was emptied stays empty, even if the bot used Shelf before."""
     if database.notes:
         pytest.skip("the folder of a bot that is in use is not filled with files")
     with shelve.open(str(Path(database.config.BOT_DATA_DIR) / "namespace.db")) as shelf:

@@ -16,7 +16,7 @@ from contract.support.database import (
     reason,
     run_command,
     run_process,
-    running,
+    running_process,
 )
 from contract.support.deadlines import deadline
 from contract.support.guest import use
@@ -63,7 +63,7 @@ def test_a_storage_changes_nothing_of_the_configuration(database: Database) -> N
 @contextmanager
 def rested(database: Database) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Run a process that has used a storage and rested, and the line that it prints."""
-    with running(process_command(database, "namespace", "rest")) as process:
+    with running_process(process_command(database, "namespace", "rest")) as process:
         assert process.stdout is not None
         with deadline(PROCESS, "Another process that uses the storage is too slow, or hangs."):
             line = next((line for line in process.stdout if line.startswith("[")), "")
@@ -99,7 +99,7 @@ def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
 
 
 def test_a_storage_prints_nothing(database: Database, capfd: pytest.CaptureFixture[str]) -> None:
-    """Loading, opening and using a storage prints nothing, also when Python ends."""
+    """Loading, opening and using a storage prints nothing, even when Python ends."""
     storage = database.open("namespace", database.plugin())
     use(storage)
     database.close(storage)

@@ -331,7 +331,7 @@ def test_a_key_is_refused_with_a_value_error(storage: StorageBase) -> None:
         )
 
 
-def test_a_key_of_a_kind_of_str_is_its_text(storage: StorageBase) -> None:
+def test_a_key_of_a_subclass_of_str_is_its_text(storage: StorageBase) -> None:
     """A key whose class is derived from `str` counts as its text."""
     storage.set(Name.LOW, MARK)
     assert list(storage.keys()) == ["low"], (

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.support.database import PROCESS, Database, process_command, run_process, running
+from contract.support.database import (
+    PROCESS,
+    Database,
+    process_command,
+    run_process,
+    running_process,
+)
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     expect,
@@ -31,7 +37,7 @@ LISTED = 12
 SMALL = 9
 """Bytes of a value that is not stored in parts."""
 LIKE_FILES = ["a", "a/b", "a b", "a_b", "a-b", "a.b", "A/b", "ab", "a%2Fb", "a:b", "a\\b"]
-"""Names that are equal if the characters are replaced that a file name cannot have.
+"""Names that become equal when characters not allowed in file names are replaced.
 
 The first one is the beginning of all others.
 """
@@ -108,8 +114,8 @@ def test_large_values_under_names_that_look_alike_are_told_apart(
     storage.remove(key)
     assert not changed(), (
         f"When the large value of the {kind[:-1]} {LIKE_FILES[0]!r} was removed, so were those of"
-        f" {changed()}. Remove only the parts of the value itself, not all whose names begin like"
-        " it."
+        f" {changed()}. Remove only the parts of the value itself, not everything whose name begins"
+        " with its name."
     )
 
 
@@ -203,7 +209,7 @@ def test_a_killed_process_leaves_a_large_value_whole(database: Database) -> None
     """If a process is killed while it replaces values of several MB, each value is complete."""
     skip_if_threads_fail(database.open("probe"))
     last: dict[str, int] = {}
-    with running(process_command(database, "namespace", "replace-large")) as process:
+    with running_process(process_command(database, "namespace", "replace-large")) as process:
         assert process.stdout is not None
         with deadline(PROCESS, "Another process that replaces large values is too slow, or hangs."):
             for line in process.stdout:

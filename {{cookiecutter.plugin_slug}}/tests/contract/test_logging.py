@@ -67,7 +67,7 @@ def test_a_slow_operation_logs_no_value(
 def test_ordinary_operations_are_no_problems_in_the_log(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ordinary operations log no warning and no error, also if a key is missing."""
+    """Ordinary operations log no warning and no error, even if a key is missing."""
     mapping = database.mapping()
     mapping["key"] = MARK
     mapping["key"] = [MARK]

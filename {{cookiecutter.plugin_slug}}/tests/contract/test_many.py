@@ -367,7 +367,7 @@ def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process uses")
 def test_large_values_that_are_replaced_leave_memory_at_once(database: Database) -> None:
-    """Large values that are replaced are freed at once, also by libraries written in C."""
+    """Large values that are replaced are freed at once, including by libraries written in C."""
     set_or_skip(database.open("namespace"), "key", large_value(0))
     left = int(run_process(database, "namespace", "replace-in-memory"))
     assert left < 10, (
@@ -380,7 +380,7 @@ def test_large_values_that_are_replaced_leave_memory_at_once(database: Database)
 @pytest.mark.usefixtures("other_processes")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process uses")
 def test_what_was_read_leaves_memory(database: Database) -> None:
-    """Values that were read are freed, also by libraries written in C."""
+    """Values that were read are freed, including by libraries written in C."""
     storage, size = database.open("namespace"), 100_000
     for number in range(READ):
         set_or_skip(storage, f"key {number}", number.to_bytes(4, "big") * (size // 4))

@@ -21,7 +21,7 @@ from contract.support.database import (
     reason,
     run_command,
     run_process,
-    running,
+    running_process,
 )
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
@@ -86,7 +86,7 @@ def skip_if_seen_only_later(database: Database) -> None:
 def test_another_process_and_a_running_bot_see_the_same(
     faults_if_any: Faults, database: Database
 ) -> None:
-    """Another process and a running bot see the same data, also after an error."""
+    """Another process and a running bot see the same data, even after an error."""
     storage = database.open(NAME)
     before = {"a": [MARK], "b": [MARK]}
     busy = database.open("busy")
@@ -136,7 +136,7 @@ def test_another_process_and_a_running_bot_see_the_same(
 def test_data_outlive_the_process_that_set_them(
     database: Database, monkeypatch: pytest.MonkeyPatch, optimize: str
 ) -> None:
-    """Data outlive the process that set them, even if it closed nothing, also with `python -O`."""
+    """Data outlive the process that set them, even if it closed nothing or ran with `python -O`."""
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONOPTIMIZE", optimize)
         run_process(database, NAME, "write")
@@ -302,7 +302,7 @@ def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
     skip_if_seen_only_later(database)
     commands = [process_command(database, f"new {n}", "open-at-once") for n in range(3)]
     with ExitStack() as stack:
-        processes = [stack.enter_context(running(command)) for command in commands]
+        processes = [stack.enter_context(running_process(command)) for command in commands]
         let_work(processes, OPENED)
     for number in range(3):
         for turn in range(OPENED):
@@ -329,7 +329,7 @@ def test_processes_that_remove_one_key_succeed_once(database: Database) -> None:
         storage.set(str(number), MARK)
     with ExitStack() as stack:
         command = process_command(database, NAME, "remove-at-once")
-        processes = [stack.enter_context(running(command)) for _ in range(3)]
+        processes = [stack.enter_context(running_process(command)) for _ in range(3)]
         for process in processes:
             await_line(process)
         taken: list[int] = []
@@ -350,7 +350,7 @@ def test_processes_can_start_at_the_same_moment(database: Database) -> None:
     database.open(NAME).set("key", MARK)  # so that there is something to open
     command = process_command(database, NAME, "start-at-once")
     with ExitStack() as stack:
-        processes = [stack.enter_context(running(command)) for _ in range(3)]
+        processes = [stack.enter_context(running_process(command)) for _ in range(3)]
         told = let_work(processes, STARTED)
     errors = [error for line in told for error in json.loads(line)]
     assert not errors, (
@@ -363,7 +363,7 @@ def test_processes_start_and_write_at_once(database: Database) -> None:
     """Processes can start and write at the same time."""
     command = process_command(database, NAME, "write-at-once")
     with ExitStack() as stack:
-        processes = [stack.enter_context(running(command)) for _ in range(3)]
+        processes = [stack.enter_context(running_process(command)) for _ in range(3)]
         let_work(processes, TURNS)
         storage = database.open(NAME)
         got = contents(storage)
@@ -448,7 +448,7 @@ def test_a_process_killed_while_it_starts_harms_nothing(database: Database) -> N
 
 def finished_when_killed(database: Database, task: str) -> list[str]:
     """Let a process work until it is killed. Returns the numbers that it has finished."""
-    with running(process_command(database, NAME, task)) as process:
+    with running_process(process_command(database, NAME, task)) as process:
         assert process.stdout is not None
         with deadline(PROCESS, f"Another process that sets {SETS} keys is too slow, or hangs."):
             done = [process.stdout.readline() for _ in range(SETS)]
@@ -488,7 +488,7 @@ def test_a_killed_process_has_lost_no_value_that_it_replaced(database: Database)
 def test_a_killed_process_leaves_no_lock_for_one_of_its_number(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a bot is killed, another process works, also with the same number, as in a container."""
+    """If a bot is killed, another process works, even with the same number, as in a container."""
     for kill in range(KILLS):
         finished_when_killed(database, "write-in-container")
         with monkeypatch.context() as patch:

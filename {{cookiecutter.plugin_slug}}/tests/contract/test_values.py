@@ -89,7 +89,9 @@ def test_an_object_comes_back(storage: StorageBase, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", KINDS.values(), ids=KINDS)
-def test_a_kind_of_a_plain_value_comes_back_as_what_it_is(storage: StorageBase, value: Any) -> None:
+def test_an_instance_of_a_subclass_of_str_or_int_keeps_its_class(
+    storage: StorageBase, value: Any
+) -> None:
     """An instance of a class derived from `str`, `int` and so on keeps its class."""
     check_comes_back(storage, value)
 
@@ -363,7 +365,7 @@ def test_changing_an_object_got_changes_nothing_stored(storage: StorageBase, val
 def test_a_failed_set_leaves_the_old_value(
     database: Database, storage: StorageBase, value: Any
 ) -> None:
-    """A `set` that fails leaves the old value, also for a bot that starts again."""
+    """A `set` that fails leaves the old value, even for a bot that starts again."""
 
     def got_after_a_start() -> object:
         return outcome(lambda: database.open(plugin=database.plugin()).get("key"))

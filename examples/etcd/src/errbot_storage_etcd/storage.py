@@ -61,7 +61,8 @@ class EtcdConfig(BaseModel):
             problems = error.errors(include_input=False, include_context=False)
         del storage_config  # Sentry reports the local variables of each frame.
         known, lines = ", ".join(cls.model_fields), dict[str | int, str]()
-        for problem in sorted(problems, key=lambda problem: -len(problem["loc"])):
+        problems.sort(key=lambda problem: -len(problem["loc"]))  # the most precise ones first
+        for problem in problems:
             key, *_ = problem["loc"] or [""]
             line = f"{key}: no such key. The keys are {known}."
             if field := cls.model_fields.get(str(key)):
@@ -196,7 +197,7 @@ class EtcdStorage(StorageBase):
 
     def signer(self, key: str) -> Signer:
         """Return a signer for this namespace and key. A value moved elsewhere does not verify."""
-        place = [self._namespace, key]  # In JSON, a surrogate pair looks like its emoji.
+        place = [self._namespace, key]  # json.dumps writes an emoji and its surrogates alike
         salt = json.dumps(place) if json.loads(json.dumps(place)) == place else ascii(place)
         keys = [secret.get_secret_value() for secret in self._signing_keys]
         return Signer(keys, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)

@@ -155,7 +155,7 @@ def run_command(
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+def running_process(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     """Run a command, and kill it if it is still running at the end of the block."""
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -27,7 +27,7 @@ class Faults:
 
     def unreachable(self) -> dict[str, Any]:
         """Return keys of STORAGE_CONFIG that lead to no database."""
-        cannot("reach no database")
+        cannot("name a database that cannot be reached")
 
     def stop(self) -> None:
         """Take the database away: until `start`, it cannot be used, or at least not be changed."""
@@ -50,11 +50,11 @@ class Faults:
         cannot("keep the database from answering")
 
     def lose_answer(self, number: int) -> None:
-        """Close a connection instead of sending it an answer, after so many answers."""
+        """Close a connection instead of sending it an answer, after `number` answers."""
         cannot("lose an answer of the database")
 
     def damage(self, everything: bool) -> None:
-        """Make the data unreadable, also for plugins that have the database open.
+        """Make the data unreadable, even for plugins that have the database open.
 
         Damages all but the beginning, which says what it is, or everything.
         """
@@ -65,7 +65,7 @@ class Faults:
 
     def drop(self) -> None:
         """Close all connections, as servers and firewalls do after a long time without traffic."""
-        cannot("drop its connections")
+        cannot("drop connections")
 
     def full(self) -> AbstractContextManager[object]:
         """Let the database have no more space, for plugins that are loaded in the block."""
@@ -80,7 +80,7 @@ class Faults:
         cannot("read the database as a backup does")
 
     def restore(self) -> None:
-        """Replace the database by the last backup. Nobody has it open."""
+        """Replace the database with the last backup. Nobody has it open."""
         cannot("restore a backup")
 
     def age(self) -> None:
@@ -118,7 +118,7 @@ class Proxy(Faults):
         return self._config(self._nowhere)
 
     def start(self) -> None:
-        """Accept connections, and forward everything, also what was held back."""
+        """Accept connections, and forward everything, including what was held back."""
         self._answers = math.inf
         self._answering.set()
         if self._server:
@@ -150,7 +150,10 @@ class Proxy(Faults):
         self._answering.clear()
 
     def lose_answer(self, number: int) -> None:
-        """Forward so many answers, and close a connection instead of forwarding the next one."""
+        """Forward `number` answers, and close a connection instead of forwarding the next one.
+
+        An answer is what the server sends at once; a large one may count as several.
+        """
         self._answers = number
 
     def drop(self) -> None:
@@ -162,17 +165,17 @@ class Proxy(Faults):
     def _carry(self, client: socket.socket) -> None:
         """Forward the data of client and server, until one has finished or `drop` closes it."""
         with suppress(OSError), socket.create_connection(self._target) as server:
-            ways = {client: server, server: client}
-            self._open |= set(ways)
-            for end in ways:  # Forward small packets at once, as the client sends them.
+            peer = {client: server, server: client}
+            self._open |= set(peer)
+            for end in peer:  # Forward small packets at once, as the client sends them.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
-                for source in select.select(list(ways), [], [])[0]:
+                for source in select.select(list(peer), [], [])[0]:
                     if not (data := source.recv(65_536)):
                         return
                     if source is server and not self._may_answer():
                         return
-                    ways[source].sendall(data)
+                    peer[source].sendall(data)
 
     def _may_answer(self) -> bool:
         """Wait until answers are forwarded. Returns whether the next one is."""

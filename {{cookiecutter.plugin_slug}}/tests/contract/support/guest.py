@@ -168,7 +168,7 @@ def timers() -> list[int]:
 
 
 def signals_of_the_kernel() -> list[str]:
-    """Return which signals are blocked, ignored and caught, also by libraries in C. Linux only."""
+    """Return which signals are blocked, ignored and caught, even by libraries in C. Linux only."""
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return [line for line in lines if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
@@ -313,7 +313,7 @@ def set_deep(open_storage: Callable[[], StorageBase]) -> None:
 
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
-    """Load, open and use a storage, also in threads, and print what this has changed."""
+    """Load, open and use a storage, including in threads, and print what this has changed."""
     # The storage may have changed these in the tests' process, which passes them on.
     os.umask(0o026)  # not the usual one
     if hasattr(signal, "pthread_sigmask"):

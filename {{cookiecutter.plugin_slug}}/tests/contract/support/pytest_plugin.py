@@ -93,7 +93,7 @@ class Recorder(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record, also what it contains beside its message, as formatters for JSON show."""
+        """Keep a record, with what it contains beside its message: formatters for JSON show it."""
         more = {name: value for name, value in vars(record).items() if name not in USUAL}
         self.lines.append(self.format(record) + (f" {more}" if more else ""))
 
@@ -154,7 +154,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for line in [
             "default",
             "ignore::ResourceWarning",
-        ]:  # Warnings from other code break nothing.
+        ]:  # A warning in another plugin's code must not fail the run.
             config.addinivalue_line("filterwarnings", line)
     elif config.getoption("--remove-left"):
         raise pytest.UsageError("--remove-left: give --errbot-config as well")
@@ -172,7 +172,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, object]:
-    """Name the promise that a contract test checks, also where a storage's error breaks it."""
+    """Name the promise that a contract test checks, even if an error of the storage breaks it."""
     report = yield
     if CONTRACT in item.path.parents:
         words = getattr(item, "function", item).__doc__ or item.name

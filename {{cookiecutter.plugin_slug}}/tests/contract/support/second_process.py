@@ -50,7 +50,7 @@ STEPS = ("os.mkdir", "os.remove", "os.rename", "os.link", "fcntl.", "socket.", "
 CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall", "write"]
 """Names of functions in C that send or write something."""
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES, CHANGING = 1_100, 20
+REMOVALS, REMOVING = 1_100, 20
 """How often a key is removed, more often than storages tidy up, and for how many seconds."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
@@ -79,13 +79,13 @@ def check(open_storage: Open) -> None:
 
 
 def hide_machine_id(event: str, arguments: tuple[object, ...]) -> None:
-    """Let a container have no `/etc/machine-id`, as most do not."""
+    """Hide `/etc/machine-id`, which most containers lack."""
     if event == "open" and str(arguments[0]).endswith("/machine-id"):
         raise FileNotFoundError(arguments[0])
 
 
 def check_elsewhere(open_storage: Open) -> None:
-    """Do the same on what looks like another machine."""
+    """Run `check` on what looks like another machine."""
     sys.addaudithook(hide_machine_id)
     socket.gethostname = lambda: "elsewhere"
     socket.getfqdn = lambda name="": "elsewhere.example.com"
@@ -135,7 +135,7 @@ def write_and_close(open_storage: Open) -> None:
 
 
 def restart(open_storage: Open) -> None:
-    """Set values, and start again twice as `!restart` does, with the same process number."""
+    """Set values, and start again twice as `!restart` does, with the same process ID."""
     number = int(os.environ.get("STARTS", "0"))
     storage = open_storage()
     for key in "ab":
@@ -224,8 +224,8 @@ def change_little(open_storage: Open) -> None:
             operation()
             used[name] = sum(transferred().values()) - before
         turns.append(used)
-    removals, end = [0], time() + CHANGING
-    while len(removals) < CHANGES and time() < end:
+    removals, end = [0], time() + REMOVING
+    while len(removals) < REMOVALS and time() < end:
         storage.set("key", MARK)
         before = sum(transferred().values())
         storage.remove("key")
@@ -271,7 +271,7 @@ def import_once(open_storage: Open) -> None:
 
 
 def killed_at(number: int, prepare: Callable[[], Callable[[], object]]) -> bool:
-    """Prepare work in a child, do it, and kill the child at a step. Returns whether it came so far.
+    """Do prepared work in a child, and kill it at a step. Returns whether it got that far.
 
     A step is what Python reports to audit hooks (a file is created or opened for writing, renamed
     or removed, or something connects), or a call of a function that sends or writes something.
@@ -357,7 +357,7 @@ def write_many(open_storage: Open) -> None:
 
 
 def write_in_container(open_storage: Open) -> None:
-    """Do the same as the process with the number 1, which a container's first one has."""
+    """Run `write_many` as process 1, as the first one of a container is."""
     os.getpid = lambda: 1
     write_many(open_storage)
 

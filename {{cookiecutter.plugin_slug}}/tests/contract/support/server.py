@@ -16,7 +16,7 @@ import pytest
 def free_ports(count: int) -> list[int]:
     """Return TCP ports on which nothing listens.
 
-    They are below those from which connections start: one could take them before a server does.
+    They are below the range of outgoing connections, which could take one before the server does.
     """
     ports: set[int] = set()
     while len(ports) < count:
