@@ -88,7 +88,7 @@ ENVIRONMENTS = [
     pytest.param("dict", *OLD, SHORT_RUN, id="dict-short"),
     *(
         pytest.param(*case, ["--quick"], marks=pytest.mark.slow(minutes=3), id=f"{case[0]}-quick")
-        for case in [("dict", *OLD), ("sqlite", *NEW), ("redis", *NEW)]
+        for case in [("sqlite", *NEW), ("redis", *NEW)]
     ),
     *(
         pytest.param(*case, [], marks=pytest.mark.nightly, id="-".join(case))

@@ -33,11 +33,8 @@ KEYS = ["a", "b", "key", "unstorable"]
 DOUBLED = "ABCDEFGHIJKL"
 DATABASES = [
     "sqlite",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ["sql on SQLite", "redis", "postgresql"]
-    ),
-    pytest.param("mariadb", marks=pytest.mark.nightly),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ["redis", "postgresql"]),
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in ["sql on SQLite", "mariadb"]),
 ]
 
 MIXED_UP = {
