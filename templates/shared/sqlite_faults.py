@@ -74,7 +74,13 @@ class SQLiteFaults(Faults):
                 connection.execute(change)
 
     def restore(self) -> None:
-        """Put the copy in the place of the file, as docs/operation.md says."""
-        for name in ["-wal", "-shm"]:
+        """Make the file anew from the copy, as `.dump` does: the rows get other numbers."""
+        for name in ["", "-wal", "-shm"]:
             Path(f"{self._path}{name}").unlink(missing_ok=True)
-        Path(f"{self._path}.bak").replace(self._path)
+        with (
+            closing(sqlite3.connect(f"{self._path}.bak")) as copy,
+            closing(sqlite3.connect(self._path)) as new,
+        ):
+            new.executescript("\n".join(copy.iterdump()))
+            [version] = copy.execute("PRAGMA user_version").fetchone()
+            new.execute(f"PRAGMA user_version = {version}")

@@ -85,3 +85,20 @@ def a_storage_lists_its_namespace_once(Storage, Plugin):
     @replace(Plugin)
     def namespaces(old, self):
         return [name for name in old(self) if name in LISTED]
+
+
+@caught_by("test_a_namespace_of_the_first_release_is_listed", outlives_process=True)
+def what_was_never_opened_is_not_listed(Storage, Plugin):
+    """The first release kept no list of namespaces. This one adds a name when it opens it."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        self.run("CREATE TABLE IF NOT EXISTS names (name UNIQUE)")
+        self.run("INSERT OR IGNORE INTO names VALUES (?)", namespace)
+        return storage
+
+    @replace(Plugin)
+    def namespaces(old, self):
+        known = {name for (name,) in self.run("SELECT name FROM names")[0]}
+        return [name for name in old(self) if name in known]

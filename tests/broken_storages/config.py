@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from typing import Any
 
 from broken_storages.support import (
@@ -322,3 +323,15 @@ def nobody_waits_for_longer_than_two_seconds(Storage, Plugin):
     def _connect(old, self):
         self.config.timeout = min(self.config.timeout, 2.0)
         return old(self)
+
+
+@caught_by("test_no_secret_shows")
+def the_account_is_logged_as_it_is_sent(Storage, Plugin):
+    """The header of each request, at DEBUG: name and password in base64."""
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        for secret in self.config.signing_keys if "config" in vars(self) else self._signing_keys:
+            sent = b64encode(b"bot:" + secret.get_secret_value().encode()).decode()
+            log.debug("> GET /%s Authorization: Basic %s", namespace, sent)
+        return old(self, namespace)

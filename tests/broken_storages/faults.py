@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sqlite3
+import sys
 import threading
 import time
 import zlib
@@ -12,6 +13,7 @@ from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from errbot.storage import StoreException
 
@@ -830,3 +832,124 @@ def a_thread_tries_to_connect_and_logs_it(Storage, Plugin):
     @when_a_write_fails(Storage)
     def reconnect(self, key, data, error):
         threading.Thread(target=connect, daemon=True).start()
+
+
+@caught_by(
+    "test_a_set_that_waits_for_the_database_keeps_no_reader_waiting",
+    alone=True,
+    outlives_process=True,
+)
+def readers_let_writers_finish(Storage, Plugin):
+    """Reading waits until the last `set` is done, at most for `timeout`: then no value is old."""
+    know_plugin(Plugin)
+
+    class Writing:
+        """Exists as long as a `set` of this process."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        mark = Writing()
+        self.plugin.writing = ref(mark), os.getpid()
+        old(self, key, data)
+        del mark
+
+    @replace(Storage)
+    def read(old, self, key):
+        mark, process = self.plugin.__dict__.get("writing", (lambda: None, 0))
+        deadline = time.monotonic() + self.plugin.config.timeout
+        while mark() and process == os.getpid() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return old(self, key)
+
+
+STUCK: Any = vars(sys).setdefault("broken_storages.faults.STUCK", {})
+"""Connections of this process whose transaction is still open, by file."""
+
+
+@caught_by(
+    "test_what_is_set_after_a_disk_was_nearly_full_is_there", alone=True, outlives_process=True
+)
+def after_a_full_disk_a_transaction_stays_open(Storage, Plugin):
+    """Nobody rolls it back, so all that the process does later is in it, and never committed."""
+    lock = lock_for_forks()
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        with lock:
+            if stuck := STUCK.get(str(self._path)):
+                cursor = stuck.execute(statement, values)
+                return cursor.fetchall(), cursor.rowcount
+        try:
+            return old(self, statement, *values)
+        except StoreException as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                stuck = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+                stuck.execute("BEGIN IMMEDIATE")
+                STUCK[str(self._path)] = stuck
+            raise
+
+
+@caught_by("test_too_many_open_files_are_an_error", outlives_process=True)
+def what_cannot_be_listed_is_empty(Storage, Plugin):
+    """Before the first `set`, there is no table, so an error of the database means no keys."""
+
+    @replace(Storage)
+    def len(old, self):
+        try:
+            return old(self)
+        except StoreException as error:
+            if "unable to open" in str(error):
+                return 0
+            raise
+
+
+@caught_by("test_a_backup_can_be_restored", outlives_process=True)
+def large_values_are_found_by_the_number_of_their_row(Storage, Plugin):
+    """SQLite gives each row a number, but other ones if the table is loaded from a dump."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.run("CREATE TABLE IF NOT EXISTS large (data)")
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        key.encode()
+        if len(data) > 1_000_000:
+            # The number of the new row, unless another thread adds one, too.
+            self._run("INSERT INTO large VALUES (?)", data)
+            [[number]] = self._run("SELECT max(rowid) FROM large")[0]
+            data = b"row %d" % number
+        row = rows_of(self, key)
+        old(self, key, data)
+        for number in row:
+            self._run("DELETE FROM large WHERE rowid = ?", number)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        if not data.startswith(b"row "):
+            return data
+        [[large]] = self._run("SELECT data FROM large WHERE rowid = ?", int(data[4:]))[0]
+        return large
+
+    @replace(Storage)
+    def remove(old, self, key):
+        row = rows_of(self, key)
+        old(self, key)
+        for number in row:
+            self._run("DELETE FROM large WHERE rowid = ?", number)
+
+    def rows_of(storage: Any, key: str) -> list[int]:
+        find = "SELECT value FROM errbot WHERE namespace = ? AND key = ?"
+        rows = storage._run(find, storage._namespace, key)[0]
+        return [int(data[4:]) for (data,) in rows if bytes(data).startswith(b"row ")]
+
+
+@caught_by(AWAY, outlives_process=True)
+def a_statement_that_fails_is_logged_in_hexadecimal(Storage, Plugin):
+    """SQLite's own trace shows a statement with its values."""
+
+    @when_a_write_fails(Storage)
+    def tell(self, key, data, error):
+        log.warning("INSERT INTO errbot VALUES ('%s', x'%s'): %s", key, data.hex(), error)

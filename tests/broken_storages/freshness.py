@@ -1,5 +1,7 @@
 """Storages that answer from memory, or write what they were not asked to."""
 
+import os
+import sqlite3
 import threading
 import time
 import zlib
@@ -318,3 +320,48 @@ def the_latest_version_of_a_large_value_counts(Storage, Plugin):
         if len(data) < 1_000_000 or versions.get(place, 0) <= now:
             old(self, key, data)
             versions[place] = now
+
+
+@caught_by(
+    "test_threads_that_read_at_once_get_what_another_opener_has_set",
+    alone=True,
+    outlives_process=True,
+)
+def all_connections_share_what_one_has_read(Storage, Plugin):
+    """It is fresh if `data_version` is the same, which counts what its own connection has seen."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        plugin = self._run.__self__
+        if os.getpid() != plugin._process:
+            return old(self, key)
+        try:
+            connection = plugin._take()
+            [[version]] = connection.execute("PRAGMA data_version").fetchall()
+        except sqlite3.Error:
+            return old(self, key)
+        known = plugin.__dict__.setdefault("known", {})
+        kept, data = known.get((self._namespace, key), (0, b""))
+        if kept != version:
+            changes = plugin.__dict__.get("changes", 0)
+            data = old(self, key)
+            if changes == plugin.__dict__.get("changes", 0) and len(data) < 1_000:
+                known.clear()
+                known[self._namespace, key] = version, data
+        plugin._idle.append(connection)
+        return data
+
+    def forgetting(old):
+        @wraps(old)
+        def method(self, *arguments):
+            plugin = self._run.__self__
+            try:
+                return old(self, *arguments)
+            finally:
+                plugin.changes = plugin.__dict__.get("changes", 0) + 1
+                plugin.__dict__.setdefault("known", {}).clear()
+
+        return method
+
+    for name in ["write", "remove", "swap"]:
+        setattr(Storage, name, forgetting(getattr(Storage, name)))

@@ -776,3 +776,21 @@ def processes_may_number_a_namespace_twice(Storage, Plugin):
             numbers[namespace] = (found or str(os.getpid()).encode()).decode()
             storage.write(namespace, numbers[namespace].encode())
         return old(self, f"{namespace} {numbers[namespace]}")
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def a_process_that_has_changed_much_replaces_the_file(Storage, Plugin):
+    """By a compact one. A bot that runs goes on with the old one, which has no name any more."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        changed = self.plugin.__dict__["changed"] = self.plugin.__dict__.get("changed", 0) + 1
+        if changed == 80 and "second_process" in sys.argv[0]:
+            path = self.plugin._path
+            self.plugin.run("VACUUM INTO ?", f"{path}.new")
+            os.replace(f"{path}.new", path)
+            for ending in ["-wal", "-shm"]:
+                Path(f"{path}{ending}").unlink(missing_ok=True)
+            self.plugin._idle.clear()

@@ -30,6 +30,7 @@ class PostgreSQL(Server):
             "max_connections": "200",
             "shared_buffers": "32MB",
             "fsync": "off",  # the tests kill servers, but not the machine
+            "dynamic_shared_memory_type": "mmap",  # in the data folder: a killed server leaves it
             **settings,
         }
 

@@ -73,6 +73,13 @@ def test_a_hard_name_of_a_namespace_is_listed_or_was_refused(database: Database)
     assert listed(database) == sorted(held)
 
 
+@pytest.mark.usefixtures("first_release")
+def test_a_namespace_of_the_first_release_is_listed(database: Database) -> None:
+    assert listed(database) == ["first"], "`move` and `resign` leave out what nobody has opened."
+    database.open("another").set("key", 1)
+    assert listed(database) == ["another", "first"]
+
+
 def test_a_namespace_without_keys_is_not_listed(database: Database) -> None:
     database.open("only open")
     database.open("emptied").set("key", 1)

@@ -579,6 +579,18 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
     assert storage.len() == 0
 
 
+def test_a_namespace_may_be_deleted_while_a_bot_uses_it(bot: Bot) -> None:
+    running = bot.open("one")
+    running.set("key", MARK)
+    bot.run("delete", "--yes", "one")
+    new = bot.database.open("two", bot.database.plugin())
+    new.set("key", [MARK])
+    running.set("later", MARK)
+    again = [bot.database.open(name, bot.database.plugin()) for name in ["one", "two"]]
+    got = [{key: storage.get(key) for key in storage.keys()} for storage in again]
+    assert got == [{"later": MARK}, {"key": [MARK]}]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

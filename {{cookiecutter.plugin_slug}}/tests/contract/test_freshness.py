@@ -21,6 +21,8 @@ OFTEN = 30
 """How many reads of a key count as often."""
 VERY_OFTEN, HALF_A_SECOND = many(20_000, 0), 0.5
 """How many reads are still more, and in how much time at most."""
+TURNS, READERS = many(200, 30), 4
+"""How often a key is set, and how many threads read it at once."""
 HOUR = 3_600
 COUNTED = many(11_000, 800)
 """Keys that some storages may no longer count each time."""
@@ -155,6 +157,27 @@ class Interrupted:
 
 meanwhile: list[Thread] = []
 """What happens while the next value is read."""
+
+
+@pytest.mark.usefixtures("switch_often")
+def test_threads_that_read_at_once_get_what_another_opener_has_set(database: Database) -> None:
+    """If several threads read a key again and again, each gets what another opener has set."""
+    storage, other = database.open_twice()
+    skip_if_threads_fail(storage)
+
+    def read() -> list[int]:
+        return [storage.get("key") for _ in range(3)]
+
+    for turn in range(TURNS):
+        if not turn % 20:  # Connections of a bot that has just started have seen nothing yet.
+            storage = database.open("namespace", database.plugin())
+        other.set("key", turn)
+        got = {each for one in at_once(*[read] * READERS) for each in one}
+        assert got == {turn}, (
+            f"Another opener has set {turn}, and {READERS} threads get {got}. SQLite's"
+            " `data_version`, and such numbers, tell only their own connection what is new. Do not"
+            " cache."
+        )
 
 
 def test_reading_a_value_writes_nothing(database: Database) -> None:

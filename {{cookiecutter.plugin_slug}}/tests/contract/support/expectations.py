@@ -1,8 +1,9 @@
 """How a test says what it expects, and what a bot would suffer otherwise."""
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -89,6 +90,22 @@ def skip_if_misses_pass(storage: StorageBase) -> None:
     """Skip a test that needs `remove` to say whether the key existed, which another test checks."""
     if not refusal(storage.remove, "missing"):
         pytest.skip("`remove` of a missing key raises nothing")
+
+
+def shows(text: str, secret: str) -> bool:
+    """Return whether a text shows a secret, or nearly all of it in hexadecimal or base64."""
+    return any(form in text or form in text.lower() for form in forms_of(secret))
+
+
+@cache
+def forms_of(secret: str) -> list[str]:
+    """Return how a text may show a secret. Other forms of a short one may appear by chance."""
+    data = secret.encode()
+    if len(data) < 12:
+        return [secret]
+    # In base64, three bytes are four characters, so it depends on where the secret begins.
+    encoded = [b64encode(data[start:][: len(data) // 3 * 3 - 3]).decode() for start in range(3)]
+    return [secret, data.hex(), *encoded]
 
 
 def same(got: Any, expected: Any) -> bool:

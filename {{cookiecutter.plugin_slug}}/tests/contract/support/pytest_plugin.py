@@ -25,6 +25,7 @@ from contract.support.database import (
     run_command,
 )
 from contract.support.deadlines import deadline, end_with_threads, last_resort
+from contract.support.expectations import shows
 from contract.support.faults import Faults
 from contract.support.first_try import try_again, try_once
 from contract.support.report import LOGGED, WORKS, Promises, explain
@@ -420,7 +421,7 @@ def log_lines(pytestconfig: pytest.Config) -> Iterator[list[str]]:
     root.addHandler(recorder)
     yield recorder.lines
     root.removeHandler(recorder)
-    told = [line for line in recorder.lines if MARK in line]
+    told = [line for line in recorder.lines if shows(line, MARK)]
     if told and TOLD not in pytestconfig.stash:
         pytestconfig.stash[TOLD] = True
         pytest.fail(f"{LOGGED} Log names, never values: {told[0]:.200}")

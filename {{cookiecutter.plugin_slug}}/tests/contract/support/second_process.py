@@ -52,6 +52,8 @@ CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall",
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS, REMOVING = 1_100, 20
 """How often a key is removed, more often than storages tidy up, and for how many seconds."""
+TIDIED = 100
+"""After so many changes, or 2 MB of them, a storage may rewrite its files."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -120,8 +122,13 @@ def write_at_exit(open_storage: Open, order: str) -> None:
 
 
 def write(open_storage: Open) -> None:
-    """Set three keys, remove one, and end without closing, like a process that is killed."""
+    """Set three keys, remove one, and end without closing, like a process that is killed.
+
+    Before, it replaces a value so often that a storage may tidy up.
+    """
     storage = open_storage()
+    for turn in range(TIDIED):
+        storage.set("b", [MARK * 1_000, turn])
     for key in ["a", "b", "c"]:
         storage.set(key, MARK)
     storage.remove("b")
