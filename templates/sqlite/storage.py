@@ -1,8 +1,7 @@
 """{{ cookiecutter.plugin_name }}, a storage plugin for Errbot.
 
-It keeps all data in one table of an SQLite file.
-
-Errbot executes this file by its path, so it cannot import other modules of the package.
+It keeps all data in one table of an SQLite file. Errbot executes this file by its path, so it
+cannot import other modules of the package.
 """
 
 import hashlib
@@ -59,11 +58,7 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         description="The database file, in `BOT_DATA_DIR` unless the path is absolute.",
     )
     timeout: float = Field(
-        default=10.0,
-        gt=0,
-        le=3600,
-        strict=True,
-        description="Seconds to wait for other writers, at most 3600.",
+        default=10.0, gt=0, le=3600, strict=True, description="Seconds to wait, at most 3600."
     )
     synchronous: Literal["normal", "full"] = Field(
         default="normal",
@@ -157,12 +152,14 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 connection = self._take()
                 cursor = connection.execute(statement, values)
                 result = cursor.fetchall(), cursor.rowcount
-                self._idle.append(connection)  # Reuse it only if it worked.
+                used, connection = connection, None
+                self._idle.append(used)
                 return result
             except sqlite3.Error as error:
                 problem = str(error)
-            if connection:
-                connection.close()
+            finally:  # Reuse it only if it worked.
+                if connection:
+                    connection.close()
             if "lock" not in problem or time.monotonic() > deadline:
                 advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
                 raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
@@ -189,7 +186,5 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
 def decode(rows: Iterable[tuple[bytes]]) -> Iterator[str]:
     """Decode the names in rows. Skip any that are not UTF-8, because others wrote them."""
     for (name,) in rows:
-        try:
+        with suppress(UnicodeDecodeError):
             yield name.decode()
-        except UnicodeDecodeError:
-            continue

@@ -11,7 +11,7 @@ LISTED: set[str] = set()
 """The index of namespaces."""
 
 
-@caught_by("test_processes_that_swap_and_write_lose_nothing", outlives_process=True)
+@caught_by("test_processes_that_swap_lose_nothing", outlives_process=True)
 def a_swap_compares_first(Storage, Plugin):
     """Under a lock, but another process knows nothing of it."""
     lock = threading.Lock()

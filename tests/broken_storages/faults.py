@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from weakref import ref
 
 from errbot.storage import StoreException
@@ -953,3 +954,22 @@ def a_statement_that_fails_is_logged_in_hexadecimal(Storage, Plugin):
     @when_a_write_fails(Storage)
     def tell(self, key, data, error):
         log.warning("INSERT INTO errbot VALUES ('%s', x'%s'): %s", key, data.hex(), error)
+
+
+@caught_by("test_a_large_value_that_does_not_fit_takes_no_space", alone=True, outlives_process=True)
+def what_does_not_fit_stays_in_a_temporary_file(Storage, Plugin):
+    """A large value is first written to a file, which is not removed if that fails."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) < 1_000_000:
+            return old(self, key, data)
+        path = Path(f"{self.plugin._path}-{uuid4().hex}")
+        try:
+            with open(path, "wb", opener=private) as file:
+                file.write(data)
+        except OSError as error:
+            raise StoreException(f"{path}: {error.strerror}") from None
+        path.unlink()
+        return old(self, key, data)

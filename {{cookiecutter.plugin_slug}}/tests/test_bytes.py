@@ -1,19 +1,23 @@
 """The level of bytes, which the commands use: `read`, `write`, `swap` and `namespaces`."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from contract.support.clock import YEARS, Clock
-from contract.support.database import Database
+from contract.support.database import (
+    Database,
+    let_work,
+    process_command,
+    running_process,
+)
 from contract.support.expectations import refusal
 from contract.support.faults import Faults
 from contract.support.tricky_names import ALIKE, HARD
 
-SWAPS, SECONDS = 1_000, 3
-"""How often each process tries to swap, and for how long at most."""
+SWAPS = 500
+"""How often each process tries to swap."""
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
 LONG = b"long" * 25_000
 
@@ -181,43 +185,14 @@ def test_threads_that_swap_lose_nothing(stored: Any) -> None:
     assert stored.read("key") == b"200", "A swap is not atomic: `resign` would undo other changes."
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.usefixtures("other_processes")
-def test_processes_that_swap_and_write_lose_nothing(database: Database) -> None:
-    start, started = os.pipe()
-    told, tell = os.pipe()
-
-    def add_often() -> None:
-        storage: Any = database.open("namespace", database.plugin())
-        os.read(start, 1)
-        until = monotonic() + SECONDS
-        for _ in range(SWAPS):
-            old = storage.read("key")
-            if storage.swap("key", old, b"%d" % (int(old) + 1)):
-                os.write(tell, b"+")
-            if monotonic() > until:
-                break
-
+def test_processes_that_swap_lose_nothing(database: Database) -> None:
     before: Any = database.open("namespace", database.plugin())
     before.write("key", b"0")
-    database.close_all()
-    children = []
-    for _ in range(3):
-        if not (child := os.fork()):
-            status = 1
-            try:
-                os.close(started)
-                add_often()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    for end in [started, tell]:
-        os.close(end)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0], "A process fails."
-    done = len(os.read(told, 3 * SWAPS))
-    for end in [start, told]:
-        os.close(end)
+    command = process_command(database, "namespace", "swap-at-once")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running_process(command)) for _ in range(3)]
+        done = sum(map(int, let_work(processes, SWAPS)))
     after: Any = database.open("namespace", database.plugin())
     assert int(after.read("key")) == done, (
         "A swap is not atomic for other processes: `resign` would undo what a running bot sets."

@@ -53,6 +53,8 @@ ANSWERS = 6
 """Which answer is lost: the first one to a change may be to a `ping` or `BEGIN`."""
 PATIENCE, LINES = 1.0, 20
 """Seconds for which an operation waits for the database, and fewer lines than it may log."""
+ROOM = 1_000_000
+"""Bytes for which there is room on a disk that is nearly full."""
 LARGE = 20_000_000
 """More bytes than servers accept at once by default."""
 
@@ -632,9 +634,7 @@ def test_what_is_set_after_a_disk_was_nearly_full_is_there(database: Database) -
     storage.set("0", MARK)
     expected = {"0": MARK}
     for room in [1, 20, 200, 2_000]:
-        files = [file for file in Path(database.config.BOT_DATA_DIR).rglob("*") if file.is_file()]
-        largest = max([0, *(file.stat().st_size for file in files)])
-        with none_left("RLIMIT_FSIZE", "the size of files", but=largest + room):
+        with FULL_DISK(but=max(sizes(database)) + room):
             outcome(storage.set, "large", MARK * 1_000)
         outcome(storage.remove, "large")
         storage.set(f"{room}", MARK)
@@ -643,6 +643,31 @@ def test_what_is_set_after_a_disk_was_nearly_full_is_there(database: Database) -
     assert got == str(dict(sorted(expected.items()))), (
         f"The disk was full for a moment, and what was set afterwards is lost: a bot that starts"
         f" finds {got}. After an incomplete write, begin again before it, or write a new file."
+    )
+
+
+def sizes(database: Database) -> list[int]:
+    """Return the sizes of the bot's files, in bytes."""
+    files = Path(database.config.BOT_DATA_DIR).rglob("*")
+    return [0, *(file.stat().st_size for file in files if file.is_file())]
+
+
+def test_a_large_value_that_does_not_fit_takes_no_space(database: Database) -> None:
+    """A large value for which the disk is too full takes no space, however often it is tried."""
+    if database.notes:
+        pytest.skip("a database that is in use is not made to fail")
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    used = []
+    for _ in range(TRIES):
+        with FULL_DISK(but=max(sizes(database)) + ROOM):
+            outcome(storage.set, "0", MARK.encode() * 300_000)
+        used.append(sum(sizes(database)))
+    added = used[-1] - used[0]
+    assert added < ROOM, (
+        f"The disk has no room for a large value. A plugin tries {TRIES} times to set it, and"
+        f" {added:,} more bytes of the disk are in use: soon, nothing can be stored. Remove what"
+        " was written, or write all in one transaction."
     )
 
 

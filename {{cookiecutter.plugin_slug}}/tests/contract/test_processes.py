@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import random
-import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -17,6 +16,8 @@ from contract.support.amounts import many
 from contract.support.database import (
     PROCESS,
     Database,
+    await_line,
+    let_work,
     process_command,
     reason,
     run_command,
@@ -274,29 +275,6 @@ LOST = (
     "A large value was lost while another plugin started, as `errbot --storage-get` does every"
     " time. What is being written must not look like what a killed bot has left."
 )
-
-
-def await_line(process: "subprocess.Popen[str]") -> str:
-    """Return the next line that a process prints. Fails with its error if it ends instead."""
-    assert process.stdout
-    assert process.stderr
-    with deadline(PROCESS, "One of several processes on the database is too slow, or hangs."):
-        line = process.stdout.readline()
-    if not line:
-        why = reason(process.stderr.read())
-        pytest.fail(f"Several processes cannot use the database at once: {why}")
-    return line
-
-
-def let_work(processes: "list[subprocess.Popen[str]]", turns: int) -> list[str]:
-    """Let processes that wait work at the same moment, and return what each then says."""
-    for process in processes:
-        await_line(process)
-    for number, process in enumerate(processes):
-        assert process.stdin
-        process.stdin.write(f"{number} {turns}\n")
-        process.stdin.flush()
-    return [await_line(process) for process in processes]
 
 
 def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:

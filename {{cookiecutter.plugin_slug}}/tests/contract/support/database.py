@@ -167,6 +167,29 @@ def running_process(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
+def await_line(process: "subprocess.Popen[str]") -> str:
+    """Return the next line that a process prints. Fails with its error if it ends instead."""
+    assert process.stdout
+    assert process.stderr
+    with deadline(PROCESS, "One of several processes on the database is too slow, or hangs."):
+        line = process.stdout.readline()
+    if not line:
+        why = reason(process.stderr.read())
+        pytest.fail(f"Several processes cannot use the database at once: {why}")
+    return line
+
+
+def let_work(processes: "list[subprocess.Popen[str]]", turns: int) -> list[str]:
+    """Let processes that wait work at the same moment, and return what each then says."""
+    for process in processes:
+        await_line(process)
+    for number, process in enumerate(processes):
+        assert process.stdin
+        process.stdin.write(f"{number} {turns}\n")
+        process.stdin.flush()
+    return [await_line(process) for process in processes]
+
+
 def run_process(database: Database, name: str, task: str) -> str:
     """Run a task of second_process.py in another process, and return its output."""
     command = process_command(database, name, task)

@@ -130,7 +130,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         type=float,
         default=120,
-        help="fail a test of the contract that takes longer (default: 120)",
+        help="fail a test that takes longer (default: 120)",
     )
     parser.addoption(
         "--quick",
@@ -258,7 +258,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @contextmanager
 def limited(item: pytest.Item) -> Iterator[None]:
-    """Limit the time of a phase of a contract test. After three that hang, the run ends.
+    """Limit the time of a phase of a test. After three that hang, the run ends.
 
     The interrupt tests use the same signal, and have their own limits.
     """
@@ -274,9 +274,6 @@ def limited(item: pytest.Item) -> Iterator[None]:
         sets = configured.notes.sets - before if configured else 0
         return f", in which it set {sets:,} keys" * bool(sets)
 
-    if CONTRACT not in item.path.parents:
-        yield
-        return
     why = (
         f"{item.name} is too slow, or hangs. --time-limit gives it more time"
         f"{', and --quick asks for less' * (not amounts.quick)}."

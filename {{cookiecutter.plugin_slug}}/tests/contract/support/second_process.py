@@ -435,6 +435,19 @@ def remove_at_once(open_storage: Open) -> None:
     sys.stdin.read()
 
 
+def swap_at_once(open_storage: Open) -> None:
+    """Wait for a line of input, then count up by `swap`, and print how often that worked."""
+    storage: Any = open_storage()
+    print("ready", flush=True)
+    _, turns = input().split()
+    done = 0
+    for _ in range(int(turns)):
+        old = storage.read("key")
+        done += storage.swap("key", old, b"%d" % (int(old) + 1))
+    print(done, flush=True)
+    sys.stdin.read()
+
+
 def remove_many(open_storage: Open) -> None:
     """Set and remove keys until this process is killed, and print the numbers of removed ones."""
     storage = open_storage()
@@ -491,6 +504,7 @@ if __name__ == "__main__":
         "replace-large": replace_large,
         "replace-in-memory": replace_in_memory,
         "remove-at-once": remove_at_once,
+        "swap-at-once": swap_at_once,
         "remove-many": remove_many,
         "write-values": write_values,
         "visit": visit,
