@@ -973,3 +973,25 @@ def what_does_not_fit_stays_in_a_temporary_file(Storage, Plugin):
             raise StoreException(f"{path}: {error.strerror}") from None
         path.unlink()
         return old(self, key, data)
+
+
+@caught_by(
+    "test_large_values_that_are_replaced_after_outages_take_no_space",
+    alone=True,
+    outlives_process=True,
+)
+def the_first_error_ends_what_tidies_up(Storage, Plugin):
+    """A thread removes the large values that were replaced, until it meets an error."""
+    know_plugin(Plugin)
+
+    @when_a_write_fails(Storage, "locked")
+    def end(self, key, data, error):
+        self.plugin.ended = True
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if "ended" in vars(self.plugin) and len(data) >= 1_000_000:
+            self._run("CREATE TABLE IF NOT EXISTS replaced (data)")
+            find = "INSERT INTO replaced SELECT value FROM errbot WHERE namespace = ? AND key = ?"
+            self._run(find, self._namespace, key)
+        old(self, key, data)
