@@ -136,7 +136,7 @@ def test_a_broken_storage_is_caught_by_one_test_alone(
 ) -> None:
     broken = BROKEN[name]
     forking = tests_of(database_of(broken))
-    result = forking.run(AIMED, broken.thorough, BROKEN_STORAGE=name)
+    result = forking.run(AIMED, broken.thorough, 40, BROKEN_STORAGE=name)
     assert result.failed == broken.caught_by & AIMED, result.output
     assert len(result.failed) == 1
 

@@ -28,7 +28,7 @@ def what_is_read_often_is_kept(Storage, Plugin):
     keep_what_is_read_often(
         Storage,
         lambda self: self.plugin.__dict__.setdefault("kept", {}).setdefault(self._namespace, {}),
-        often=25,  # another test reads 23 times
+        often=300,  # other tests read less often
     )
 
 
