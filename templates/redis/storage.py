@@ -202,8 +202,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         with suppress(IndexError):
             return self._idle.pop()
         config, url = self.config, self.config.url.get_secret_value()
-        servers = 1 + len(config.sentinels) + config.cluster  # that may not answer
-        wait = config.timeout / (2 * servers)  # in each of two attempts
+        wait = config.timeout / 2 / (1 + len(config.sentinels) + config.cluster)  # tries, servers
         options: dict[str, Any] = {"socket_timeout": wait, "socket_connect_timeout": wait}
         options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2}
         if config.cluster:

@@ -7,8 +7,7 @@
             problems = error.errors(include_input=False, include_context=False)
         del storage_config  # Sentry reports the local variables of each frame.
         known, lines = ", ".join(cls.model_fields), dict[str | int, str]()
-        problems.sort(key=lambda problem: -len(problem["loc"]))  # the most precise ones first
-        for problem in problems:
+        for problem in sorted(problems, key=lambda p: -len(p["loc"])):  # the precise ones first
             key, *_ = problem["loc"] or [""]
             line = f"{key}: no such key. The keys are {known}."
             if field := cls.model_fields.get(str(key)):
