@@ -593,8 +593,8 @@ def grants(project: Path, server: str) -> str:
 def test_the_documented_privileges_are_sufficient_and_minimal(
     project: Path, connect: Connect, server: PostgreSQL | MariaDB, name: str
 ) -> None:
+    server.sql("CREATE DATABASE errbot")
     if isinstance(server, PostgreSQL):
-        server.sql("CREATE DATABASE errbot")
         server.sql(grants(project, name), database="errbot")
     else:
         server.sql(grants(project, name))
