@@ -583,6 +583,7 @@ FULL_DISK = partial(none_left, "RLIMIT_FSIZE", "the size of files")
 NO_MORE_FILES = partial(none_left, "RLIMIT_NOFILE", "open files and connections")
 
 
+@pytest.mark.usefixtures("switch_often")
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if "remove" not in name])
 def test_too_many_open_files_are_an_error(database: Database, name: str) -> None:
     """If a bot cannot open any more files or connections, that is an error, and does no harm."""
@@ -592,9 +593,10 @@ def test_too_many_open_files_are_an_error(database: Database, name: str) -> None
     expected: dict[str, object] = {"key": MARK, "0": MARK, "1": [MARK]}
     for key, value in expected.items():
         storage.set(key, value)
+    storage = database.open("namespace", database.plugin())  # with hardly any connection yet
 
     def work() -> list[object]:
-        return [outcome(OPERATIONS[name], storage) for _ in range(TRIES)]
+        return [outcome(OPERATIONS[name], storage) for _ in range(2 * TRIES)]
 
     with NO_MORE_FILES():
         got = at_once(*[work] * CONNECTIONS)
