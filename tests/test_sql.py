@@ -763,9 +763,10 @@ def test_threads_wait_in_turn_for_a_connection(
     storage = connect(url, table=table, pool_size=2, timeout=5.0).open("namespace")
     storage.set("key", 1)
     counts = [0] * 32
-    stopped = threading.Event()
+    together, stopped = threading.Barrier(32), threading.Event()
 
     def work(number: int) -> None:
+        together.wait()
         while not stopped.is_set():
             storage.get("key")
             counts[number] += 1
