@@ -15,6 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 from typing import Annotated, Any
 from weakref import ref
@@ -131,10 +132,6 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
 {% include "shared/values.py" %}
 
-class Turn:
-    """A thread's place in line, as long as it exists: so an interrupt cannot leave it there."""
-
-
 class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
     """Opens a namespace for each of the bot's plugins, and keeps the connections to the server."""
 
@@ -149,7 +146,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         url = self._engine.url
         self._place = repr(url.set(query={"host": url.query.get("host", ())})).rstrip("?")
         self._process = os.getpid()
-        self._line: list[ref[Turn]] = []
+        self._line: list[ref[Event]] = []
         self._sql = statements(self.config.table, self._engine.dialect)
         if url.drivername == "sqlite" and "uri" not in url.query:
             with suppress(OSError):  # Only the bot may access a new file, because it has pickles.
@@ -218,9 +215,9 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             del turn
         raise StoreException(f"{self._place}: all {self.config.pool_size} connections are in use.")
 
-    def _wait_for_turn(self, deadline: float) -> Turn | None:
+    def _wait_for_turn(self, deadline: float) -> Event | None:
         """Wait until this thread is among the first pool_size. Returns None after the deadline."""
-        turn = Turn()
+        turn = Event()  # It is in line only while it exists, so an interrupt cannot leave it there.
         self._line.append(mine := ref(turn))
         while monotonic() < deadline:
             for gone in [other for other in list(self._line) if not other()]:

@@ -22,6 +22,7 @@ from errbot.storage.base import StorageBase, StoragePluginBase
 from itsdangerous import BadSignature, Signer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+Seconds = Annotated[float, Field(gt=0, le=3600, strict=True)]
 SigningKey = Annotated[SecretStr, Field(min_length=16, strict=True)]
 
 # The table keeps its rowid: then the primary key's index has no values, and `len` and `keys` read
@@ -57,9 +58,7 @@ class {{ cookiecutter.__class }}Config(BaseModel):
         pattern=r"^[^\x00]+$",
         description="The database file, in `BOT_DATA_DIR` unless the path is absolute.",
     )
-    timeout: float = Field(
-        default=10.0, gt=0, le=3600, strict=True, description="Seconds to wait, at most 3600."
-    )
+    timeout: Seconds = Field(default=10.0, description="Seconds to wait, at most 3600.")
     synchronous: Literal["normal", "full"] = Field(
         default="normal",
         description="With `full`, a power failure loses nothing, but `set` waits for the disk.",
@@ -152,12 +151,12 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
                 connection = self._take()
                 cursor = connection.execute(statement, values)
                 result = cursor.fetchall(), cursor.rowcount
-                used, connection = connection, None
+                used, connection = connection, None  # Reuse it only if it worked.
                 self._idle.append(used)
                 return result
             except sqlite3.Error as error:
                 problem = str(error)
-            finally:  # Reuse it only if it worked.
+            finally:
                 if connection:
                     connection.close()
             if "lock" not in problem or time.monotonic() > deadline:

@@ -171,8 +171,8 @@ def check() -> None:
     """Check that every value is intact and correctly signed.
 
     The status is 1 if a bot would refuse a value. Values are not unpickled, so a value whose class
-    is missing counts as good. Also reports which keys of signing_key are still
-    needed: remove an old key when it has signed none of the values.
+    is missing counts as good. Also reports which keys of signing_key are still needed: remove an
+    old key when it has signed none of the values.
     """
     plugin = storage_plugin()
     found, bad = [], []
@@ -267,9 +267,7 @@ def move(old_config: Path, only: tuple[str, ...], dry_run: bool, replace: bool) 
         results = [moving.copy(source, target, name, replace, watch) for name in names]
     done = dry_run or all(result.is_good for result in results)
     good = done and not blocked and not any(result.problems for result in results)
-    found = [result.to_json() for result in results]
-    if not dry_run:
-        found = [one | {"good": result.is_good} for one, result in zip(found, results, strict=True)]
+    found = [result.to_json(compared=not dry_run) for result in results]
     lines = move_lines(results, dry_run, blocked, replace)
     finish({"namespaces": found, "good": good}, lines, good)
 

@@ -44,10 +44,11 @@ class Result:
         """Whether the namespace has exactly the same values here."""
         return self.equal == self.keys and not self.problems and not self.conflicts
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the result for JSON output."""
+    def to_json(self, compared: bool) -> dict[str, Any]:
+        """Return the result for JSON output, and whether it is good if values were compared."""
         problems = [{"key": key, "why": why} for key, why in self.problems]
-        return {**asdict(self), "problems": problems}
+        good = {"good": self.is_good} if compared else {}
+        return {**asdict(self), "problems": problems, **good}
 
 
 def find_conflicts(source: Any, target: Any, namespace: str) -> Result:

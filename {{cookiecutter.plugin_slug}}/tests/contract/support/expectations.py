@@ -94,7 +94,8 @@ def skip_if_misses_pass(storage: StorageBase) -> None:
 
 def shows(text: str, secret: str) -> bool:
     """Return whether a text shows a secret, or nearly all of it in hexadecimal or base64."""
-    return any(form in text or form in text.lower() for form in forms_of(secret))
+    texts = f"{text}\n{text.lower()}"
+    return any(form in texts for form in forms_of(secret))
 
 
 @cache
