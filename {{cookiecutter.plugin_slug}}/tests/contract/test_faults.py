@@ -45,8 +45,8 @@ MEANWHILE = 10
 """Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
-CONNECTIONS, TRIES = 16, 40
-"""Threads that need connections at the same time, and how often."""
+CONNECTIONS, TRYING = 16, 0.2
+"""Threads that need connections at the same time, and for how many seconds."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
 ANSWERS = 6
@@ -597,7 +597,10 @@ def test_too_many_open_files_are_an_error(database: Database, name: str) -> None
     storage = database.open("namespace", database.plugin())  # with hardly any connection yet
 
     def work() -> list[object]:
-        return [outcome(OPERATIONS[name], storage) for _ in range(TRIES)]
+        got, until = list[object](), monotonic() + TRYING
+        while monotonic() < until:
+            got.append(outcome(OPERATIONS[name], storage))
+        return got
 
     with NO_MORE_FILES():
         got = at_once(*[work] * CONNECTIONS)
