@@ -5,11 +5,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
+AGAIN = 1
+"""Seconds until a deadline fails again: Python drops an error that a finalizer raises."""
 AT_ONCE = 60
 """Seconds that threads at the same time may take."""
 GRACE = 10
@@ -23,26 +26,30 @@ def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -
     """Fail with these words in the main thread if the block takes longer. Not on Windows.
 
     This also interrupts an operation that waits for a lock, an answer or another process. `on_end`
-    is called then, and returns more text for the message.
+    is called once then, and returns more text for the message.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
         yield
         return
 
+    @cache
+    def message() -> str:
+        return f"{why} It has not ended after {round(seconds, 1):g} seconds{on_end()}."
+
     def ring(*_: object) -> None:
-        pytest.fail(f"{why} It has not ended after {round(seconds, 1):g} seconds{on_end()}.")
+        pytest.fail(message())
 
     handler, began = signal.signal(signal.SIGALRM, ring), monotonic()
-    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    left, again = signal.getitimer(signal.ITIMER_REAL)
     seconds = min(seconds, left or seconds)  # A deadline around this one ends earlier.
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - monotonic() + began))
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - monotonic() + began), again)
 
 
 @contextmanager
