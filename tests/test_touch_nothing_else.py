@@ -244,6 +244,17 @@ def servers() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let programs that a test starts obey Ctrl-C, which those that a shell starts by `&` ignore.
+
+    Whether it is ignored is inherited, also from a run of CI in the background.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def place(
     name: str, cookies_session: Cookies, servers: Callable[[str], Any], tmp_path: Path
 ) -> Place:
@@ -374,6 +385,7 @@ def test_an_invalid_list_of_keys_removes_nothing(place: Place) -> None:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_that_is_interrupted_leaves_nothing(place: Place, signals: list[str]) -> None:
     before = place.rows.read()
     place.break_storage(
