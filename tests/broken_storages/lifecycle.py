@@ -480,6 +480,23 @@ def a_relative_folder_leads_elsewhere_later(Storage, Plugin):
         self._path = Path(bot_config.BOT_DATA_DIR, self.config.path)
 
 
+@caught_by("test_another_working_directory_changes_nothing", alone=True, outlives_process=True)
+def the_path_is_resolved_when_a_namespace_is_opened(Storage, Plugin):
+    """BOT_DATA_DIR is relative, and a plugin that is reloaded later gets another file."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.named = Path(bot_config.BOT_DATA_DIR, self.config.path)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        if self.named.absolute() != self._path:
+            self._path = self.named.absolute()
+            self._idle.clear()
+        return old(self, namespace)
+
+
 def rename_table(Plugin: Any) -> None:
     """Let SQLite's statements use another table than the first release."""
     names = Plugin.open.__globals__
@@ -505,6 +522,24 @@ def the_table_of_the_first_release_is_copied_at_each_start(Storage, Plugin):
         old(self, bot_config)
         self.run(create)
         self.run("INSERT OR REPLACE INTO errbot_2 SELECT * FROM errbot")
+
+
+@caught_by("test_an_upgrade_that_was_killed_is_completed", alone=True, outlives_process=True)
+def an_upgrade_is_done_when_there_is_a_new_table(Storage, Plugin):
+    """It is created before the rows of the old one are copied to it."""
+    names = Plugin.open.__globals__
+    old_rows = names["CREATE"]
+    rename_table(Plugin)
+    new_rows, names["CREATE"] = names["CREATE"], old_rows
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = old(self)
+        tables = "SELECT 1 FROM sqlite_master WHERE name = 'errbot_2'"
+        if not connection.execute(tables).fetchone():
+            connection.execute(new_rows)
+            connection.execute("INSERT OR IGNORE INTO errbot_2 SELECT * FROM errbot")
+        return connection
 
 
 @caught_by("test_what_the_first_release_has_stored_is_there", alone=True, outlives_process=True)

@@ -38,6 +38,24 @@ def all_is_written_when_a_storage_is_closed(Storage, Plugin):
     gather_writes(Storage, Plugin)
 
 
+@caught_by(
+    "test_a_bot_that_has_closed_a_namespace_and_processes_see_the_same",
+    outlives_process=True,
+    alone=True,
+)
+def close_waits_for_the_disk(Storage, Plugin):
+    """It opens, syncs and closes the file, and so drops the locks of all connections to it."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def close(old, self):
+        old(self)
+        with suppress(OSError):
+            file = os.open(self.plugin._path, os.O_RDONLY)
+            os.fsync(file)
+            os.close(file)
+
+
 @caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True, alone=True)
 def what_a_process_makes_is_temporary(Storage, Plugin):
     """The database is a temporary file, removed when the process that created it ends."""

@@ -1,5 +1,6 @@
 """Data exist as soon as they are set, and until they are removed."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from errbot.storage.base import StorageBase
 
-from contract.support.database import Database
+from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import (
     contents,
@@ -66,6 +67,17 @@ def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
     start().remove("key")
     assert contents(start()) == {}, (
         "What was removed after an upgrade is back at the next start. Convert old data only once."
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.usefixtures("first_release", "other_processes")
+def test_an_upgrade_that_was_killed_is_completed(database: Database) -> None:
+    """If processes are killed at any moment of an upgrade, the next one completes it."""
+    printed = run_process(database, "first", "start-and-be-killed")
+    assert printed == str({"key": "as it was"}), (
+        f"After bots were killed in the middle of an upgrade, the next one finds {printed} instead"
+        " of its data. Convert everything in one transaction, or go on with what is still old."
     )
 
 
@@ -167,12 +179,12 @@ def test_another_working_directory_changes_nothing(
     monkeypatch.chdir(tmp_path / "elsewhere")
     expected = dict.fromkeys(["key", *map(str, range(32))], MARK * 20_000)
     at_once(*[partial(storage.set, key, value) for key, value in expected.items()])
-    found = contents(storage)
+    found, reloaded = contents(storage), contents(database.open("namespace"))
     monkeypatch.chdir(here)
     restarted = contents(database.open("namespace", database.plugin()))
-    assert (found, restarted) == (expected, expected), (
-        "After a plugin has called os.chdir, data are lost. Resolve the path at the start:"
-        " connections opened later must lead to the same place."
+    assert (found, reloaded, restarted) == (expected,) * 3, (
+        "After a plugin has called os.chdir, data are lost. Resolve the path at the start: what is"
+        " opened later must lead to the same place."
     )
 
 

@@ -247,6 +247,22 @@ def test_what_is_set_when_python_ends_is_stored(database: Database, order: str) 
     )
 
 
+def test_a_bot_that_has_closed_a_namespace_and_processes_see_the_same(database: Database) -> None:
+    """After a bot has closed a namespace, it and other processes see the same in the others."""
+    skip_if_seen_only_later(database)
+    storage, closed = database.open("namespace"), database.open("closed")
+    for opened in [storage, closed]:
+        opened.set("key", MARK)
+    database.close(closed)
+    run_process(database, "namespace", "read")
+    storage.set("key", [MARK, "newer"])
+    assert run_process(database, "namespace", "read") == str({"key": [MARK, "newer"]}), (
+        "After a namespace was closed, another process does not see what the bot sets in the"
+        " others. Do not open and close the database's file yourself: that drops the locks that"
+        " the bot's other connections hold, and a process that ends removes what they still use."
+    )
+
+
 def test_a_process_that_starts_harms_nothing_that_is_being_set(database: Database) -> None:
     """A plugin that starts while another one sets large values removes nothing of these."""
     storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
