@@ -996,3 +996,75 @@ def the_first_error_ends_what_tidies_up(Storage, Plugin):
             find = "INSERT INTO replaced SELECT value FROM errbot WHERE namespace = ? AND key = ?"
             self._run(find, self._namespace, key)
         old(self, key, data)
+
+
+@caught_by("test_a_change_of_what_is_damaged_loses_nothing", alone=True, outlives_process=True)
+def a_set_begins_a_new_file_if_the_old_one_is_damaged(Storage, Plugin):
+    """A bot must be able to store. Reading is an error, so that somebody notices."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "damaged" not in str(error):
+                raise
+            while self.plugin._idle:
+                self.plugin._idle.pop().close()
+            for ending in ["", "-wal", "-shm"]:
+                Path(f"{self.plugin._path}{ending}").unlink(missing_ok=True)
+            old(self, key, data)
+
+
+@caught_by(
+    "test_an_operation_gives_up_in_time_although_the_clock_is_put_back",
+    alone=True,
+    outlives_process=True,
+)
+def the_deadline_is_by_the_wall_clock(Storage, Plugin):
+    """`until = time.time() + timeout`, as one writes it."""
+    know_plugin(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        until = time.time() + self.plugin.config.timeout
+        while True:
+            try:
+                return old(self, key, data)
+            except StoreException as error:
+                if "lock" not in str(error) or time.time() > until:
+                    raise
+
+
+class UnreadableError(StoreException):
+    """A value cannot be read."""
+
+    def __init__(self, key, problem):
+        super().__init__(f"The value of {key!r}: {problem}")
+
+
+@caught_by("test_an_error_reaches_another_process", alone=True)
+def errors_have_more_arguments_than_they_keep(Storage, Plugin):
+    """`super().__init__` gets one text, so `pickle` cannot make the error again."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            raise UnreadableError(key, str(error)) from error
+
+
+@caught_by("test_an_error_reaches_another_process", outlives_process=True)
+def errors_of_the_database_have_more_arguments(Storage, Plugin):
+    """The same only while the database is away."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        try:
+            old(self, key, data)
+        except StoreException as error:
+            if "lock" not in str(error):
+                raise
+            raise UnreadableError(key, str(error)) from error

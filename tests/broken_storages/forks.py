@@ -11,6 +11,8 @@ import weakref
 from contextlib import suppress
 from functools import wraps
 
+from errbot.storage import StoreException
+
 from broken_storages.support import (
     caught_by,
     keep_large_values_apart,
@@ -151,3 +153,22 @@ def a_forked_process_keeps_the_lock_of_a_file(Storage, Plugin):
         with open(path, "w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             old(self, key, value)
+
+
+@caught_by("test_a_fork_in_the_middle_of_other_threads_work_hangs_nobody")
+def only_an_open_storage_notices_a_fork(Storage, Plugin):
+    """A storage knows who opened it. A forked child opens one itself, of the inherited plugin."""
+    lock = threading.RLock()
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.process = os.getpid()
+        return storage
+
+    def lock_of(storage):
+        if storage.process != os.getpid():
+            raise StoreException("A forked process cannot use a storage of its parent.")
+        return lock
+
+    lock_operations(Storage, lock_of, "read", "write")

@@ -542,3 +542,33 @@ def all_clients_of_the_process_get_another_port(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         http.client.HTTP_PORT = 8_080  # type: ignore[misc]
+
+
+@caught_by(NOTHING)
+def warnings_are_hidden_while_it_unpickles(Storage, Plugin):
+    """Old values warn about what is deprecated. But the filters belong to all threads."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return old(self, key)
+
+
+@caught_by("test_a_bot_that_is_told_to_end_in_a_set_ends", alone=True)
+def a_signal_waits_until_a_value_is_stored(Storage, Plugin):
+    """Afterwards its handler is called, but the default one cannot be called."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        if threading.current_thread() is not threading.main_thread():
+            old(self, key, value)
+            return
+        came = []
+        handler = signal.signal(signal.SIGTERM, lambda *arguments: came.append(arguments))
+        try:
+            old(self, key, value)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            if came and callable(handler):
+                handler(*came[0])

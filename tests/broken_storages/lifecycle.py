@@ -658,3 +658,23 @@ def large_values_are_in_the_bots_folder(Storage, Plugin):
             return Path(self.place[0], data[4:].decode()).read_bytes()
         except FileNotFoundError as error:
             raise StoreException("the value is not here") from error
+
+
+@caught_by("test_a_change_of_a_storage_that_is_closed_is_done_or_an_error", alone=True)
+def a_closed_storage_ignores_changes(Storage, Plugin):
+    """After `close`, its plugin is not activated any more, so an error would only be noise."""
+
+    @replace(Storage)
+    def close(old, self):
+        self.closed = True
+        old(self)
+
+    def ignoring(old):
+        @wraps(old)
+        def method(self, key, *data):
+            if not hasattr(self, "closed"):
+                old(self, key, *data)
+
+        return method
+
+    Storage.write, Storage.remove = ignoring(Storage.write), ignoring(Storage.remove)

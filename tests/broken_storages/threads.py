@@ -874,3 +874,18 @@ def only_the_first_connection_is_told_the_encoding(Storage, Plugin):
         return key if main or not isinstance(key, str) else key.replace("\U0001f600", "?")
 
     rename_keys(Storage, lambda self, key: name(key))
+
+
+@caught_by(
+    "test_a_key_that_others_remove_has_its_value_or_is_missing", alone=True, outlives_process=True
+)
+def a_value_is_read_by_the_number_of_its_row(Storage, Plugin):
+    """The number is looked up first. Meanwhile, its row may be removed, and another one get it."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        find = "SELECT rowid FROM errbot WHERE namespace = ? AND key = ?"
+        for (number,) in self._run(find, self._namespace, key)[0]:
+            for (data,) in self._run("SELECT value FROM errbot WHERE rowid = ?", number)[0]:
+                return bytes(data)
+        raise KeyError(key)

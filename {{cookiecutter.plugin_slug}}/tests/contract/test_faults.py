@@ -1,14 +1,16 @@
 """If the database is away or refuses, plugins get an error, never a wrong answer."""
 
 import logging
+import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from time import monotonic, process_time, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -31,7 +33,7 @@ from contract.support.expectations import (
 )
 from contract.support.faults import Faults
 from contract.support.guest import use
-from contract.support.sample_values import MARK
+from contract.support.sample_values import MARK, Unreadable
 
 AFTER = 0.5
 """Seconds after a fault within which nothing may change by itself."""
@@ -43,6 +45,7 @@ SOON = 30
 """Seconds within which an operation must give up."""
 MOMENT = 0.1
 """Seconds of a short fault."""
+HOUR = 3_600
 MEANWHILE = 10
 """Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
@@ -227,6 +230,26 @@ def test_a_database_that_does_not_answer_is_an_error(faults: Faults, database: D
     )
 
 
+def test_an_operation_gives_up_in_time_although_the_clock_is_put_back(
+    faults: Faults, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the clock is put back while an operation waits for the database, it gives up in time."""
+    let_wait(database, PATIENCE)
+    storage = database.open("namespace", database.plugin())
+    storage.set("0", MARK)
+    clock, put_back = time.time, Event()
+    monkeypatch.setattr(time, "time", lambda: clock() - HOUR * put_back.is_set())
+    timer = Timer(MOMENT, put_back.set)
+    with faults.away():
+        timer.start()
+        try:
+            with fault(database, "`set`", "The clock was put back while the database is away"):
+                storage.set("0", NEW)
+        finally:
+            timer.cancel()
+    assert outcome(storage.get, "0") in (MARK, NEW), "After an outage, the value is lost."
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_database_that_goes_away_is_an_error(
     faults: Faults, database: Database, name: str
@@ -278,6 +301,46 @@ def check_after(
         assert length == len(got), "After the fault, `len` is wrong."
     storage.set("after", MARK)
     assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
+
+
+def error_of(operation: Callable[[], object]) -> list[Exception]:
+    """Return the error that an operation raises, if any."""
+    try:
+        operation()
+    except Exception as error:
+        return [error]
+    return []
+
+
+def reaches_another_process(error: Exception) -> bool:
+    """Return whether an error is still what it is after it was pickled."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+def test_an_error_reaches_another_process(faults_if_any: Faults, database: Database) -> None:
+    """An error can be pickled, as `multiprocessing` does to raise it in the bot's process."""
+    storage = database.open("namespace", database.plugin())
+    wrong: list[Callable[[], object]] = [
+        lambda: storage.get("missing"),
+        lambda: storage.remove("missing"),
+        lambda: storage.set(1, MARK),  # type: ignore[arg-type]
+        lambda: storage.set("\ud800", MARK),
+        lambda: storage.set("unreadable", Unreadable(AttributeError("no such attribute"))),
+        lambda: storage.get("unreadable"),
+    ]
+    errors = [error for operation in wrong for error in error_of(operation)]
+    storage.set("0", MARK)
+    with suppress(pytest.skip.Exception), faults_if_any.away():
+        for name in CHANGES:
+            errors += error_of(partial(OPERATIONS[name], storage))
+    lost = {type(error).__name__ for error in errors if not reaches_another_process(error)}
+    assert not lost, (
+        f"Errors cannot be pickled: {sorted(lost)}. If a plugin's process of `multiprocessing` gets"
+        " one, its pool waits for ever. Pass all arguments of `__init__` to `super().__init__`."
+    )
 
 
 def in_threads(*works: Callable[[], object]) -> list[object]:
@@ -805,6 +868,49 @@ def test_what_is_damaged_is_an_error(
     assert contents(start()) == expected, (
         "The database was damaged, and the storage replaced it with a new one: data that could have"
         " been repaired are lost. Raise an error, and leave the database as it is."
+    )
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["in part", "as a whole"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_what_is_damaged_loses_nothing(
+    faults: Faults, database: Database, name: str, everything: bool
+) -> None:
+    """If data can no longer be read, a change replaces nothing that can still be repaired."""
+    database.open_twice("probe")
+    storage, neighbour = database.open("namespace"), database.open("neighbour")
+    expected: dict[str, object] = dict.fromkeys(["0", *LONG_KEYS], MARK * 100)
+    for each in [storage, neighbour]:
+        for key, value in expected.items():
+            each.set(key, value)
+    database.close(storage)
+    database.close(neighbour)
+    running = database.open("namespace", database.plugin())
+    running.get("0")
+    openers: list[Callable[[], StorageBase]] = [
+        lambda: running,
+        lambda: database.open("namespace", database.plugin()),
+    ]
+    faults.damage(everything)
+    try:
+        for open_storage in openers:
+            with fault(database, name, "The database is damaged"):
+                OPERATIONS[name](open_storage())
+        database.close_all()
+    finally:
+        faults.mend()
+    plugin = database.plugin()
+    after = dict(expected)
+    if name == "`remove`":
+        del after["0"]
+    else:
+        after["new" if "new" in name else "0"] = NEW
+    got = [outcome(partial(contents, database.open(n, plugin))) for n in ["namespace", "neighbour"]]
+    kept = same(got[1], expected) and (same(got[0], expected) or same(got[0], after))
+    assert kept, (
+        f"The database was damaged, and then repaired. A {name} in the meantime has replaced it:"
+        " other keys and other plugins' data are lost. Raise an error, and leave the database as"
+        " it is."
     )
 
 

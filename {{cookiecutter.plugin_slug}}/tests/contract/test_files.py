@@ -95,7 +95,7 @@ def test_files_are_for_the_account_of_the_bot_alone(
     clock = Clock(monkeypatch)
     umask = os.umask(0)
     try:
-        with watching(look, "os.remove", "os.rename"):
+        with watching(look, "os.remove", "os.rename", "os.chmod"):
             for value, clock.ahead in [(MARK, 0), (MARK * 100_000, 0), (MARK, YEARS)]:
                 storage = database.open("namespace", clock.load(database))
                 for key in ["key", "new"]:
@@ -109,7 +109,8 @@ def test_files_are_for_the_account_of_the_bot_alone(
         os.umask(umask)
     assert not found, (
         f"Other users of this machine can read or change the plugins' data: {found}. Create each"
-        " file with mode 0o600, whatever the umask is, even if it is removed at once."
+        " file with mode 0o600, whatever the umask is, even if it is removed at once. To change the"
+        " mode afterwards is too late."
     )
 
 
@@ -134,6 +135,11 @@ def test_no_value_is_kept_in_a_folder_for_temporary_files(
             "If the folder for temporary files is full or missing, as in some containers, `set`"
             " fails. Pickle in memory."
         )
+    got = [outcome(operation) for operation in (storage.len, lambda: list(storage.keys()))]
+    assert (refusal(storage.remove, "key"), *got) == (None, 1, ["key"]), (
+        "If the folder for temporary files is missing, `remove`, `len` or `keys` fail. Lock what"
+        " is in the database or in BOT_DATA_DIR, which all its processes share."
+    )
     temporary.mkdir()
     for new in [[MARK, 1], [MARK * 100_000, 1]]:
         assert (refusal(storage.set, "key", new), storage.get("key")) == (None, new), (

@@ -98,6 +98,17 @@ def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
             )
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_bot_that_is_told_to_end_in_a_set_ends(database: Database) -> None:
+    """SIGTERM ends a bot, even in the middle of a `set`."""
+    told = run_process(database, "namespace", "be-terminated").splitlines()
+    assert not told, (
+        f"A bot got SIGTERM in the middle of a `set`, and went on ({', '.join(told)}). `systemctl"
+        " stop` waits for it and then kills it. If you delay signals, send them again afterwards:"
+        " a handler may be signal.SIG_DFL, which nobody can call."
+    )
+
+
 def test_a_storage_prints_nothing(database: Database, capfd: pytest.CaptureFixture[str]) -> None:
     """Loading, opening and using a storage prints nothing, even when Python ends."""
     storage = database.open("namespace", database.plugin())

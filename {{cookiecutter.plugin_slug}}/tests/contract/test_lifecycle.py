@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -17,7 +18,7 @@ from contract.support.expectations import (
     same,
     skip_if_threads_fail,
 )
-from contract.support.sample_values import MARK, large_value
+from contract.support.sample_values import MARK, Asking, large_value
 from contract.support.tricky_names import ALIKE
 
 CLOSING = 5
@@ -292,6 +293,41 @@ def test_a_closed_storage_may_be_freed_at_any_time(database: Database) -> None:
             "Python freed a closed storage in the middle of another one's operation, and the bot"
             " hangs. It frees objects at any time, so `__del__` must take no lock: use an RLock."
         )
+
+
+def closing_during(database: Database, storage: StorageBase, patch: pytest.MonkeyPatch) -> Asking:
+    """Return an object that lets another thread close the storage while it is pickled."""
+    closing = Thread(target=outcome, args=[database.close, storage], daemon=True)
+
+    def close() -> None:
+        if not closing.ident:
+            closing.start()
+        closing.join(1)
+
+    patch.setattr(Asking, "ask", [close])
+    return Asking()
+
+
+@pytest.mark.parametrize("name", ["set during close", "set", "remove"])
+def test_a_change_of_a_storage_that_is_closed_is_done_or_an_error(
+    database: Database, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A `set` or `remove` that returns is done, even if another thread has closed the storage."""
+    storage = database.open()
+    storage.set("key", MARK)
+    if name == "set during close":
+        expected: object = Asking()
+        refused = refusal(storage.set, "key", closing_during(database, storage, monkeypatch))
+        monkeypatch.setattr(Asking, "ask", [lambda: None])
+    else:
+        database.close(storage)
+        expected = [MARK] if name == "set" else KeyError
+        refused = refusal(getattr(storage, name), "key", *[[MARK]][: name == "set"])
+    got = outcome(database.open().get, "key")
+    assert refused or got == expected, (
+        f"`!plugin reload` closed a storage while a command changed something: {name} raised"
+        f" nothing, but the plugin then gets {got}. Let it take effect, or raise an error."
+    )
 
 
 def test_closing_waits_for_no_loop(database: Database) -> None:

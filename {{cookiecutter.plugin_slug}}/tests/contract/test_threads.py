@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from threading import Barrier, BrokenBarrierError, Thread
 from time import monotonic, sleep
 from typing import Any
@@ -238,6 +239,36 @@ def test_threads_that_remove_one_key_succeed_once(storages: list[StorageBase]) -
             f"One key was removed {removed} times, so two commands could take the same job. Let the"
             " database say whether it removed something, instead of looking first."
         )
+
+
+def test_a_key_that_others_remove_has_its_value_or_is_missing(database: Database) -> None:
+    """While others set and remove a key, `get` returns its value or raises KeyError."""
+    plugin, wrong, ended = database.plugin(), list[str](), threading.Event()
+    storages = [skip_if_threads_fail(database.open(name, plugin)) for name in ["one", "other"]]
+
+    def change(number: int) -> None:
+        end = monotonic() + WATCHED
+        try:
+            for turn in count():
+                if turn > ROUNDS and monotonic() > end:
+                    break
+                storages[number].set("taken", [MARK, number])
+                outcome(storages[number].remove, "taken")
+        finally:
+            ended.set()
+
+    def read(number: int) -> None:
+        while not ended.is_set():
+            got = outcome(storages[number].get, "taken")
+            if got is not KeyError and got != [MARK, number]:
+                wrong.append(f"{got} instead of {[MARK, number]}")
+
+    at_once(*[partial(work, number) for number in range(2) for work in [change, read, read]])
+    assert not wrong, (
+        f"While others removed a key, a plugin got {wrong[0]}: the value of another plugin, or an"
+        " error that is no KeyError. Read with one statement, by namespace and key. A row's number"
+        " may be another key's by now."
+    )
 
 
 def test_threads_that_get_one_value_at_once_get_copies(storages: list[StorageBase]) -> None:

@@ -11,7 +11,7 @@ from threading import Barrier, Thread
 from time import monotonic, sleep
 from typing import Any
 
-from errbot.storage.base import StorageBase
+from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.sample_values import MARK, large_value
 
@@ -108,30 +108,38 @@ def work_at_once(storage: StorageBase) -> None:
     get_and_set(storage, "the parent")
 
 
-def fork_while_threads_work(storage: StorageBase) -> None:
-    """Fork in the middle of what other threads do with the storage, and use it in the child."""
+def fork_while_threads_work(plugin: StoragePluginBase, namespace: str) -> None:
+    """Fork in the middle of what other threads do with a storage, and use it in the child.
+
+    Every second child uses another namespace, which it opens itself.
+    """
+    storage, other = plugin.open(namespace), plugin.open(f"{namespace} other")
     prepare(storage)
+    other.set(BEFORE[0], [MARK, BEFORE[0]])
+    other.close()
     working = [True]
 
     def work(key: str) -> None:
         with suppress(Exception):  # Another test checks whether threads can use it.
             while working:
-                storage.set(key, [MARK, key])
+                storage.set(key, MARK * 1_000)
                 storage.get(key)
 
-    def use() -> None:
+    def use(number: int) -> None:
         try:
-            if (got := storage.get(BEFORE[0])) != [MARK, BEFORE[0]]:
+            opened = plugin.open(f"{namespace} other") if number % 2 else storage
+            opened.set("child", [MARK, number])
+            if (got := opened.get(BEFORE[0])) != [MARK, BEFORE[0]]:
                 print(f"a forked process asked for {BEFORE[0]!r} and got {got}")
         except Exception as error:
             if problem := refusal(error):
                 print(problem)
 
-    threads = [Thread(target=work, args=[key], daemon=True) for key in BEFORE[1:3]]
+    threads = [Thread(target=work, args=[key], daemon=True) for key in ["busy", "as well"]]
     for thread in threads:
         thread.start()
-    for _ in range(FORKS):
-        if not await_end(fork(use)):
+    for number in range(FORKS):
+        if not await_end(fork(partial(use, number))):
             break
     children = [fork(partial(sleep, WAIT)) for _ in range(FORKS)]
     parent = Thread(target=get_and_set, args=[storage, "the parent"], daemon=True)

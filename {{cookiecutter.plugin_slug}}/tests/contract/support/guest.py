@@ -56,6 +56,7 @@ def shared_settings() -> dict[str, Any]:
         "the default timeout of sockets": socket.getdefaulttimeout(),
         "the locale": locale.setlocale(locale.LC_ALL),
         "the level of all logging": logging.root.manager.disable,
+        "the filters of warnings": tuple(warnings.filters),
         "sys.stdin, sys.stdout and sys.stderr": tuple(
             (stream, stream and stream.encoding, stream and stream.errors)
             for stream in [sys.stdin, sys.stdout, sys.stderr]

@@ -54,6 +54,8 @@ REMOVALS, REMOVING = 1_100, 20
 """How often a key is removed, more often than storages tidy up, and for how many seconds."""
 TIDIED = 100
 """After so many changes, or 2 MB of them, a storage may rewrite its files."""
+UNREACHED = 5
+"""The exit status of a process that ended before it was told to."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -321,6 +323,40 @@ def start_and_be_killed(open_storage: Open) -> None:
         print(repr(error))
 
 
+def be_terminated(open_storage: Open) -> None:
+    """Tell processes to end in the middle of a `set`, at ever later calls, and print who goes on.
+
+    They end as the signal does by default: Errbot has no handler of its own.
+    """
+    import_once(open_storage)
+    number, reached = 1, True
+    while reached:
+        if not (pid := os.fork()):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os._exit(0 if set_and_terminate(open_storage, number) else UNREACHED)
+        status = os.waitpid(pid, 0)[1]
+        reached = status != UNREACHED << 8
+        if not status:
+            print(f"call {number}")
+        number = number * 5 // 4 + 1
+
+
+def set_and_terminate(open_storage: Open, number: int) -> bool:
+    """Set a value, and send SIGTERM at a call of a function in C. Returns whether it came to it."""
+    called = count(1)
+
+    def profile(_frame: FrameType, event: str, _argument: Any) -> None:
+        if event == "c_call" and next(called) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    storage = open_storage()
+    sys.setprofile(profile)
+    outcome(storage.set, "key", MARK)
+    sys.setprofile(None)
+    sleep(TICK)
+    return next(called) > number
+
+
 def change_and_be_killed(open_storage: Open) -> None:
     """Replace and remove a large value in processes that are killed, and print what is damaged."""
     import_once(open_storage)
@@ -496,6 +532,7 @@ if __name__ == "__main__":
         "rest": lambda _: rest(load, namespace),
         "start-and-be-killed": start_and_be_killed,
         "change-and-be-killed": change_and_be_killed,
+        "be-terminated": be_terminated,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
@@ -509,9 +546,7 @@ if __name__ == "__main__":
         "write-values": write_values,
         "visit": visit,
         "work-in-forks": lambda open_storage: forks.work_at_once(open_storage()),
-        "fork-while-threads-work": lambda open_storage: forks.fork_while_threads_work(
-            open_storage()
-        ),
+        "fork-while-threads-work": lambda _: forks.fork_while_threads_work(load(), namespace),
         "outlive-forks": lambda open_storage: forks.outlive_children(open_storage()),
         "set-in-forks": lambda open_storage: forks.set_in_children(open_storage()),
     }
