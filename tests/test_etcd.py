@@ -26,6 +26,7 @@ PIECE = (TEMPLATE / "templates/shared/parts.py").read_text(encoding="utf-8")
 # What the tutorial's fixtures do not do. etcd locks nothing for those who read.
 WITHOUT = (
     "damage what is stored",
+    "count what the database does",
     "as a backup does",
     "fill the database",
     "read-only",

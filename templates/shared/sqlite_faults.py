@@ -27,19 +27,33 @@ class SQLiteFaults(Faults):
 
     def full(self) -> AbstractContextManager[None]:
         """Let connections that are made in the block add no page to the file."""
-        return self._connecting("PRAGMA max_page_count = 1")  # no fewer than there are
+        # No fewer pages than there are.
+        return self._connecting(lambda new: new.execute("PRAGMA max_page_count = 1"))
 
     def read_only(self) -> AbstractContextManager[None]:
         """Let connections that are made in the block change nothing."""
-        return self._connecting("PRAGMA query_only = ON")
+        return self._connecting(lambda new: new.execute("PRAGMA query_only = ON"))
 
     @contextmanager
-    def _connecting(self, pragma: str) -> Iterator[None]:
-        """Let connections that are made in the block begin with a statement."""
+    def counting(self) -> Iterator[Callable[[], int]]:
+        """Count the instructions that SQLite executes for connections made in the block."""
+        done = 0
+
+        def count() -> int:
+            nonlocal done
+            done += 1
+            return 0
+
+        with self._connecting(lambda new: new.set_progress_handler(count, 1)):
+            yield lambda: done
+
+    @contextmanager
+    def _connecting(self, prepare: Callable[[sqlite3.Connection], object]) -> Iterator[None]:
+        """Prepare connections that are made in the block."""
 
         def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
             connection: sqlite3.Connection = real(*arguments, **options)
-            connection.execute(pragma)
+            prepare(connection)
             return connection
 
         real = sqlite3.connect

@@ -13,6 +13,7 @@ from errbot.storage import StoreException
 from broken_storages.support import (
     bytes_or_none,
     caught_by,
+    change_statement,
     know_place,
     know_plugin,
     private,
@@ -441,3 +442,15 @@ def a_missed_removal_keeps_its_place_in_the_queue(Storage, Plugin):
         if not self.__dict__.get("left", [None]):
             raise StoreException("The queue is full.")
         old(self, key, data)
+
+
+@caught_by("test_many_keys_make_the_database_do_no_more", alone=True, outlives_process=True)
+def the_index_begins_with_the_key(Storage, Plugin):
+    """The most selective column first: `len` and `keys` then go through the keys of everybody."""
+    change_statement(Plugin, "CREATE", "KEY (namespace, key)", "KEY (key, namespace)")
+
+
+@caught_by("test_many_keys_make_the_database_do_no_more", outlives_process=True)
+def no_index_is_used_for_a_text_that_is_put_together(Storage, Plugin):
+    """A condition on an expression, so each `get` goes through all keys of its namespace."""
+    change_statement(Plugin, "READ", "key = ?", "key || '' = ?")

@@ -99,6 +99,13 @@ def config_class(Plugin: Any) -> Any:
     )
 
 
+def change_statement(Plugin: Any, name: str, old: str, new: str) -> None:
+    """Change a constant of the plugin's module: a statement of SQL."""
+    constants = inspect.unwrap(Plugin.__init__).__globals__
+    assert old in constants[name], f"{name} does not contain {old}."
+    constants[name] = constants[name].replace(old, new)
+
+
 def value_or_none(storage: Any, key: str) -> Any:
     """Return the value of a key, or None if it no longer exists."""
     try:

@@ -27,6 +27,7 @@ from contract.support.expectations import (
     set_or_skip,
     skip_if_threads_fail,
 )
+from contract.support.faults import Faults
 from contract.support.measure import memory, steps
 from contract.support.sample_values import LARGE, MARK, Unreadable, Unstorable, large_value
 
@@ -115,6 +116,51 @@ def test_other_keys_cost_an_operation_nothing(storage: StorageBase) -> None:
             f" {more} steps and {large} bytes among {PAGES} other keys. Let the database find a key"
             " by an index, instead of going through all."
         )
+
+
+@pytest.mark.parametrize(
+    "owner", ["namespace", "other"], ids=["of the same namespace", "of others"]
+)
+def test_many_keys_make_the_database_do_no_more(
+    faults: Faults, database: Database, owner: str
+) -> None:
+    """The database does not do more for an operation because it holds many other keys."""
+    with faults.counting() as done:
+        plugin = database.plugin()
+        storage, full = database.open("namespace", plugin), database.open(owner, plugin)
+        uses: dict[str, Callable[[], object]] = {
+            "`get`": lambda: storage.get("key"),
+            "`get` of a missing key": lambda: outcome(storage.get, "missing"),
+            "`set`": lambda: storage.set("key", MARK),
+            "`set` and `remove`": lambda: (storage.set("new", MARK), storage.remove("new")),
+            "the first key of `keys`": lambda: next(iter(storage.keys())),
+        }
+        if owner != "namespace":
+            uses |= {"`keys`": lambda: list(storage.keys()), "`len`": storage.len}
+
+        def costs() -> dict[str, int]:
+            for use in uses.values():
+                use()  # It may connect.
+            found = {}
+            for name, use in uses.items():
+                before = done()
+                use()
+                found[name] = done() - before
+            return found
+
+        storage.set("key", MARK)
+        few = costs()
+        for number in range(PAGES):
+            full.set(f"{number} {'k' * 100}", None)
+        dearer = {
+            name: (few[name], cost)
+            for name, cost in costs().items()
+            if cost > 2 * few[name] + PAGES
+        }
+    assert not dearer, (
+        f"Because the database holds {PAGES} other keys, it does more steps: {dearer}. Let it find"
+        " a namespace and a key by an index that begins with the namespace."
+    )
 
 
 @pytest.mark.thorough

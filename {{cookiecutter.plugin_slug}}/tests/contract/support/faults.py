@@ -75,6 +75,13 @@ class Faults:
         """Let the database refuse changes, for plugins that are loaded in the block."""
         cannot("make the database read-only")
 
+    def counting(self) -> AbstractContextManager[Callable[[], int]]:
+        """Count what the database does for plugins that are loaded in the block, such as rows read.
+
+        Yields a function that returns the number so far.
+        """
+        cannot("count what the database does")
+
     def backup(self) -> AbstractContextManager[object]:
         """Make a backup in a transaction of another program, which ends with the block."""
         cannot("read the database as a backup does")
