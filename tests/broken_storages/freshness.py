@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
@@ -365,3 +366,42 @@ def all_connections_share_what_one_has_read(Storage, Plugin):
 
     for name in ["write", "remove", "swap"]:
         setattr(Storage, name, forgetting(getattr(Storage, name)))
+
+
+VERSIONS: Counter[str] = Counter()
+"""How often each database was changed, as a database may tell."""
+
+
+@caught_by("test_what_others_change_is_seen_after_own_operations", alone=True)
+def own_changes_hide_those_of_others(Storage, Plugin):
+    """Values are kept while the database has one version, which is looked up after own changes."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def read(old, self, key):
+        version, known = VERSIONS[self.place[0]], vars(self).setdefault("known", {})
+        if vars(self).get("version") != version:
+            known.clear()
+            self.version = version
+        if key not in known:
+            data = old(self, key)
+            known.clear()
+            if len(data) < 1_000:
+                known[key] = data
+            return data
+        return known[key]
+
+    def changing(old):
+        @wraps(old)
+        def method(self, key, *data):
+            try:
+                return old(self, key, *data)
+            finally:
+                vars(self).get("known", {}).pop(key, None)
+                VERSIONS[self.place[0]] += 1
+                self.version = VERSIONS[self.place[0]]
+
+        return method
+
+    for name in ["write", "remove", "swap"]:
+        setattr(Storage, name, changing(getattr(Storage, name)))

@@ -15,7 +15,7 @@ from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
 from contract.support.expectations import refusal, same, set_or_skip, skip_if_threads_fail
-from contract.support.sample_values import MARK, large_value
+from contract.support.sample_values import MARK, Unstorable, large_value
 
 OFTEN = 30
 """How many reads of a key count as often."""
@@ -99,6 +99,43 @@ def test_a_key_that_was_read_often_is_asked_for_again(
                 " cache. Counting how often a key was set does not tell whether it has changed."
             )
         other.remove("key")
+
+
+@pytest.mark.parametrize("change", ["set", "replaced", "removed"])
+def test_what_others_change_is_seen_after_own_operations(database: Database, change: str) -> None:
+    """What another opener changes is seen, whatever one has done oneself in between."""
+    one, other = database.open_twice()
+    neighbour = database.open("neighbour")
+    operations: dict[str, Callable[[], object]] = {
+        "`set`": lambda: one.set("own", [MARK, turn]),
+        "`set` of a new key": lambda: one.set(f"new {turn}", MARK),
+        "`get`": lambda: one.get("own"),
+        "`get` of a missing key": lambda: get_or(one, "missing"),
+        "`remove`": lambda: one.remove("own"),
+        "`remove` of a missing key": lambda: refusal(one.remove, "missing"),
+        "`set` that is refused": lambda: refusal(one.set, "own", Unstorable()),
+        "`set` in another namespace": lambda: neighbour.set("own", [MARK, turn]),
+        "`len`": one.len,
+        "`keys`": lambda: list(one.keys()),
+    }
+    for turn, (name, operation) in enumerate(operations.items()):
+        one.set("own", MARK)
+        one.set("key", [MARK, turn])
+        if change == "set":
+            one.remove("key")
+        for _ in range(OFTEN):
+            get_or(one, "key")
+        if change == "removed":
+            other.remove("key")
+        else:
+            other.set("key", [MARK, turn, "newer"])
+        operation()
+        expected = "missing" if change == "removed" else [MARK, turn, "newer"]
+        got = get_or(one, "key")
+        assert got == expected, (
+            f"Another opener has {change} a key, then came a {name}, and then `get` gives {got}: a"
+            " cache takes the other's change for its own. Ask the database each time."
+        )
 
 
 def test_what_another_thread_has_set_is_seen_by_one_that_read_often(storage: StorageBase) -> None:

@@ -727,18 +727,24 @@ def test_an_object_may_take_a_lock_that_its_thread_holds(
         )
 
 
-def test_equal_large_values_of_threads_go_their_own_ways(database: Database) -> None:
-    """Threads can set and remove equal large values at the same time."""
+@pytest.mark.parametrize(
+    ("value", "turns"),
+    [([MARK], many(300, 60)), (large_value(1), many(12, 5))],
+    ids=["small", "large"],
+)
+def test_equal_values_of_threads_go_their_own_ways(
+    database: Database, value: object, turns: int
+) -> None:
+    """Threads can set and remove equal values at the same time."""
     storage = skip_if_threads_fail(database.open("namespace"))
-    value = large_value(1)
     set_or_skip(storage, "key", value)
 
     def work(number: int) -> None:
-        for _ in range(many(12, 5)):
+        for _ in range(turns):
             storage.set(f"key {number}", value)
             assert same(outcome(storage.get, f"key {number}"), value), (
-                "While other threads removed an equal value, a large value was lost. If equal"
-                " values are stored once, count and remove them in one transaction."
+                "While other threads removed an equal value, a value was lost. If equal values are"
+                " stored once, count and remove them in one transaction."
             )
             storage.remove(f"key {number}")
 

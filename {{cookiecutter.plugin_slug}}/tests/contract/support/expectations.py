@@ -77,7 +77,7 @@ def skip_if_threads_fail(storage: StorageBase) -> StorageBase:
 
     def use(key: str) -> None:
         for turn in range(30):
-            storage.set(key, [MARK, turn])
+            storage.set(key, [MARK, key, turn])  # Equal values are for another test.
             storage.get(key)
         storage.remove(key)
 
