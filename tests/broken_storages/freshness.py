@@ -368,7 +368,7 @@ def all_connections_share_what_one_has_read(Storage, Plugin):
         setattr(Storage, name, forgetting(getattr(Storage, name)))
 
 
-VERSIONS: Counter[str] = Counter()
+CHANGED: Counter[str] = Counter()
 """How often each database was changed, as a database may tell."""
 
 
@@ -379,7 +379,7 @@ def own_changes_hide_those_of_others(Storage, Plugin):
 
     @replace(Storage)
     def read(old, self, key):
-        version, known = VERSIONS[self.place[0]], vars(self).setdefault("known", {})
+        version, known = CHANGED[self.place[0]], vars(self).setdefault("known", {})
         if vars(self).get("version") != version:
             known.clear()
             self.version = version
@@ -398,8 +398,8 @@ def own_changes_hide_those_of_others(Storage, Plugin):
                 return old(self, key, *data)
             finally:
                 vars(self).get("known", {}).pop(key, None)
-                VERSIONS[self.place[0]] += 1
-                self.version = VERSIONS[self.place[0]]
+                CHANGED[self.place[0]] += 1
+                self.version = CHANGED[self.place[0]]
 
         return method
 

@@ -2,10 +2,12 @@
 
 import random
 import re
+import sqlite3
 import sys
 import time
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from broken_storages.support import (
@@ -279,3 +281,18 @@ def a_small_value_is_removed_before_a_large_one_is_stored(Storage, Plugin):
             self.remove(key)
             time.sleep(0.01)
         old(self, key, data)
+
+
+@caught_by("test_a_change_of_a_large_value_that_is_killed_is_done_or_not", outlives_process=True)
+def the_journal_is_in_memory(Storage, Plugin):
+    """A tip for speed. But the journal repairs the file if a process is killed while it writes."""
+
+    class Connection(sqlite3.Connection):
+        def executescript(self, script):
+            return super().executescript(script.replace("= WAL", "= MEMORY"))
+
+    def connect(*arguments, **options):
+        return sqlite3.connect(*arguments, factory=Connection, **options)
+
+    names = Plugin.open.__globals__
+    names["sqlite3"] = SimpleNamespace(**vars(sqlite3) | {"connect": connect})

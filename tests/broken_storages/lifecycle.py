@@ -527,6 +527,17 @@ def the_table_of_the_first_release_is_copied_at_each_start(Storage, Plugin):
 @caught_by("test_an_upgrade_that_was_killed_is_completed", alone=True, outlives_process=True)
 def an_upgrade_is_done_when_there_is_a_new_table(Storage, Plugin):
     """It is created before the rows of the old one are copied to it."""
+    copy_to_a_new_table(Plugin, lambda connection, steps: [*map(connection.execute, steps)])
+
+
+@caught_by("test_an_upgrade_that_was_killed_is_completed", outlives_process=True)
+def an_upgrade_is_one_script(Storage, Plugin):
+    """The same in one call, which commits each statement by itself."""
+    copy_to_a_new_table(Plugin, lambda connection, steps: connection.executescript(";".join(steps)))
+
+
+def copy_to_a_new_table(Plugin, execute):
+    """Let a new release copy all rows to a new table, if there is none."""
     names = Plugin.open.__globals__
     old_rows = names["CREATE"]
     rename_table(Plugin)
@@ -537,8 +548,7 @@ def an_upgrade_is_done_when_there_is_a_new_table(Storage, Plugin):
         connection = old(self)
         tables = "SELECT 1 FROM sqlite_master WHERE name = 'errbot_2'"
         if not connection.execute(tables).fetchone():
-            connection.execute(new_rows)
-            connection.execute("INSERT OR IGNORE INTO errbot_2 SELECT * FROM errbot")
+            execute(connection, [new_rows, "INSERT OR IGNORE INTO errbot_2 SELECT * FROM errbot"])
         return connection
 
 

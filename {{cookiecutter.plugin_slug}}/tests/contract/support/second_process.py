@@ -6,8 +6,10 @@ import getpass
 import json
 import os
 import platform
+import random
 import signal
 import socket
+import sqlite3
 import sys
 import uuid
 from collections.abc import Callable
@@ -52,6 +54,8 @@ CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall",
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS, REMOVING = 1_100, 20
 """How often a key is removed, more often than storages tidy up, and for how many seconds."""
+KILLS, MOMENT = 5, 0.06
+"""How often a process is killed at any moment, and within how many seconds of work."""
 TIDIED = 100
 """After so many changes, or 2 MB of them, a storage may rewrite its files."""
 UNREACHED = 5
@@ -279,17 +283,30 @@ def import_once(open_storage: Open) -> None:
         open_storage()
 
 
+def trace_statements(call: Callable[[str], None]) -> None:
+    """Call a function before each statement of SQLite, for connections made from now on."""
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = real(*arguments, **options)
+        connection.set_trace_callback(call)
+        return connection
+
+    real = sqlite3.connect
+    sqlite3.connect = sqlite3.dbapi2.connect = connect
+
+
 def killed_at(number: int, prepare: Callable[[], Callable[[], object]]) -> bool:
     """Do prepared work in a child, and kill it at a step. Returns whether it got that far.
 
     A step is what Python reports to audit hooks (a file is created or opened for writing, renamed
-    or removed, or something connects), or a call of a function that sends or writes something.
+    or removed, or something connects), a call of a function that sends or writes something, or a
+    statement of SQLite.
     """
-    step = 0
+    step, working = 0, False
 
-    def count_step() -> None:
+    def count_step(_statement: str = "") -> None:
         nonlocal step
-        step += 1
+        step += working
         if step == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -303,12 +320,32 @@ def killed_at(number: int, prepare: Callable[[], Callable[[], object]]) -> bool:
 
     if not (pid := os.fork()):
         with suppress(Exception):
+            trace_statements(count_step)
             work = prepare()
+            working = True
             sys.addaudithook(audit)
             sys.setprofile(profile)
             work()
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def kill_after(seconds: float, prepare: Callable[[], Callable[[], object]]) -> None:
+    """Do prepared work again and again in a child, and kill it in the middle."""
+    ready, begun = os.pipe()
+    if not (pid := os.fork()):
+        with suppress(Exception):
+            work = prepare()
+            os.write(begun, b"!")
+            while True:
+                work()
+        os._exit(0)
+    os.close(begun)
+    os.read(ready, 1)
+    os.close(ready)
+    sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def start_and_be_killed(open_storage: Open) -> None:
@@ -363,7 +400,11 @@ def change_and_be_killed(open_storage: Open) -> None:
     before, after = (large_value(number)[: LARGE // 2] for number in range(2))
 
     def be_killed(name: str, change: Callable[[StorageBase], None], done: object) -> None:
-        """Kill processes at the first steps of a change, and at some of the later ones."""
+        """Kill processes at the first steps of a change, some later ones, and any moment of it."""
+
+        def change_and_set() -> Callable[[], object]:
+            storage = open_storage()
+            return lambda: (change(storage), storage.set("key", before))
 
         def start_again() -> None:
             try:
@@ -382,6 +423,9 @@ def change_and_be_killed(open_storage: Open) -> None:
         while killed:
             step += 1 + step // 3
             killed = killed_at(step, lambda: partial(change, open_storage()))
+            forks.await_end(forks.fork(start_again))
+        for _ in range(KILLS):
+            kill_after(random.uniform(0, MOMENT), change_and_set)
             forks.await_end(forks.fork(start_again))
 
     forks.await_end(forks.fork(lambda: outcome(lambda: open_storage().set("key", before))))
