@@ -23,7 +23,7 @@ from contract.support.tricky_names import ALIKE
 
 CLOSING = 5
 """Seconds that `close` may take."""
-CLOSED = 100
+FREED = 100
 """Storages that are freed in operations of another one."""
 
 
@@ -262,18 +262,18 @@ def test_closing_one_storage_leaves_the_others_open(database: Database) -> None:
     assert other.get("key") == [MARK], "Unloading one plugin broke another plugin's storage."
 
 
-def test_a_closed_storage_may_be_freed_at_any_time(database: Database) -> None:
-    """Python may free a closed storage in the middle of another one's operation."""
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
+def test_a_storage_may_be_freed_at_any_time(database: Database, closed: bool) -> None:
+    """Python may free a storage in the middle of another one's operation."""
     plugin = database.plugin()
     storage = skip_if_threads_fail(database.open("namespace", plugin))
-    closed = []
-    for _ in range(CLOSED):
-        closed.append(database.open("closed", plugin))
-        database.close(closed[-1])
+    unused = [plugin.open(database.namespace("unused")) for _ in range(FREED)]
+    for number in range(FREED if closed else 0):
+        unused[number].close()
 
     def free(*_: object) -> None:
-        if closed:
-            closed.pop()
+        if unused:
+            unused.pop()
 
     def work() -> None:
         sys.setprofile(free)  # at each call of a function
@@ -290,8 +290,8 @@ def test_a_closed_storage_may_be_freed_at_any_time(database: Database) -> None:
         at_once(work, seconds=CLOSING)
     except TimeoutError:
         pytest.fail(
-            "Python freed a closed storage in the middle of another one's operation, and the bot"
-            " hangs. It frees objects at any time, so `__del__` must take no lock: use an RLock."
+            "Python freed a storage in the middle of another one's operation, and the bot hangs. It"
+            " frees objects at any time, so `__del__` must take no lock: use an RLock."
         )
 
 

@@ -360,6 +360,32 @@ def start_and_be_killed(open_storage: Open) -> None:
         print(repr(error))
 
 
+def be_killed_in_container(open_storage: Open) -> None:
+    """Set a key in processes that are killed, and print what the next one cannot do with it.
+
+    All take themselves for process 1, as the first one of a container is.
+    """
+    import_once(open_storage)
+    os.getpid = lambda: 1
+
+    def prepare() -> Callable[[], object]:
+        return partial(open_storage().set, "key", [MARK])
+
+    def start_again() -> None:
+        try:
+            storage = open_storage()
+            storage.set("key", MARK)
+            if (got := storage.get("key")) != MARK:
+                print(f"sets a key and gets {got}")
+        except Exception as error:
+            print(f"fails with {error!r}")
+
+    for _ in range(KILLS):
+        kill_after(random.uniform(0, MOMENT / 2), prepare)
+        if not forks.await_end(forks.fork(start_again)):
+            return
+
+
 def be_terminated(open_storage: Open) -> None:
     """Tell processes to end in the middle of a `set`, at ever later calls, and print who goes on.
 
@@ -441,12 +467,6 @@ def write_many(open_storage: Open) -> None:
         storage.set(str(number), [MARK, number, "x" * (number % 50 * 200)])
         print(number, flush=True)
         number += 1
-
-
-def write_in_container(open_storage: Open) -> None:
-    """Run `write_many` as process 1, as the first one of a container is."""
-    os.getpid = lambda: 1
-    write_many(open_storage)
 
 
 def replace_many(open_storage: Open) -> None:
@@ -576,11 +596,11 @@ if __name__ == "__main__":
         "rest": lambda _: rest(load, namespace),
         "start-and-be-killed": start_and_be_killed,
         "change-and-be-killed": change_and_be_killed,
+        "be-killed-in-container": be_killed_in_container,
         "be-terminated": be_terminated,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
-        "write-in-container": write_in_container,
         "replace-many": replace_many,
         "replace-large": replace_large,
         "replace-in-memory": replace_in_memory,
