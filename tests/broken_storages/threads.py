@@ -919,3 +919,16 @@ def an_equal_small_value_is_removed_while_it_is_found(Storage, Plugin):
         data = users.pop((self._namespace, key), None)
         if data not in users.values():
             stored.discard(data)
+
+
+@caught_by("test_threads_with_keys_that_look_alike_lose_nothing", alone=True)
+def new_values_are_named_without_the_suffix(Storage, Plugin):
+    """`Path.with_suffix(".new")` gives two keys with other suffixes one file."""
+    new: dict[Any, bytes] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        name = self._namespace, key.rpartition(".")[0] or key
+        new[name] = data
+        time.sleep(0.0001)
+        old(self, key, new[name])

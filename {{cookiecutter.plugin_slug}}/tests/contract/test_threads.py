@@ -34,6 +34,7 @@ from contract.support.sample_values import (
     Unstorable,
     large_value,
 )
+from contract.support.tricky_names import ALIKE
 
 THREADS = 16
 NAMES = ["a key", "A KEY", "a_key", "gr\u00f6\u00dfe", "\U0001f600"]
@@ -45,6 +46,7 @@ BUSY = 0.2
 CROWD = 60
 """Threads that are more than a pool usually has connections."""
 ROUNDS = many(30, 8)
+ALIKE_ROUNDS = many(12, 5)
 RACES = many(300, 30)
 SETS = many(400, 8)
 """Sets of each thread: together thousands, after each of which a storage may tidy up."""
@@ -89,6 +91,32 @@ def test_threads_with_keys_of_their_own_lose_nothing(storage: StorageBase) -> No
     expected = {f"{n} {turn}" for n in range(THREADS) for turn in range(SETS) if turn % 3}
     assert same(set(storage.keys()), expected), "Commands at the same time lost data."
     assert storage.len() == len(expected), "`len` is wrong after commands at the same time."
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_threads_with_keys_that_look_alike_lose_nothing(
+    storage: StorageBase, names: list[str]
+) -> None:
+    """Threads that set keys that look alike at the same time each get their own value."""
+    skip_if_threads_fail(storage).remove("key")
+    for name in names:
+        outcome(storage.set, name, name)
+    keys = [name for name in names if outcome(storage.get, name) == name]  # as other tests check
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(ALIKE_ROUNDS):
+            value = [MARK, number, turn]
+            storage.set(keys[number], value)
+            got = outcome(storage.get, keys[number])
+            if got != value:
+                wrong.append(f"{keys[number]!r} {got} instead of {value}")
+
+    in_threads(work, len(keys))
+    assert not wrong, (
+        f"Threads set the keys {keys} at the same time, each its own, and then one of them gets for"
+        f" {wrong[0]}. Give the files, locks and so on of two keys different names."
+    )
 
 
 def test_a_crowd_of_threads_is_served(storage: StorageBase) -> None:
