@@ -332,7 +332,7 @@ def test_an_error_reaches_another_process(faults_if_any: Faults, database: Datab
         lambda: storage.get("unreadable"),
     ]
     errors = [error for operation in wrong for error in error_of(operation)]
-    storage.set("0", MARK)
+    outcome(storage.set, "0", MARK)
     with suppress(pytest.skip.Exception), faults_if_any.away():
         for name in CHANGES:
             errors += error_of(partial(OPERATIONS[name], storage))

@@ -175,11 +175,19 @@ def test_another_working_directory_changes_nothing(
     elif not Path(database.config.BOT_DATA_DIR).is_absolute():
         pytest.skip("BOT_DATA_DIR is relative, so it changes with the working directory")
     here = Path.cwd()
-    storage = skip_if_threads_fail(database.open("namespace"))
+    database.open_twice("probe")
+    expected = dict.fromkeys(map(str, range(32)), MARK * 2_000)
+
+    def set_at_once(storage: StorageBase) -> None:
+        at_once(*[partial(storage.set, key, value) for key, value in expected.items()])
+
+    probe = database.open("probe", database.plugin())
+    if refusal(set_at_once, probe) or outcome(contents, probe) != expected:
+        pytest.skip("threads that set keys at the same time fail, which another test reports")
+    storage = database.open("namespace")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    expected = dict.fromkeys(["key", *map(str, range(32))], MARK * 20_000)
-    at_once(*[partial(storage.set, key, value) for key, value in expected.items()])
+    set_at_once(storage)
     found, reloaded = contents(storage), contents(database.open("namespace"))
     monkeypatch.chdir(here)
     restarted = contents(database.open("namespace", database.plugin()))
@@ -295,19 +303,6 @@ def test_a_storage_may_be_freed_at_any_time(database: Database, closed: bool) ->
         )
 
 
-def closing_during(database: Database, storage: StorageBase, patch: pytest.MonkeyPatch) -> Asking:
-    """Return an object that lets another thread close the storage while it is pickled."""
-    closing = Thread(target=outcome, args=[database.close, storage], daemon=True)
-
-    def close() -> None:
-        if not closing.ident:
-            closing.start()
-        closing.join(1)
-
-    patch.setattr(Asking, "ask", [close])
-    return Asking()
-
-
 @pytest.mark.parametrize("name", ["set during close", "set", "remove"])
 def test_a_change_of_a_storage_that_is_closed_is_done_or_an_error(
     database: Database, monkeypatch: pytest.MonkeyPatch, name: str
@@ -316,9 +311,19 @@ def test_a_change_of_a_storage_that_is_closed_is_done_or_an_error(
     storage = database.open()
     storage.set("key", MARK)
     if name == "set during close":
+        closing = Thread(target=outcome, args=[database.close, storage], daemon=True)
+
+        def close() -> None:
+            if not closing.ident:
+                closing.start()
+            closing.join(1)
+
+        monkeypatch.setattr(Asking, "ask", [close])
         expected: object = Asking()
-        refused = refusal(storage.set, "key", closing_during(database, storage, monkeypatch))
+        refused = refusal(storage.set, "key", expected)
         monkeypatch.setattr(Asking, "ask", [lambda: None])
+        if not closing.ident:
+            pytest.skip("`set` does not pickle")
     else:
         database.close(storage)
         expected = [MARK] if name == "set" else KeyError

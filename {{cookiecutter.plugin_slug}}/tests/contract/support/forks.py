@@ -65,16 +65,16 @@ def fork(task: Callable[[], object], end: Callable[[int], object] = os._exit) ->
 
 
 def await_end(pid: int) -> bool:
-    """Wait until a child has ended. If it hangs, kill it, print that, and return False."""
+    """Return whether a child ends without an error. If it hangs, kill it, and print that."""
     deadline = monotonic() + WAIT
-    while not os.waitpid(pid, os.WNOHANG)[0]:
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         if monotonic() > deadline:
             print("a forked process hangs")
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return False
         sleep(0.005)
-    return True
+    return not ended[1]
 
 
 def get_and_set(storage: StorageBase, name: str) -> None:

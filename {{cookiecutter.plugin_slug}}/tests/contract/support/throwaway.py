@@ -161,8 +161,13 @@ class TrackedPlugin(Wrapper):
 
     def _admit(self, storage: StorageBase, namespace: str) -> None:
         """Record a namespace if it is empty or another process of the tests has recorded it."""
-        noted = self._notes.read()
-        if namespace not in noted and not is_ours(self._wrapped, storage, noted):
+
+        def is_noted_or_ours() -> bool:
+            noted = self._notes.read()
+            return namespace in noted or is_ours(self._wrapped, storage, noted)
+
+        # Again, because another process may have recorded it and set a key meanwhile.
+        if not is_noted_or_ours() and not is_noted_or_ours():
             storage.close()
             self._notes.stopped = (
                 f"The new namespace {namespace!r} is not empty: the storage mixes up namespaces,"
