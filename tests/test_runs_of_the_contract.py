@@ -174,6 +174,19 @@ AcmeStorage.get = lambda self, key: wait() if key == "key" else _get(self, key)
 """,
         "and no signal interrupts it",
     ),
+    "a test that lets no other thread run": (
+        "test_values.py::test_a_value_that_holds_itself_comes_back",
+        """
+from collections import deque
+from itertools import count
+
+
+AcmeStorage.get = lambda self, key: (
+    deque(count(), maxlen=0) if key == "key" else _get(self, key)
+)
+""",
+        "Timeout (0:",
+    ),
     "the end of pytest": (
         "test_basics.py::test_errbot_finds_the_storage_plugin",
         """

@@ -1,5 +1,6 @@
 """The tests always end, whatever the storage does, and say what hangs."""
 
+import faulthandler
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ AGAIN = 1
 """Seconds until a deadline fails again: Python drops an error that a finalizer raises."""
 AT_ONCE = 60
 """Seconds that threads at the same time may take."""
+LATER = 3
+"""Seconds after which the last resort has not helped either."""
 GRACE = 10
 """Seconds after which threads that outlive pytest count as never ending."""
 STDERR = os.dup(2)
@@ -54,7 +57,11 @@ def deadline(seconds: float, why: str, on_end: Callable[[], str] = lambda: "") -
 
 @contextmanager
 def last_resort(seconds: float, name: str) -> Iterator[None]:
-    """End this process if the block takes longer, because no signal interrupts waiting in C."""
+    """End this process if the block takes longer, because no signal interrupts waiting in C.
+
+    If an operation loops in C and lets no other thread run, faulthandler ends it a bit later, and
+    shows where it is.
+    """
 
     def give_up() -> None:
         end(f"{name} has not ended after {seconds:g} seconds, and no signal interrupts it.")
@@ -62,9 +69,11 @@ def last_resort(seconds: float, name: str) -> Iterator[None]:
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
+    faulthandler.dump_traceback_later(seconds + LATER, exit=True, file=STDERR)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         timer.cancel()
 
 
