@@ -412,7 +412,7 @@ def be_terminated(open_storage: Open) -> None:
         reached = status != UNREACHED << 8
         if not status:
             print(f"call {number}")
-        number = number * 5 // 4 + 1
+        number = number * 3 // 2 + 1
 
 
 def set_and_terminate(open_storage: Open, number: int) -> bool:
