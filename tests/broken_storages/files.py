@@ -1,7 +1,6 @@
 """Storages that leave files behind, or touch those of others."""
 
 import dbm
-import fcntl
 import os
 import pickle
 import shelve
@@ -21,6 +20,7 @@ from broken_storages.support import (
     know_plugin,
     name_namespaces_after,
     private,
+    remove_under_a_lock,
     replace,
 )
 
@@ -362,28 +362,7 @@ def the_mode_is_changed_after_the_file_was_made(Storage, Plugin):
         return old(self)
 
 
-def remove_under_a_lock(Storage, make_folder):
-    """Look for a key, and then remove it, both under a lock in the folder for temporary files."""
-
-    @replace(Storage)
-    def remove(old, self, key):
-        folder = Path(tempfile.gettempdir())
-        if make_folder:
-            folder.mkdir(exist_ok=True)
-        with open(folder / "errbot.lock", "w", opener=private) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self.read(key)  # raises KeyError if it is not there
-            with suppress(KeyError):
-                old(self, key)
-
-
 @caught_by("test_no_value_is_kept_in_a_folder_for_temporary_files")
 def remove_needs_the_folder_for_temporary_files(Storage, Plugin):
     """Its lock is there."""
     remove_under_a_lock(Storage, make_folder=False)
-
-
-@caught_by("test_processes_that_remove_one_key_succeed_once", outlives_process=True)
-def a_lock_is_in_the_folder_for_temporary_files(Storage, Plugin):
-    """It binds only processes with the same folder, and a service often has its own."""
-    remove_under_a_lock(Storage, make_folder=True)

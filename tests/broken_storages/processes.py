@@ -27,6 +27,7 @@ from broken_storages.support import (
     lock_for_forks,
     name_namespaces_after,
     private,
+    remove_under_a_lock,
     rename_keys,
     replace,
 )
@@ -812,3 +813,9 @@ def a_process_that_has_changed_much_replaces_the_file(Storage, Plugin):
             for ending in ["-wal", "-shm"]:
                 Path(f"{path}{ending}").unlink(missing_ok=True)
             self.plugin._idle.clear()
+
+
+@caught_by("test_processes_that_remove_one_key_succeed_once", outlives_process=True)
+def a_lock_is_in_the_folder_for_temporary_files(Storage, Plugin):
+    """It binds only processes with the same folder, and a service often has its own."""
+    remove_under_a_lock(Storage, make_folder=True)

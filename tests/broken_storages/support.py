@@ -1,11 +1,15 @@
 """How storages are broken: what the files next to this one share."""
 
+import fcntl
 import inspect
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from traceback import clear_frames
 from typing import Any, NamedTuple
 
@@ -191,6 +195,21 @@ def name_namespaces_after(Plugin: Any, name: Callable[[Any], object]) -> None:
 def private(path: str, flags: int) -> int:
     """Open a file that only this account can access: an `opener` for `open`."""
     return os.open(path, flags, 0o600)
+
+
+def remove_under_a_lock(Storage: Any, make_folder: bool) -> None:
+    """Look for a key, and then remove it, both under a lock in the folder for temporary files."""
+
+    @replace(Storage)
+    def remove(old, self, key):
+        folder = Path(tempfile.gettempdir())
+        if make_folder:
+            folder.mkdir(exist_ok=True)
+        with open(folder / "errbot.lock", "w", opener=private) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.read(key)  # raises KeyError if it is not there
+            with suppress(KeyError):
+                old(self, key)
 
 
 def lock_for_forks(kind: Callable[[], Any] = threading.RLock) -> Any:

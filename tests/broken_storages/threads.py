@@ -931,4 +931,4 @@ def new_values_are_named_without_the_suffix(Storage, Plugin):
         name = self._namespace, key.rpartition(".")[0] or key
         new[name] = data
         time.sleep(0.0001)
-        old(self, key, new[name])
+        old(self, key, new.pop(name, data))
