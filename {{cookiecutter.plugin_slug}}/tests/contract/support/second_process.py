@@ -58,8 +58,8 @@ KILLS, MOMENT = 5, 0.06
 """How often a process is killed at any moment, and within how many seconds of work."""
 TIDIED = 100
 """After so many changes, or 2 MB of them, a storage may rewrite its files."""
-UNREACHED = 5
-"""The exit status of a process that ended before it was told to."""
+WENT_ON = 5
+"""The exit status of a process that was told to end before."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -407,10 +407,11 @@ def be_terminated(open_storage: Open) -> None:
     while reached:
         if not (pid := os.fork()):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os._exit(0 if set_and_terminate(open_storage, number) else UNREACHED)
+            told = outcome(set_and_terminate, open_storage, number)
+            os._exit(WENT_ON if told is True else 0)
         status = os.waitpid(pid, 0)[1]
-        reached = status != UNREACHED << 8
-        if not status:
+        reached = bool(status)
+        if status == WENT_ON << 8:
             print(f"call {number}")
         number = number * 3 // 2 + 1
 
