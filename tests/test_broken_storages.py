@@ -2,9 +2,10 @@
 
 For each broken storage in broken_storages/, the tests of a baked project run in a process that
 breaks the project's storage in this way. The end of pytest's output says which tests caught it.
-`make test` runs those of the dict that only one test catches, and `make test-slow` those of SQLite
-and Redis, so each test of the contract is shown to fail. `make test-nightly` runs those that more
-tests catch, and the whole contract against those that only one test may catch.
+For each test of the contract, `make test` or `make test-slow` runs one that only this test catches,
+so each is shown to fail: `make test` those of the dict, and `make test-slow` those of SQLite and
+Redis. `make test-nightly` runs all others, and the whole contract against those that only one test
+may catch.
 `BROKEN_STORAGES_EVERYWHERE=1` breaks every database.
 """
 
@@ -46,11 +47,13 @@ def database_of(broken: Broken) -> str:
 
 def level_of(database: str, broken: Broken) -> list[pytest.MarkDecorator]:
     """Return the marks that say which target runs a case."""
-    if not broken.alone:
+    if broken not in FIRST.values():
         return [pytest.mark.nightly]
     return [pytest.mark.slow] * (database != "dict")
 
 
+FIRST = {broken.caught_by: broken for broken in reversed(BROKEN.values()) if broken.alone}
+"""By tests: the first of the broken storages that only these catch."""
 CASES = [
     pytest.param(database, name, marks=level_of(database, broken))
     for database in DATABASES

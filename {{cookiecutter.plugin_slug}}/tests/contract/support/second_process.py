@@ -293,7 +293,7 @@ def trace_statements(call: Callable[[str], None]) -> None:
         return connection
 
     real = sqlite3.connect
-    sqlite3.connect = sqlite3.dbapi2.connect = connect
+    sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
 
 
 def killed_at(number: int, prepare: Callable[[], Callable[[], object]]) -> bool:
@@ -442,7 +442,12 @@ def change_and_be_killed(open_storage: Open) -> None:
 
         def change_and_set() -> Callable[[], object]:
             storage = open_storage()
-            return lambda: (change(storage), storage.set("key", before))
+
+            def work() -> None:
+                change(storage)
+                storage.set("key", before)
+
+            return work
 
         def start_again() -> None:
             try:
