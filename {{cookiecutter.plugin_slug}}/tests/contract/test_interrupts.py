@@ -67,7 +67,7 @@ class Interrupts:
             self._repeat(operation)
             self.swallowed += 1
         except self.error:
-            # So about half of them interrupt the first one, and all its moments are as likely.
+            # Then about half of them come in the first operation, and at any moment of it.
             longer, shorter = min(self.longest * 1.1, 0.1), max(self.longest / 1.1, 1e-4)
             self.longest = shorter if self._times else longer
         finally:
