@@ -1060,11 +1060,6 @@ def errors_have_more_arguments_than_they_keep(Storage, Plugin):
 def errors_of_the_database_have_more_arguments(Storage, Plugin):
     """The same only while the database is away."""
 
-    @replace(Storage)
-    def write(old, self, key, data):
-        try:
-            old(self, key, data)
-        except StoreException as error:
-            if "lock" not in str(error):
-                raise
-            raise UnreadableError(key, str(error)) from error
+    @when_a_write_fails(Storage, "lock")
+    def explain(self, key, data, error):
+        raise UnreadableError(key, str(error)) from error

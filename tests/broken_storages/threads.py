@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from contextvars import ContextVar
@@ -612,15 +613,26 @@ def a_value_is_unpickled_before_its_connection_returns(Storage, Plugin):
 @caught_by("test_equal_values_of_threads_go_their_own_ways", alone=True)
 def an_equal_value_is_removed_while_it_is_found(Storage, Plugin):
     """Equal large values are stored once: one thread finds it there, and another removes it."""
+    store_equal_values_once(Storage, lambda size: size > 5_000_000, pause=0.005)
+
+
+@caught_by("test_equal_values_of_threads_go_their_own_ways")
+def an_equal_small_value_is_removed_while_it_is_found(Storage, Plugin):
+    """The same with small values."""
+    store_equal_values_once(Storage, lambda size: size < 1_000, pause=0.0001)
+
+
+def store_equal_values_once(Storage: Any, applies_to: Callable[[int], bool], pause: float) -> None:
+    """Store values of some sizes once, with a pause after one was found that is there already."""
     users: dict[Any, str] = {}
     stored: set[str] = set()
 
     @replace(Storage)
     def write(old, self, key, data):
-        if len(data) > 5_000_000:
+        if applies_to(len(data)):
             digest = hashlib.sha256(data).hexdigest()
             if digest in stored:
-                time.sleep(0.005)
+                time.sleep(pause)
             else:
                 stored.add(digest)
             users[self._namespace, key] = digest
@@ -889,36 +901,6 @@ def a_value_is_read_by_the_number_of_its_row(Storage, Plugin):
             for (data,) in self._run("SELECT value FROM errbot WHERE rowid = ?", number)[0]:
                 return bytes(data)
         raise KeyError(key)
-
-
-@caught_by("test_equal_values_of_threads_go_their_own_ways")
-def an_equal_small_value_is_removed_while_it_is_found(Storage, Plugin):
-    """Each value is stored once, even a small one: one finds it there, and another removes it."""
-    users: dict[Any, bytes] = {}
-    stored: set[bytes] = set()
-
-    @replace(Storage)
-    def write(old, self, key, data):
-        if len(data) < 1_000:
-            if data in stored:
-                time.sleep(0.0001)
-            else:
-                stored.add(data)
-            users[self._namespace, key] = data
-        old(self, key, data)
-
-    @replace(Storage)
-    def read(old, self, key):
-        if users.get((self._namespace, key)) in {None, *stored}:
-            return old(self, key)
-        raise KeyError(key)
-
-    @replace(Storage)
-    def remove(old, self, key):
-        old(self, key)
-        data = users.pop((self._namespace, key), None)
-        if data not in users.values():
-            stored.discard(data)
 
 
 @caught_by("test_threads_with_keys_that_look_alike_lose_nothing", alone=True)
