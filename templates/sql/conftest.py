@@ -115,7 +115,7 @@ class ServerFaults(Proxy):
 
 @pytest.fixture
 def faults(errbot_config: SimpleNamespace, tmp_path: Path) -> Iterator[Faults]:
-    """Makes the database fail. A file has no connections to drop."""
+    """Makes the database fail: a server by a proxy in between, a file by locks and damage."""
     errbot_config.STORAGE_CONFIG["timeout"] = 2.0 if URL else 0.1
     if not URL:
         yield SQLiteFaults(tmp_path / "storage.sqlite")

@@ -38,7 +38,7 @@ from contract.support.sample_values import MARK, Unreadable
 AFTER = 0.5
 """Seconds after a fault within which nothing may change by itself."""
 RETRIED = 3
-"""A retry does no harm if it comes before the newer value, so it is met more than once."""
+"""How often a late retry is met, because it does no harm if it comes before the newer value."""
 WAITING = 60
 """Threads that wait for the database at the same time."""
 SOON = 30
@@ -55,7 +55,7 @@ CONNECTIONS, TRYING = 16, 0.2
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""
 ANSWERS = 6
-"""Which answer is lost: the first one to a change may be to a `ping` or `BEGIN`."""
+"""How many answers are lost, one per try: the first one may be to a `ping` or `BEGIN`."""
 PATIENCE, LINES = 1.0, 20
 """Seconds for which an operation waits for the database, and fewer lines than it may log."""
 OUTAGES, REPLACED_AFTER = 8, 24

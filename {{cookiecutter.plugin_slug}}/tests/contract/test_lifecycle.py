@@ -90,7 +90,6 @@ def test_an_upgrade_that_was_killed_is_completed(database: Database) -> None:
 def test_a_new_plugin_instance_finds_everything(database: Database, names: list[str]) -> None:
     """A bot that restarts finds all data in every namespace."""
     plugin = database.plugin()
-
     kept: dict[str, dict[str, object]] = {}
 
     def use(name: str, number: int) -> None:
@@ -237,7 +236,7 @@ def test_a_removal_is_done_when_it_returns(database: Database) -> None:
             " answers from a cache, or the removal is not in the database when `remove` returns."
         )
     assert (storage.len(), list(storage.keys())) == (0, []), (
-        "A key that another process has removed is still counted."
+        "A key that another opener has removed is still counted."
     )
 
 

@@ -450,7 +450,6 @@ def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
 ) -> None:
     """Replaced and removed values, and removed keys, use no space in BOT_DATA_DIR."""
     folder = Path(database.config.BOT_DATA_DIR)
-
     own = database.notes.path if database.notes else None  # may be in this folder, too
 
     def used() -> int:
