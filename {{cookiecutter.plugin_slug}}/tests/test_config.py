@@ -22,8 +22,9 @@ import pytest
 from contract.support.clock import Clock
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import {% if cookiecutter.database == "sqlite" %}contents, {% endif %}shows
-from contract.support.faults import Faults
+from contract.support.expectations import shows
+from contract.support.faults import Faults{% if cookiecutter.database == "sqlite" %}
+from contract.support.outcomes import contents{% endif %}
 from contract.support.sample_values import MARK
 from errbot.storage.base import StorageBase
 from pydantic import SecretStr

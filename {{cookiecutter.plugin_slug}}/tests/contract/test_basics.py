@@ -10,7 +10,7 @@ from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.database import Database
-from contract.support.expectations import outcome
+from contract.support.outcomes import outcome
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 

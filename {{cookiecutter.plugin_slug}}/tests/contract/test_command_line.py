@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from contract.support.database import Database, process_command, reason, run_command
-from contract.support.expectations import contents
+from contract.support.outcomes import contents
 from contract.support.sample_values import MARK
 
 

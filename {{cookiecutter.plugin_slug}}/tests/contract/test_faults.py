@@ -22,17 +22,10 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database, open_files, run_process
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import (
-    contents,
-    outcome,
-    refusal,
-    same,
-    set_or_skip,
-    shows,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import set_or_skip, shows, skip_if_threads_fail
 from contract.support.faults import Faults
 from contract.support.guest import use
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, Unreadable
 
 AFTER = 0.5

@@ -18,8 +18,8 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database, open_files
-from contract.support.expectations import contents, outcome, refusal, same
 from contract.support.guest import fail, use
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, large_value
 
 FOLDERS = ["bot data", "50%41", "it's", "a#b", "[ab]", "Gr\u00f6\u00dfe"]

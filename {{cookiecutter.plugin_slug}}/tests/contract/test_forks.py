@@ -6,8 +6,9 @@ import os
 import pytest
 
 from contract.support.database import Database, run_process
-from contract.support.expectations import same, skip_if_threads_fail
+from contract.support.expectations import skip_if_threads_fail
 from contract.support.forks import forked_value
+from contract.support.outcomes import same
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 

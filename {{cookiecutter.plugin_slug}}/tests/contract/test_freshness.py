@@ -14,7 +14,8 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import refusal, same, set_or_skip, skip_if_threads_fail
+from contract.support.expectations import set_or_skip, skip_if_threads_fail
+from contract.support.outcomes import refusal, same
 from contract.support.sample_values import MARK, Unstorable, large_value
 
 OFTEN = 30

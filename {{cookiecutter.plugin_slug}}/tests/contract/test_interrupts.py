@@ -15,7 +15,8 @@ from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
 from contract.support.database import Database
-from contract.support.expectations import outcome, refusal, same, set_or_skip
+from contract.support.expectations import set_or_skip
+from contract.support.outcomes import outcome, refusal, same
 from contract.support.sample_values import MARK, large_value
 
 pytestmark = pytest.mark.skipif(

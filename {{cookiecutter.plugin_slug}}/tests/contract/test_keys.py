@@ -11,7 +11,8 @@ from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
 from contract.support.database import Database
-from contract.support.expectations import expect, outcome, refusal, same, taken
+from contract.support.expectations import expect, taken
+from contract.support.outcomes import outcome, refusal, same
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE, HARD
 

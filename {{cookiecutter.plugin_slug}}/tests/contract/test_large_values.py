@@ -21,14 +21,9 @@ from contract.support.database import (
     running_process,
 )
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import (
-    expect,
-    outcome,
-    same,
-    set_or_skip,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import expect, set_or_skip, skip_if_threads_fail
 from contract.support.measure import memory
+from contract.support.outcomes import outcome, same
 from contract.support.sample_values import LARGE, MARK, REPLACERS, Person, large_value
 
 MEGABYTE = 2**20

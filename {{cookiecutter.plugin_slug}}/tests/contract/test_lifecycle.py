@@ -11,13 +11,8 @@ from errbot.storage.base import StorageBase
 
 from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import (
-    contents,
-    outcome,
-    refusal,
-    same,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import skip_if_threads_fail
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, Asking, large_value
 from contract.support.tricky_names import ALIKE
 

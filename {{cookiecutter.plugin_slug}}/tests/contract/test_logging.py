@@ -12,8 +12,9 @@ from errbot.storage.base import StorageBase
 from contract.support.clock import Clock
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import outcome, set_or_skip, shows, skip_if_threads_fail
+from contract.support.expectations import set_or_skip, shows, skip_if_threads_fail
 from contract.support.guest import use
+from contract.support.outcomes import outcome
 from contract.support.sample_values import MARK, Unreadable, Unstorable, large_value
 
 USES = 20

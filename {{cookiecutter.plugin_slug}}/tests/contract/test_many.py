@@ -21,14 +21,10 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database, open_files, run_process
 from contract.support.deadlines import at_once
-from contract.support.expectations import (
-    outcome,
-    same,
-    set_or_skip,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import set_or_skip, skip_if_threads_fail
 from contract.support.faults import Faults
 from contract.support.measure import memory, steps
+from contract.support.outcomes import outcome, same
 from contract.support.sample_values import LARGE, MARK, Unreadable, Unstorable, large_value
 
 PAGES = many(3_000, 600)

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 
 from contract.support.amounts import many
 from contract.support.database import Database
-from contract.support.expectations import expect, same
+from contract.support.expectations import expect
+from contract.support.outcomes import same
 from contract.support.sample_values import FALSY, MARK, Person, Unstorable
 from contract.support.tricky_names import ALIKE, HARD, may_be_refused
 

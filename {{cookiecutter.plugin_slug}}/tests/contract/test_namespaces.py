@@ -8,7 +8,8 @@ import pytest
 
 from contract.support.amounts import many
 from contract.support.database import Database, open_files
-from contract.support.expectations import contents, outcome, refusal, same, taken
+from contract.support.expectations import taken
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE, HARD, SEPARATORS
 

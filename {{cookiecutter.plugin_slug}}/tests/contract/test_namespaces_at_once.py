@@ -12,8 +12,9 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database
 from contract.support.deadlines import at_once
-from contract.support.expectations import contents, same, skip_if_threads_fail, taken
+from contract.support.expectations import skip_if_threads_fail, taken
 from contract.support.measure import connections, memory, steps
+from contract.support.outcomes import contents, same
 from contract.support.sample_values import MARK, Unstorable
 from contract.support.tricky_names import HARD, OWN
 

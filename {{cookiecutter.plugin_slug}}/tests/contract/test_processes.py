@@ -26,16 +26,9 @@ from contract.support.database import (
     running_process,
 )
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import (
-    contents,
-    outcome,
-    refusal,
-    same,
-    set_or_skip,
-    skip_if_misses_pass,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import set_or_skip, skip_if_misses_pass, skip_if_threads_fail
 from contract.support.faults import Faults
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, REPLACED, SHARED, large_value, replacement
 
 ELSEWHERE = {

@@ -18,15 +18,8 @@ from errbot.storage.base import StorageBase
 from contract.support.amounts import many
 from contract.support.database import Database, open_files
 from contract.support.deadlines import at_once
-from contract.support.expectations import (
-    contents,
-    outcome,
-    refusal,
-    same,
-    set_or_skip,
-    skip_if_misses_pass,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import set_or_skip, skip_if_misses_pass, skip_if_threads_fail
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import (
     MARK,
     Asking,

@@ -12,15 +12,10 @@ from contract.support.amounts import many
 from contract.support.clock import YEARS, Clock
 from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once
-from contract.support.expectations import (
-    contents,
-    outcome,
-    refusal,
-    same,
-    skip_if_threads_fail,
-)
+from contract.support.expectations import skip_if_threads_fail
 from contract.support.faults import Faults
 from contract.support.guest import use
+from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, large_value
 
 CLEANING = 0.6

@@ -1,6 +1,5 @@
 """The database under test, accessed as Errbot and other processes do."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from errbot.bootstrap import get_storage_plugin
 from errbot.storage import StoreMixin
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 from contract.support.deadlines import deadline
-from contract.support.expectations import refusal
+from contract.support.loading import load_plugin
+from contract.support.outcomes import refusal
 from contract.support.sample_values import MARK
-from contract.support.throwaway import PREFIX, Notes, TrackedPlugin
+from contract.support.throwaway import PREFIX, Notes
 
 SECOND_PROCESS = Path(__file__).with_name("second_process.py")
 EXAMPLE = "contract"
@@ -111,12 +110,6 @@ class Database:
                 stack.callback(self._opened.pop().close)
 
 
-def load_plugin(config: Any, notes: Notes | None) -> StoragePluginBase:
-    """Load the storage plugin of a configuration, as Errbot does."""
-    plugin = cast(StoragePluginBase, get_storage_plugin(config))
-    return cast(StoragePluginBase, TrackedPlugin(plugin, notes)) if notes else plugin
-
-
 def open_files() -> int:
     """Return how many files and connections this process has open. Not available on Windows."""
     return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
@@ -202,20 +195,3 @@ def reason(stderr: str) -> str:
     """Return the error output of a process, the error itself first."""
     lines = stderr.strip().splitlines() or ["it says nothing"]
     return "\n".join([lines[-1], *lines])
-
-
-def load_config(path: Path) -> Any:
-    """Execute an Errbot configuration file. Raises pytest.UsageError if that fails."""
-    spec = importlib.util.spec_from_file_location("errbot_config", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise pytest.UsageError(f"--errbot-config: there is no Python file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))  # like `errbot -c`
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        why = f"--errbot-config: {path} fails with {type(error).__name__}: {error}"
-        raise pytest.UsageError(why) from None
-    finally:
-        del sys.path[0]
-    return module

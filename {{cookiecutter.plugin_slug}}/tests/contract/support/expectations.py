@@ -1,15 +1,15 @@
 """How a test says what it expects, and what a bot would suffer otherwise."""
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.deadlines import at_once
+from contract.support.outcomes import refusal
 from contract.support.sample_values import MARK
 
 
@@ -37,28 +37,6 @@ def taken(name: str) -> Iterator[None]:
             " characters of any kind except NUL and surrogates. If the database does not, store a"
             " digest as the name, and keep the name beside the value."
         )
-
-
-def outcome(operation: Callable[..., object], *arguments: object) -> object:
-    """Return the result of an operation, or the type of its error."""
-    try:
-        return operation(*arguments)
-    except Exception as error:
-        return type(error)
-
-
-def refusal(operation: Callable[..., object], *arguments: object) -> type[Exception] | None:
-    """Return the type of the error that an operation raises, or None."""
-    try:
-        operation(*arguments)
-    except Exception as error:
-        return type(error)
-    return None
-
-
-def contents(storage: StorageBase) -> dict[str, object]:
-    """Return the contents of a namespace."""
-    return {key: storage.get(key) for key in storage.keys()}
 
 
 def set_or_skip(storage: StorageBase, key: str, value: object) -> None:
@@ -107,12 +85,3 @@ def forms_of(secret: str) -> list[str]:
     # In base64, three bytes are four characters, so it depends on where the secret begins.
     encoded = [b64encode(data[start:][: len(data) // 3 * 3 - 3]).decode() for start in range(3)]
     return [secret, data.hex(), *encoded]
-
-
-def same(got: Any, expected: Any) -> bool:
-    """Return whether two values are equal.
-
-    For long values: if an `assert` contains `==`, pytest shows the differences (under CI, line by
-    line), and takes minutes to find those of thousands of lines.
-    """
-    return bool(got == expected)

@@ -33,7 +33,7 @@ from typing import Any
 from errbot.storage.base import StorageBase
 
 from contract.support.deadlines import at_once
-from contract.support.expectations import outcome, refusal
+from contract.support.outcomes import outcome, refusal
 from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 resource: Any = None if sys.platform == "win32" else import_module("resource")

@@ -14,20 +14,16 @@ from uuid import uuid4
 
 import pytest
 from errbot import utils
+from errbot.plugin_info import PluginInfo
 from errbot.storage.base import StorageBase
 
 from contract.support import amounts
-from contract.support.database import (
-    Database,
-    load_config,
-    load_plugin,
-    process_command,
-    run_command,
-)
+from contract.support.database import Database, process_command, run_command
 from contract.support.deadlines import deadline, end_with_threads, last_resort
 from contract.support.expectations import shows
 from contract.support.faults import Faults
 from contract.support.first_try import try_again, try_once
+from contract.support.loading import load_config, load_plugin
 from contract.support.report import LOGGED, WORKS, Promises, explain
 from contract.support.sample_values import MARK
 from contract.support.throwaway import Notes, clean, describe, read_notes, shielded
@@ -151,7 +147,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--errbot-config"):
         if config.getoption("tx", None):
             raise pytest.UsageError("--errbot-config: run the tests in one process, without -n")
-        config.stash[CONFIGURED] = Configured(config)
+        try:
+            config.stash[CONFIGURED] = Configured(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
         for line in [
             "default",
             "ignore::ResourceWarning",
@@ -313,7 +312,7 @@ pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = log_every
 
 @pytest.fixture(scope="session", autouse=True)
 def _search_once() -> Iterator[None]:
-    """Let Errbot search a folder for plugins only once, not for each plugin instance.
+    """Let Errbot search a folder for plugins only once, and read each .plug file only once.
 
     If this project is an editable install, Errbot searches all installed packages.
     """
@@ -321,6 +320,7 @@ def _search_once() -> Iterator[None]:
         search = cache(utils.entry_point_plugins)
         patch.setattr("errbot.backend_plugin_manager.entry_point_plugins", search)
         patch.setattr("errbot.utils.find_roots", cache(utils.find_roots))
+        patch.setattr(PluginInfo, "load", cache(PluginInfo.load))
         yield
 
 

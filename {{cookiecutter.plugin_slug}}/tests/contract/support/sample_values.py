@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from hashlib import shake_128
 from http.cookies import SimpleCookie
 from importlib import import_module
@@ -51,14 +51,16 @@ LARGE = 5_000_000
 """Bytes of a value that no database stores in one page, packet or item."""
 
 
-NOISE = shake_128(b"noise").digest(LARGE)
-"""Bytes that cannot be compressed, so that a large value stays large."""
+@cache
+def noise() -> bytes:
+    """Return bytes that cannot be compressed, so that a large value stays large."""
+    return shake_128(b"noise").digest(LARGE)
 
 
 def large_value(number: int) -> bytes:
     """Return a large value, the first byte and the length of which tell which one it is."""
     mark = number % 251
-    value = bytes([mark]) + NOISE[mark * 999 :] + NOISE[: mark * 999 + number % 7 * 100_000]
+    value = bytes([mark]) + noise()[mark * 999 :] + noise()[: mark * 999 + number % 7 * 100_000]
     return value[: LARGE + number % 7 * 100_000]
 
 

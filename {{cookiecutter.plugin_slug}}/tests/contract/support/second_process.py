@@ -22,8 +22,6 @@ from time import sleep, time
 from types import FrameType
 from typing import Any
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from errbot.backend_plugin_manager import BackendPluginManager  # noqa: E402
@@ -31,8 +29,8 @@ from errbot.bootstrap import get_storage_plugin  # noqa: E402
 from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
-from contract.support.database import load_config, load_plugin  # noqa: E402
-from contract.support.expectations import outcome, same  # noqa: E402
+from contract.support.loading import load_config, load_plugin  # noqa: E402
+from contract.support.outcomes import outcome, same  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
     LARGE,
     MARK,
@@ -279,9 +277,11 @@ def import_plugin(manager: BackendPluginManager) -> None:
 def import_once(open_storage: Open) -> None:
     """Import the plugin before the forks, because imports take long, and are no steps."""
     sys.dont_write_bytecode = True
-    with suppress(Exception), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BackendPluginManager, "load_plugin", import_plugin)
+    real = BackendPluginManager.load_plugin
+    BackendPluginManager.load_plugin = import_plugin  # type: ignore[method-assign, assignment]
+    with suppress(Exception):
         open_storage()
+    BackendPluginManager.load_plugin = real  # type: ignore[method-assign]
 
 
 def trace_statements(call: Callable[[str], None]) -> None:

@@ -17,10 +17,9 @@ from time import monotonic
 from typing import Any, cast
 from uuid import uuid4
 
-import pytest
 from errbot.storage.base import StorageBase, StoragePluginBase
 
-from contract.support.expectations import outcome
+from contract.support.outcomes import outcome
 
 PREFIX = "contract "
 """The beginning of the name of each of the tests' namespaces."""
@@ -297,7 +296,7 @@ def describe(left: dict[str, set[str]], notes: Notes) -> Iterator[str]:
 
 
 def read_notes(path: Path) -> Notes:
-    """Return the notes of an earlier run. Raises pytest.UsageError if they are invalid."""
+    """Return the notes of an earlier run. Raises ValueError if they are invalid."""
     why = "there is no such file"
     if path.is_file():
         notes = Notes(path)
@@ -307,4 +306,4 @@ def read_notes(path: Path) -> Notes:
             why = str(error)
         else:
             return notes
-    raise pytest.UsageError(f"--remove-left: {path} does not contain notes of the tests: {why}")
+    raise ValueError(f"--remove-left: {path} does not contain notes of the tests: {why}")
