@@ -1,5 +1,6 @@
 """The level of bytes, which the commands use: `read`, `write`, `swap` and `namespaces`."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -12,8 +13,9 @@ from contract.support.database import (
     process_command,
     running_process,
 )
-from contract.support.expectations import refusal
 from contract.support.faults import Faults
+from contract.support.outcomes import refusal
+from contract.support.sample_values import MARK
 from contract.support.tricky_names import ALIKE, HARD
 
 SWAPS = 500
@@ -46,6 +48,15 @@ def test_bytes_of_a_missing_key_are_a_key_error(stored: Any) -> None:
     with pytest.raises(KeyError):
         stored.read("key")
     assert stored.len() == 0
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_reading_a_value_of_any_protocol_leaves_its_bytes(stored: Any, protocol: int) -> None:
+    """`move` keeps the bytes of another storage. Rewriting them could undo another's change."""
+    data = pickle.dumps([MARK], protocol)
+    stored.write("key", data)
+    assert stored.get("key") == [MARK]
+    assert stored.read("key") == data
 
 
 @pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
