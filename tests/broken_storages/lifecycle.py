@@ -1,5 +1,6 @@
 """Storages that forget data when they are closed, reopened, or shared."""
 
+import getpass
 import os
 import pickle
 import re
@@ -458,6 +459,16 @@ def close_waits_for_loops_over_the_keys(Storage, Plugin):
         while self.__dict__.get("loops") and time.monotonic() < until:
             time.sleep(0.01)
         old(self)
+
+
+@caught_by("test_a_bot_starts_as_a_user_without_a_name", alone=True)
+def connections_are_named_after_the_user(Storage, Plugin):
+    """So that a database's administrator sees who it is. But a user may be only a number."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self.client = f"errbot as {getpass.getuser()}"
 
 
 @caught_by("test_another_working_directory_changes_nothing", alone=True, outlives_process=True)

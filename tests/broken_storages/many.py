@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from broken_storages.support import (
     private,
     replace,
 )
+
+
+@caught_by("test_an_error_that_was_handled_keeps_nothing_in_memory", alone=True)
+def the_last_errors_are_kept(Storage, Plugin):
+    """For a page that shows how the storage does. They lead to all that their callers held."""
+    errors: Any = deque(maxlen=20)
+
+    @replace(Storage)
+    def get(old, self, key):
+        try:
+            return old(self, key)
+        except StoreException as error:
+            errors.append(error)
+            raise
 
 
 @caught_by("test_the_way_to_the_next_key_does_not_get_longer", alone=True)

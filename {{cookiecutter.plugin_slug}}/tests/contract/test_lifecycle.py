@@ -125,6 +125,29 @@ def test_a_bot_started_in_another_folder_finds_everything(
     )
 
 
+def test_a_bot_starts_as_a_user_without_a_name(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot starts as a user whom the system does not know, as in many containers."""
+    users = pytest.importorskip("pwd", reason="Windows knows each user")
+    for variable in ["LOGNAME", "USER", "LNAME", "USERNAME"]:
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(*_: object) -> None:
+        raise KeyError("uid not found")
+
+    def no_terminal() -> None:
+        raise OSError("no such device or address")
+
+    monkeypatch.setattr(users, "getpwuid", unknown)
+    monkeypatch.setattr(os, "getlogin", no_terminal)
+    failed = refusal(lambda: database.open("namespace", database.plugin()).set("key", MARK))
+    assert not failed, (
+        f"As a user without a name, a bot does not start: {failed}. In containers, a user is often"
+        " only a number. Do without `getpass.getuser`, or replace its error."
+    )
+
+
 def test_a_database_is_the_same_for_a_bot_with_another_folder(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 import pytest
 from errbot.storage.base import StorageBase
@@ -25,7 +26,14 @@ from contract.support.expectations import set_or_skip, skip_if_threads_fail
 from contract.support.faults import Faults
 from contract.support.measure import memory, steps
 from contract.support.outcomes import outcome, same
-from contract.support.sample_values import LARGE, MARK, Unreadable, Unstorable, large_value
+from contract.support.sample_values import (
+    LARGE,
+    MARK,
+    Person,
+    Unreadable,
+    Unstorable,
+    large_value,
+)
 
 PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
@@ -33,6 +41,8 @@ READ = many(400, 150)
 """Values of 100 KB that are read one after the other."""
 FAILURES, MISSES, FAILING = many(300, 100), many(1_100, 100), 45
 """Operations that fail and that find no key, and for how many seconds they do."""
+ERRORS = 30
+"""How often an operation fails while its caller holds an object."""
 GROWING = 150
 """Sets with which a value grows to its size."""
 VERY_MANY = 110_000
@@ -404,6 +414,33 @@ def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None
     assert grown < max(PAGES * 40, 100_000), (
         f"40 loops over {PAGES} keys that were left early keep {grown} bytes of memory. Each"
         " `popitem` leaves one. Remember no loops."
+    )
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_error_that_was_handled_keeps_nothing_in_memory(storage: StorageBase) -> None:
+    """An error that was handled is freed, and with it what its callers held."""
+    outcome(storage.set, "unreadable", Unreadable(AttributeError("no such attribute")))
+    operations: list[Callable[[], object]] = [
+        *[lambda: storage.get("unreadable"), lambda: storage.set("key", Unstorable())],
+        *[lambda: storage.get("missing"), lambda: storage.remove("missing")],
+    ]
+    held: list[ref[Person]] = []
+
+    def fail_once(operation: Callable[[], object]) -> None:
+        person = Person(MARK)
+        held.append(ref(person))
+        with suppress(Exception):
+            operation()
+
+    for operation in operations:
+        for _ in range(ERRORS):
+            fail_once(operation)
+    gc.collect()
+    kept = sum(person() is not None for person in held)
+    assert kept <= 2 * len(operations), (
+        f"After {len(held)} errors, {kept} of the objects that their callers held are still in"
+        " memory: an error leads to all variables of each frame. Keep the words of an error."
     )
 
 

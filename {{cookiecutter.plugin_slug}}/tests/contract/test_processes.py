@@ -55,7 +55,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "__name__": "production",
 }
 """By setting that is not about the place of data: what changes in it."""
-PLACES = {"as a service": "check", "on another machine": "check-elsewhere"}
+PLACES = {"as a service": "check", "on another machine with another Python": "check-elsewhere"}
 """By place: what a second process does there."""
 
 pytestmark = pytest.mark.usefixtures("other_processes")
@@ -188,7 +188,7 @@ def test_a_bot_that_restarts_itself_keeps_everything(database: Database) -> None
 
 @pytest.mark.parametrize("where", PLACES)
 def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, where: str) -> None:
-    """Data do not depend on the machine, the account, the locale and the terminal of a bot."""
+    """Data do not depend on the machine, account, locale, terminal and Python of a bot."""
     storage = database.open(NAME)
     for key in [NAME, *(f"key {number}" for number in range(20))]:
         storage.set(key, [MARK, key])

@@ -39,6 +39,8 @@ from contract.support.sample_values import (
     reduce_registered,
 )
 
+PARTS = 100
+"""Objects in a value that cannot be stored."""
 ERRORS = [TypeError, ValueError, RuntimeError, RecursionError, OSError, KeyError, StopIteration]
 """What objects may raise while they are pickled. A dict that another thread changes at that moment
 is a RuntimeError, and a long chain of objects a RecursionError.
@@ -398,6 +400,32 @@ def test_a_failed_set_adds_no_key(storage: StorageBase, value: Any) -> None:
     )
     storage.set("key", MARK)
     assert storage.get("key") == MARK, "After a `set` that failed, the next one failed."
+
+
+class Part:
+    """A part of a value that refers to all the others, and counts how often a part is pickled."""
+
+    pickled = 0
+
+    def __init__(self, others: list[Any]) -> None:
+        self.others = others
+
+    def __getstate__(self) -> dict[str, Any]:
+        Part.pickled += 1
+        return vars(self)
+
+
+def test_a_failed_set_pickles_each_part_only_a_few_times(storage: StorageBase) -> None:
+    """A `set` that fails does not work much longer than one that succeeds."""
+    value: list[Any] = []
+    value += [*(Part(value) for _ in range(PARTS)), Unstorable()]
+    Part.pickled = 0
+    if not refusal(storage.set, "key", value):
+        pytest.skip("the storage also accepts what cannot be pickled")
+    assert Part.pickled <= 10 * PARTS, (
+        f"A `set` that failed has pickled {PARTS} objects {Part.pickled} times. If a plugin stores"
+        " by mistake what leads to the whole bot, this takes minutes. Pickle the value once."
+    )
 
 
 @pytest.mark.parametrize(

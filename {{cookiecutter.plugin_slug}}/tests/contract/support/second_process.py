@@ -90,18 +90,34 @@ def hide_machine_id(event: str, arguments: tuple[object, ...]) -> None:
         raise FileNotFoundError(arguments[0])
 
 
+class OtherPython(tuple[Any, ...]):
+    """A `sys.version_info` that shows the version before, but is compared as this one."""
+
+    shown = (3, sys.version_info.minor - 1, 0, "final", 0)
+    major, minor, micro, releaselevel, serial = shown
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.shown[index]
+
+
 def check_elsewhere(open_storage: Open) -> None:
-    """Run `check` on what looks like another machine."""
+    """Run `check` on what looks like another machine, with another Python."""
+    import_once(open_storage)
     sys.addaudithook(hide_machine_id)
     socket.gethostname = lambda: "elsewhere"
     socket.getfqdn = lambda name="": "elsewhere.example.com"
     platform.node = lambda: "elsewhere"
     if hasattr(os, "uname"):
-        here = os.uname()
-        os.uname = lambda: os.uname_result(("Elsewhere", "elsewhere", *here[2:]))
+        uname = os.uname()
+        os.uname = lambda: os.uname_result(("Elsewhere", "elsewhere", *uname[2:]))
     uuid.getnode = lambda: 1
     getpass.getuser = lambda: "somebody"
     os.cpu_count = lambda: 61
+    here, other = f"3.{sys.version_info.minor}", f"3.{OtherPython.minor}"
+    sys.version_info = OtherPython(sys.version_info)  # type: ignore[assignment]
+    sys.version = sys.version.replace(here, other, 1)
+    sys.implementation.cache_tag = f"cpython-3{OtherPython.minor}"
+    platform.python_version = lambda: f"{other}.0"
     check(open_storage)
 
 
