@@ -43,7 +43,7 @@ MEANWHILE = 10
 """Seconds within which a bot does something while a backup goes on."""
 LOOPED = many(2_100, 120)
 """Keys of a loop: more than two pages of a thousand."""
-CONNECTIONS, TRYING = 16, 0.2
+CONNECTIONS, TRYING = 16, 0.05
 """Threads that need connections at the same time, and for how many seconds."""
 FAILURES, FAILING, FAILING_THREADS = 3, 3, 16
 """Failing operations in a row, maximum seconds of all of them, and threads that they fail in."""

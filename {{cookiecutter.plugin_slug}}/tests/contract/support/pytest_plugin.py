@@ -1,5 +1,6 @@
 """The contract's fixtures and options, such as --errbot-config."""
 
+import gc
 import logging
 import os
 import signal
@@ -166,6 +167,11 @@ def pytest_xdist_auto_num_workers() -> int | None:
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Let `gc.collect` look only at what the tests make, because some tests call it often."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
