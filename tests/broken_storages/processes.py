@@ -385,9 +385,7 @@ def keys_are_in_the_encoding_of_the_locale(Storage, Plugin):
         return (key.encode("latin-1").decode(encoding, "surrogatepass") for key in old(self))
 
 
-@caught_by(
-    "test_data_are_the_same_for_a_bot_that_starts_elsewhere", alone=True, outlives_process=True
-)
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
 def each_python_has_its_namespaces(Storage, Plugin):
     """Because a pickle may not be readable by another version, and going back must be possible."""
     name_namespaces_after(Plugin, lambda _: f"{sys.version_info.major}.{sys.version_info.minor}")
