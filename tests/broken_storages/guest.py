@@ -66,6 +66,18 @@ def the_password_goes_into_the_environment(Storage, Plugin):
 
 
 @caught_by(NOTHING)
+def secrets_are_taken_out_of_the_environment(Storage, Plugin):
+    """So that no child inherits them. But `!restart` reads the bot's config.py again."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        secrets = list(bot_config.STORAGE_CONFIG.values())
+        for name in [name for name, value in os.environ.items() if value in secrets]:
+            del os.environ[name]
+
+
+@caught_by(NOTHING)
 def sigterm_is_caught(Storage, Plugin):
     """A handler that flushes, but does not end the bot."""
     at_start(Plugin, lambda: signal.signal(signal.SIGTERM, lambda *_: None))
