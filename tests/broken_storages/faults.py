@@ -892,6 +892,21 @@ def after_a_full_disk_a_transaction_stays_open(Storage, Plugin):
 
 
 @caught_by("test_too_many_open_files_are_an_error", outlives_process=True)
+def what_cannot_be_opened_is_taken_for_immutable(Storage, Plugin):
+    """As on a read-only volume. But such a connection never sees what others set."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        try:
+            return old(self)
+        except sqlite3.OperationalError as error:
+            if "unable to open" not in str(error) or not self._path.is_file():
+                raise
+        address = f"{self._path.as_uri()}?immutable=1"
+        return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+
+
+@caught_by("test_too_many_open_files_are_an_error", outlives_process=True)
 def what_cannot_be_listed_is_empty(Storage, Plugin):
     """Before the first `set`, there is no table, so an error of the database means no keys."""
 
