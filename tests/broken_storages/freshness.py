@@ -123,6 +123,27 @@ def a_set_is_dropped_if_another_was_faster(Storage, Plugin):
 
 
 @caught_by("test_a_set_after_changes_of_others_is_not_dropped")
+def a_dict_is_merged_with_what_others_have_set(Storage, Plugin):
+    """What others have added since it was read stays, as in git. But nobody wants a merge."""
+
+    @replace(Storage)
+    def get(old, self, key):
+        value = old(self, key)
+        if type(value) is dict:
+            self.__dict__.setdefault("read_before", {})[key] = list(value)
+        return value
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        before = self.__dict__.setdefault("read_before", {}).pop(key, None)
+        if type(value) is dict and before is not None and (data := bytes_or_none(self, key)):
+            now = self._load(key, data)
+            if type(now) is dict:
+                value = value | {new: now[new] for new in now if new not in before}
+        old(self, key, value)
+
+
+@caught_by("test_a_set_after_changes_of_others_is_not_dropped")
 def a_row_that_was_inserted_is_updated(Storage, Plugin):
     """INSERT for a key that this storage has never set, UPDATE for the others."""
 

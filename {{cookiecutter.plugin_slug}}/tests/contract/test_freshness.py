@@ -297,35 +297,40 @@ def test_a_value_got_in_a_loop_over_the_keys_is_fresh(database: Database) -> Non
                 )
 
 
-def test_a_set_after_changes_of_others_is_not_dropped(database: Database) -> None:
-    """A `set` is never dropped, even if others have set, replaced or removed the key before."""
+@pytest.mark.parametrize(
+    "value", [lambda who: [MARK, who], lambda who: {MARK: who, who: MARK}], ids=["list", "dict"]
+)
+def test_a_set_after_changes_of_others_is_not_dropped(
+    database: Database, value: Callable[[str], object]
+) -> None:
+    """A `set` is never dropped or merged with what others have set, replaced or removed before."""
     one, other = database.open_twice()
     before: dict[str, Callable[[], object]] = {
-        "had set it": lambda: one.set("key", [MARK, "before"]),
-        "had read it": lambda: (other.set("key", [MARK, "before"]), one.get("key")),
+        "had set it": lambda: one.set("key", value("before")),
+        "had read it": lambda: (other.set("key", value("before")), one.get("key")),
         "had missed it": lambda: (get_or(one, "key"), one.len()),
-        "had removed it": lambda: (one.set("key", [MARK, "before"]), one.remove("key")),
-        "had listed it": lambda: (other.set("key", [MARK, "before"]), list(one.keys()), one.len()),
+        "had removed it": lambda: (one.set("key", value("before")), one.remove("key")),
+        "had listed it": lambda: (other.set("key", value("before")), list(one.keys()), one.len()),
     }
     changes: dict[str, Callable[[], object]] = {
-        "has set it": lambda: other.set("key", [MARK, "other"]),
-        "has set it twice": lambda: (other.set("key", [MARK]), other.set("key", [MARK, "other"])),
+        "has set it": lambda: other.set("key", value("other")),
+        "has set it twice": lambda: (other.set("key", [MARK]), other.set("key", value("other"))),
         "has removed it": lambda: (other.set("key", [MARK]), other.remove("key")),
         "has removed and set it": lambda: (
             other.set("key", [MARK]),
             other.remove("key"),
-            other.set("key", [MARK, "other"]),
+            other.set("key", value("other")),
         ),
     }
     for had, first in before.items():
         for has, second in changes.items():
             first()
             second()
-            one.set("key", [MARK, "mine"])
+            one.set("key", value("mine"))
             seen = [get_or(storage, "key") for storage in [one, other]]
-            assert seen == [[MARK, "mine"]] * 2, (
-                f"A storage {had}, another {has}, and then the first one's `set` was dropped:"
-                f" {seen}. The last `set` counts, whatever the storage remembers."
+            assert seen == [value("mine")] * 2, (
+                f"A storage {had}, another {has}, and then the first one's `set` was dropped"
+                f" or changed: {seen}. The last `set` counts, whatever the storage remembers."
             )
             other.set("key", [MARK])
             one.remove("key")
