@@ -66,6 +66,19 @@ def the_password_goes_into_the_environment(Storage, Plugin):
 
 
 @caught_by(NOTHING)
+def deep_values_raise_the_recursion_limit(Storage, Plugin):
+    """As advised for a RecursionError of pickle. Then nothing ends a plugin's endless recursion."""
+
+    @replace(Storage)
+    def _dump(old, self, key, value):
+        try:
+            return old(self, key, value)
+        except RecursionError:
+            sys.setrecursionlimit(2 * sys.getrecursionlimit())
+            return old(self, key, value)
+
+
+@caught_by(NOTHING)
 def secrets_are_taken_out_of_the_environment(Storage, Plugin):
     """So that no child inherits them. But `!restart` reads the bot's config.py again."""
 

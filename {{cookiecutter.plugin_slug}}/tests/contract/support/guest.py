@@ -38,8 +38,8 @@ from contract.support.sample_values import MARK, Unreadable, Unstorable
 
 resource: Any = None if sys.platform == "win32" else import_module("resource")
 HOUR = 3_600
-DEEP = 100_000
-"""Levels of a value that is nested too deeply."""
+DEEP, DEEPER = 20_000, 100_000
+"""Levels of values that are nested too deeply."""
 STATUS = 3
 """The exit status of another plugin's program."""
 THREADS = 8
@@ -306,12 +306,12 @@ def ended_by_a_signal(work: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
-def set_deep(open_storage: Callable[[], StorageBase]) -> None:
-    """Set a value that is nested too deeply for pickle."""
-    deep: list[Any] = []
-    for _ in range(DEEP):
-        deep = [deep]
-    open_storage().set("key", deep)
+def nested(levels: int) -> list[Any]:
+    """Return a value that is nested so deeply."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 def visit(open_storage: Callable[[], StorageBase]) -> None:
@@ -347,6 +347,8 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         storage = open_storage()
         found += changed_meanwhile(storage)
         use(storage)
+        outcome(storage.set, "deep", nested(DEEP))
+        outcome(storage.remove, "deep")
         with suppress(Exception):  # Another test checks whether threads can use it.
             at_once(*[partial(use, storage)] * THREADS)
         found += ["what other threads do while it reads a value"] * keeps_others_from_work(storage)
@@ -357,7 +359,7 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
     after = settings()
     if can_fork and outcome(os.waitpid, program, 0) != (program, STATUS << 8):
         found.append("the exit status of another plugin's program")
-    if can_fork and ended_by_a_signal(partial(set_deep, open_storage)):
+    if can_fork and ended_by_a_signal(lambda: open_storage().set("key", nested(DEEPER))):
         found.append("the recursion limit while it works, so a deeply nested value ends the bot")
     found += [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     found += changed(owned, belongings())
