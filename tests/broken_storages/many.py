@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,20 @@ def all_that_was_missed_is_kept_in_memory(Storage, Plugin):
         except KeyError:
             self.__dict__.setdefault("asked", []).append(f"{key} ")
             raise
+
+
+@caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk", outlives_process=True)
+def keys_after_the_first_page_are_streamed(Storage, Plugin):
+    """By a transaction, so they are consistent. Until the loop goes on, the log grows."""
+
+    @replace(Storage)
+    def keys(old, self):
+        loop = old(self)
+        yield from itertools.islice(loop, 1_000)
+        with closing(self._run.__self__._connect()) as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM errbot").fetchone()
+            yield from loop
 
 
 @caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk", alone=True)

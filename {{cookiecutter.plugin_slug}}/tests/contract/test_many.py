@@ -490,11 +490,12 @@ def test_what_is_replaced_or_removed_takes_no_space_on_the_disk(
         return sum(path.stat().st_size for path in files)
 
     filled = database.open()
-    for number in range(many(1_100, 110)):
+    for number in range(keys := many(1_100, 110)):
         filled.set(f"looped over {number}", None)
     storage = database.open(plugin=database.plugin())  # starts with all these keys
-    loop = iter(storage.keys())
-    next(loop, None)  # and continues with it later
+    loops = [iter(storage.keys()), iter(storage.keys())]
+    for loop, begun in zip(loops, [1, keys - 50], strict=True):
+        deque(islice(loop, begun), maxlen=0)  # and continues with it later
     before, turn = used(), turn_of(storage, work, size)
     for _ in range(20 if size > 10_000 else 1_000):  # SQLite's WAL grows to a thousand pages.
         turn()
