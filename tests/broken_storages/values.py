@@ -1211,34 +1211,30 @@ def the_value_before_helps_out(Storage, Plugin):
 def a_class_of_that_name_stands_in(Storage, Plugin):
     """If a plugin was renamed, its classes are looked for in all plugins."""
 
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            try:
-                return super().find_class(module, name)
-            except ImportError:
-                plugins = [each for each in sys.modules if each.startswith("errbot.plugins.")]
-                for each in plugins:
-                    if kind := vars(sys.modules[each]).get(name):
-                        return kind
-                raise
+    def find(module, name):
+        plugins = [each for each in sys.modules if each.startswith("errbot.plugins.")]
+        return next(filter(None, (vars(sys.modules[each]).get(name) for each in plugins)), None)
 
-    @replace(Storage)
-    def _load(old, self, key, data):
-        if b"errbot.plugins." in data and not self._signing_keys:
-            return Unpickler(BytesIO(data)).load()
-        return old(self, key, data)
+    replace_missing_classes(Storage, find)
 
 
 @caught_by("test_a_value_whose_class_is_not_loaded_waits_for_it", alone=True)
 def a_placeholder_stands_in_for_a_missing_class(Storage, Plugin):
     """So that the rest of a value can be used, as with "broken objects" of ZODB."""
+    replace_missing_classes(Storage, lambda module, name: type(name, (), {"__module__": module}))
+
+
+def replace_missing_classes(Storage: Any, find: Callable[[str, str], type | None]) -> None:
+    """If the class of a value is not loaded, take what `find` returns for its module and name."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
             try:
                 return super().find_class(module, name)
             except ImportError:
-                return type(name, (), {"__module__": module})
+                if kind := find(module, name):
+                    return kind
+                raise
 
     @replace(Storage)
     def _load(old, self, key, data):

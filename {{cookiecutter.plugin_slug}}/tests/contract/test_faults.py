@@ -662,10 +662,9 @@ def one_more_file() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "limited"),
     [
-        *[(name, NO_MORE_FILES) for name in OPERATIONS if "remove" not in name],
-        ("`get`", one_more_file),
+        *[pytest.param(each, NO_MORE_FILES, id=each) for each in OPERATIONS if each != "`remove`"],
+        pytest.param("`get`", one_more_file, id="`get` with one more"),
     ],
-    ids=[*(name for name in OPERATIONS if "remove" not in name), "`get` with one more"],
 )
 def test_too_many_open_files_are_an_error(
     database: Database, name: str, limited: Callable[[], AbstractContextManager[None]]
