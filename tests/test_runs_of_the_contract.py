@@ -54,7 +54,8 @@ def run_tests(project: Path) -> Run:
     ],
 )
 def test_an_unreachable_server_ends_the_run_with_one_sentence(run_tests: Run, url: str) -> None:
-    status, output = run_tests("", STORAGE_TEST_URL=url.format(free_port()))
+    test = "tests/contract/test_keys.py"
+    status, output = run_tests("", test, STORAGE_TEST_URL=url.format(free_port()))
     assert status == 1, output
     assert len(output.strip().splitlines()) < 5, output
     assert re.search(r"cannot be tested: .* fails before any test: .*refused", output), output
@@ -275,12 +276,12 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 
 @pytest.mark.parametrize("database", ["dict"])
 def test_processes_at_once_report_what_one_process_does(run_tests: Run, tmp_path: Path) -> None:
-    files = [f"tests/contract/test_{name}.py" for name in ["keys", "mapping", "processes"]]
+    files = [f"tests/contract/test_{name}.py" for name in ["keys", "lifecycle", "mapping"]]
     code = """
 _remove = AcmeStorage.remove
 AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 """
-    run_tests(code, "--collect-only")
+    run_tests(code, *files, "--collect-only")
     reports = []
     for number in [0, 2]:
         page = tmp_path / f"{number}.md"
@@ -293,7 +294,8 @@ AcmeStorage.remove = lambda self, key: _remove(self, key.strip())
 
 @pytest.mark.parametrize("database", ["dict"])
 def test_processes_at_once_end_if_the_storage_cannot_be_tested(run_tests: Run) -> None:
-    status, output = run_tests("\nAcmeStorage.get = lambda self, key: self.missing\n", "-n2")
+    code = "\nAcmeStorage.get = lambda self, key: self.missing\n"
+    status, output = run_tests(code, "-n2", "tests/contract/test_keys.py")
     assert status != 0, output
     assert "The storage cannot be tested: `get` fails before any test: AttributeError" in output
     assert "passed" not in output
