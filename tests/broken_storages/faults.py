@@ -311,7 +311,7 @@ def a_loop_over_the_keys_leaves_out_what_is_damaged(Storage, Plugin):
                 raise
 
 
-@caught_by(DAMAGED, alone=True, outlives_process=True)
+@caught_by(DAMAGED, outlives_process=True)
 def a_damaged_file_is_set_aside(Storage, Plugin):
     """The bot starts in any case: without data, and without a warning."""
 

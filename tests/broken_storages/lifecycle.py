@@ -715,3 +715,66 @@ def a_closed_storage_ignores_changes(Storage, Plugin):
         return method
 
     Storage.write, Storage.remove = ignoring(Storage.write), ignoring(Storage.remove)
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed")
+def a_namespace_is_named_after_the_configuration(Storage, Plugin):
+    """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
+    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "STORAGE_CONFIG"))
+
+
+def digest(bot_config: Any, setting: str) -> int:
+    """Return a short number that stands for a setting."""
+    return zlib.crc32(repr(getattr(bot_config, setting, "")).encode())
+
+
+PARTS: dict[object, bytes] = {}
+"""Parts that no key points to yet, in all plugin instances of this process."""
+
+
+@caught_by("test_a_plugin_that_starts_harms_nothing_that_is_being_set", alone=True)
+def a_start_removes_what_is_being_written(Storage, Plugin):
+    """Parts that no key points to are what a killed bot has left, or what is just being written."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        PARTS.clear()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if len(data) > 4_000_000:
+            part = object()
+            PARTS[part] = data
+            time.sleep(0.02)
+            if PARTS.pop(part, None) is None:
+                raise StoreException("A part of the value is missing.")
+        old(self, key, data)
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed")
+def a_namespace_is_named_after_the_bot(Storage, Plugin):
+    """So that two bots can share a database: each one has its own BOT_IDENTITY."""
+    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "BOT_IDENTITY"))
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed")
+def each_chat_network_has_its_own_namespaces(Storage, Plugin):
+    """Because users have other names there. A bot that moves to another network loses all."""
+    name_namespaces_after(Plugin, lambda bot_config: getattr(bot_config, "BACKEND", "Text"))
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed")
+def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
+    """So that several bots can share a folder, until somebody renames config.py."""
+
+    def stem(config):
+        return Path(getattr(config, "__file__", None) or "config.py").stem
+
+    name_namespaces_after(Plugin, stem)
+
+
+@caught_by("test_data_are_there_when_another_setting_has_changed", alone=True)
+def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
+    """So that two bots can share a database. But a bot may get another name."""
+    name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))

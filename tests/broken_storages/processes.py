@@ -406,17 +406,6 @@ def each_processor_has_a_shard(Storage, Plugin):
         return (key.partition(" ")[2] for key in old(self))
 
 
-@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
-def a_namespace_is_named_after_the_configuration(Storage, Plugin):
-    """So that two bots can share a database: each one has its own STORAGE_CONFIG."""
-    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "STORAGE_CONFIG"))
-
-
-def digest(bot_config: Any, setting: str) -> int:
-    """Return a short number that stands for a setting."""
-    return zlib.crc32(repr(getattr(bot_config, setting, "")).encode())
-
-
 @caught_by("test_what_is_set_when_python_ends_is_stored", alone=True, outlives_process=True)
 def large_values_are_written_by_an_executor(Storage, Plugin):
     """A client that uploads parts in threads, which Python stops before it calls `atexit`."""
@@ -429,38 +418,6 @@ def large_values_are_written_by_an_executor(Storage, Plugin):
         if len(data) < 1_000_000 or os.getpid() != process or sys.argv[-1] == "replace-large":
             return old(self, key, data)
         return uploads.submit(old, self, key, data).result()
-
-
-PARTS: dict[object, bytes] = {}
-"""Parts that no key points to yet, in all plugin instances of this process."""
-
-
-@caught_by(
-    "test_a_process_that_starts_harms_nothing_that_is_being_set", alone=True, outlives_process=True
-)
-def a_start_removes_what_is_being_written(Storage, Plugin):
-    """Parts that no key points to are what a killed bot has left, or what is just being written."""
-
-    @replace(Plugin)
-    def __init__(old, self, bot_config):
-        old(self, bot_config)
-        PARTS.clear()
-
-    @replace(Storage)
-    def write(old, self, key, data):
-        if len(data) > 4_000_000:
-            part = object()
-            PARTS[part] = data
-            time.sleep(0.02)
-            if PARTS.pop(part, None) is None:
-                raise StoreException("A part of the value is missing.")
-        old(self, key, data)
-
-
-@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
-def a_namespace_is_named_after_the_bot(Storage, Plugin):
-    """So that two bots can share a database: each one has its own BOT_IDENTITY."""
-    name_namespaces_after(Plugin, lambda bot_config: digest(bot_config, "BOT_IDENTITY"))
 
 
 @caught_by("test_data_outlive_the_process_that_set_them", outlives_process=True)
@@ -510,12 +467,6 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
                 time.sleep(0.005)  # so that two processes meet here on a busy machine, too
                 numbers.set(namespace, number)
         return old(self, f"namespace {number}")
-
-
-@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
-def each_chat_network_has_its_own_namespaces(Storage, Plugin):
-    """Because users have other names there. A bot that moves to another network loses all."""
-    name_namespaces_after(Plugin, lambda bot_config: getattr(bot_config, "BACKEND", "Text"))
 
 
 @caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
@@ -585,6 +536,8 @@ def a_lock_file_guards_the_start(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         lock = Path(bot_config.BOT_DATA_DIR, "starting.lock")
+        if not lock.exists() and lock.with_name("errbot.sqlite3").exists():
+            return old(self, bot_config)
         for _ in range(50):
             with suppress(FileExistsError):
                 lock.touch(0o600, exist_ok=False)
@@ -670,24 +623,6 @@ def what_a_process_of_this_number_has_left_is_removed(Storage, Plugin):
 
 STARTED: set[int] = set()
 """The numbers of processes that have loaded the plugin. A forked process inherits its parent's."""
-
-
-@caught_by("test_data_are_there_when_another_setting_has_changed", outlives_process=True)
-def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
-    """So that several bots can share a folder, until somebody renames config.py."""
-
-    def stem(config):
-        return Path(getattr(config, "__file__", None) or "config.py").stem
-
-    name_namespaces_after(Plugin, stem)
-
-
-@caught_by(
-    "test_data_are_there_when_another_setting_has_changed", alone=True, outlives_process=True
-)
-def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
-    """So that two bots can share a database. But a bot may get another name."""
-    name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))
 
 
 @caught_by(

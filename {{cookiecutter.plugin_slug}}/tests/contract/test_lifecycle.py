@@ -5,17 +5,32 @@ import sys
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from errbot.storage.base import StorageBase
 
+from contract.support.amounts import many
 from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import skip_if_threads_fail
+from contract.support.expectations import set_or_skip, skip_if_threads_fail
 from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, Asking, large_value
 from contract.support.tricky_names import ALIKE
 
+OTHER_SETTINGS: dict[str, Any] = {
+    "STORAGE_CONFIG": {"timeout": 7.5},
+    "BOT_IDENTITY": {"token": "new"},
+    "BACKEND": "SlackV3",
+    "CHATROOM_FN": "Another Bot",
+    "BOT_PREFIX": "?",
+    "BOT_ADMINS": ("@new",),
+    "BOT_LOG_FILE": "/var/log/errbot.log",
+    "__file__": "/etc/errbot/production.py",
+    "__name__": "production",
+}
+"""By setting that is not about the place of data: what changes in it."""
+STARTS = many(12, 6)
 CLOSING = 5
 """Seconds that `close` may take."""
 FREED = 100
@@ -177,6 +192,28 @@ def test_a_database_is_the_same_for_a_bot_with_another_folder(
             "A second bot on the same database does not see what the first one stores. Keep no"
             " copy of the data in BOT_DATA_DIR."
         )
+
+
+@pytest.mark.parametrize("setting", OTHER_SETTINGS)
+def test_data_are_there_when_another_setting_has_changed(
+    database: Database, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """Data do not depend on settings of the bot that are not about their place."""
+    database.open_twice("probe")
+    storage = database.open("namespace", database.plugin())
+    storage.set("key", MARK)
+    database.close(storage)
+    changed = OTHER_SETTINGS[setting]
+    if isinstance(changed, dict):
+        changed = {**getattr(database.config, setting, {}), **changed}
+    monkeypatch.setattr(database.config, setting, changed, raising=False)
+    try:
+        restarted = database.open("namespace", database.plugin())
+    except Exception:
+        pytest.skip("STORAGE_CONFIG has no timeout")
+    assert contents(restarted) == {"key": MARK}, (
+        f"After {setting} was changed, all data are gone. Do not derive names from it."
+    )
 
 
 @pytest.mark.parametrize("folder", ["absolute", "relative"])
@@ -381,3 +418,33 @@ def test_a_second_opener_of_a_namespace_leaves_the_first_unharmed(database: Data
     assert first.get("key") == [MARK], (
         "After a second opener of a namespace has closed it, the first one fails."
     )
+
+
+def test_a_plugin_that_starts_harms_nothing_that_is_being_set(database: Database) -> None:
+    """A plugin that starts while another one sets large values removes nothing of these."""
+    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
+    set_or_skip(storage, "key 0", large_value(0))
+    database.open_twice("probe")
+    writing = [True]
+
+    def write() -> None:
+        try:
+            for turn in range(STARTS):
+                storage.set(f"key {turn % 3}", large_value(turn))
+                assert same(storage.get(f"key {turn % 3}"), large_value(turn)), LOST_AT_A_START
+        except Exception as error:
+            raise AssertionError(f"{LOST_AT_A_START} {error!r}") from error
+        finally:
+            writing.clear()
+
+    def start() -> None:
+        while writing:
+            database.open("namespace", database.plugin()).len()
+
+    at_once(write, start)
+
+
+LOST_AT_A_START = (
+    "A large value was lost while another plugin started, as `errbot --storage-get` does every"
+    " time. What is being written must not look like what a killed bot has left."
+)

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 import pytest
 
@@ -26,7 +25,7 @@ from contract.support.database import (
     running_process,
 )
 from contract.support.deadlines import at_once, deadline
-from contract.support.expectations import set_or_skip, skip_if_misses_pass, skip_if_threads_fail
+from contract.support.expectations import set_or_skip, skip_if_misses_pass
 from contract.support.faults import Faults
 from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, REPLACED, SHARED, large_value, replacement
@@ -43,18 +42,6 @@ ELSEWHERE = {
     },
 }
 """The environment of a bot elsewhere."""
-OTHER_SETTINGS: dict[str, Any] = {
-    "STORAGE_CONFIG": {"timeout": 7.5},
-    "BOT_IDENTITY": {"token": "new"},
-    "BACKEND": "SlackV3",
-    "CHATROOM_FN": "Another Bot",
-    "BOT_PREFIX": "?",
-    "BOT_ADMINS": ("@new",),
-    "BOT_LOG_FILE": "/var/log/errbot.log",
-    "__file__": "/etc/errbot/production.py",
-    "__name__": "production",
-}
-"""By setting that is not about the place of data: what changes in it."""
 PLACES = {"as a service": "check", "on another machine with another Python": "check-elsewhere"}
 """By place: what a second process does there."""
 
@@ -62,7 +49,6 @@ pytestmark = pytest.mark.usefixtures("other_processes")
 
 NAME = "Gr\u00f6\u00dfe 1"  # not a word that a shell, a file or a statement could use unchanged
 TURNS = many(150, 30)
-STARTS = many(12, 6)
 LARGE_VALUES = 3
 OPENED = many(40, 15)
 STARTED = many(200, 40)
@@ -202,28 +188,6 @@ def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, w
     )
 
 
-@pytest.mark.parametrize("setting", OTHER_SETTINGS)
-def test_data_are_there_when_another_setting_has_changed(
-    database: Database, monkeypatch: pytest.MonkeyPatch, setting: str
-) -> None:
-    """Data do not depend on settings of the bot that are not about their place."""
-    database.open_twice("probe")
-    storage = database.open("namespace", database.plugin())
-    storage.set("key", MARK)
-    database.close(storage)
-    changed = OTHER_SETTINGS[setting]
-    if isinstance(changed, dict):
-        changed = {**getattr(database.config, setting, {}), **changed}
-    monkeypatch.setattr(database.config, setting, changed, raising=False)
-    try:
-        restarted = database.open("namespace", database.plugin())
-    except Exception:
-        pytest.skip("STORAGE_CONFIG has no timeout")
-    assert contents(restarted) == {"key": MARK}, (
-        f"After {setting} was changed, all data are gone. Do not derive names from it."
-    )
-
-
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_what_is_set_when_python_ends_is_stored(database: Database, order: str) -> None:
     """What is set in a function of `atexit` is stored, or is an error."""
@@ -257,36 +221,6 @@ def test_a_bot_that_has_closed_a_namespace_and_processes_see_the_same(database: 
         " others. Do not open and close the database's file yourself: that drops the locks that"
         " the bot's other connections hold, and a process that ends removes what they still use."
     )
-
-
-def test_a_process_that_starts_harms_nothing_that_is_being_set(database: Database) -> None:
-    """A plugin that starts while another one sets large values removes nothing of these."""
-    storage = skip_if_threads_fail(database.open("namespace", database.plugin()))
-    set_or_skip(storage, "key 0", large_value(0))
-    database.open_twice("probe")
-    writing = [True]
-
-    def write() -> None:
-        try:
-            for turn in range(STARTS):
-                storage.set(f"key {turn % 3}", large_value(turn))
-                assert same(storage.get(f"key {turn % 3}"), large_value(turn)), LOST
-        except Exception as error:
-            raise AssertionError(f"{LOST} {error!r}") from error
-        finally:
-            writing.clear()
-
-    def start() -> None:
-        while writing:
-            database.open("namespace", database.plugin()).len()
-
-    at_once(write, start)
-
-
-LOST = (
-    "A large value was lost while another plugin started, as `errbot --storage-get` does every"
-    " time. What is being written must not look like what a killed bot has left."
-)
 
 
 def test_new_namespaces_of_processes_are_told_apart(database: Database) -> None:
