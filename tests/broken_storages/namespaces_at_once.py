@@ -135,6 +135,38 @@ def the_list_of_namespaces_is_a_namespace(Storage, Plugin):
         return old(self, namespace)
 
 
+@caught_by("test_what_others_store_hides_no_key", alone=True)
+def an_empty_page_ends_the_list_of_keys(Storage, Plugin):
+    """The server examines 1,000 rows for a page, and leaves out those of other namespaces."""
+    know_plugin(Plugin)
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        storage.beyond = self.__dict__.setdefault("beyond", {}).setdefault(namespace, set())
+        return storage
+
+    def others_fill_a_page(self):
+        rows = [len(rows) for rows in list(self.plugin._database.values())]
+        return sum(rows) - self.len() > 1_000
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if others_fill_a_page(self):
+            self.beyond.add(key)
+        old(self, key, data)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        self.beyond.discard(key)
+
+    @replace(Storage)
+    def keys(old, self):
+        hidden = self.beyond if others_fill_a_page(self) else ()
+        return (key for key in old(self) if key not in hidden)
+
+
 @caught_by("test_what_others_store_costs_a_namespace_nothing", alone=True)
 def keys_goes_through_all_namespaces(Storage, Plugin):
     """SELECT without WHERE, and an `if` in Python."""

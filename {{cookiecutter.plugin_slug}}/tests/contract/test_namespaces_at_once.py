@@ -241,6 +241,23 @@ def test_what_others_store_costs_a_namespace_nothing(database: Database) -> None
     )
 
 
+def test_what_others_store_hides_no_key(database: Database) -> None:
+    """However much is stored in other namespaces, `keys` and `len` know every key of this one."""
+    others = [database.open("another"), database.open("other")]  # They sort before and after it.
+    storage = database.open("namespace")
+    storage.set("first", MARK)
+    for number in range(PAGES // len(others)):
+        for other in others:
+            other.set(f"key {number}", "x" * 500)
+    storage.set("last", MARK)
+    listed, length = sorted(storage.keys()), storage.len()
+    assert (listed, length) == (["first", "last"], 2), (
+        f"Since other namespaces hold {PAGES} keys, `keys` shows {listed}, and `len` is {length}, of"
+        " the keys 'first' and 'last'. If the database filters pages after it has read them, a page"
+        " may be empty although more pages follow: go on until there is no next page."
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's connections")
 def test_open_namespaces_share_their_connections(database: Database) -> None:
     """Sixty open namespaces share their connections to a server."""
