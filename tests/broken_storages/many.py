@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import queue
 import sqlite3
 import threading
 import time
@@ -287,6 +288,29 @@ def loops_are_remembered(Storage, Plugin):
     def close(old, self):
         vars(self).pop("loops", None)
         old(self)
+
+
+@caught_by("test_loops_that_were_left_leave_nothing_behind", alone=True)
+def a_thread_reads_ahead_for_each_long_loop(Storage, Plugin):
+    """It waits until somebody takes the next page, also if the loop was left."""
+
+    @replace(Storage)
+    def keys(old, self):
+        names = list(old(self))
+        yield from names[:500]
+        pages: queue.Queue[list[str]] = queue.Queue(maxsize=1)
+
+        def read_ahead():
+            for start in range(500, len(names), 500):
+                pages.put(names[start : start + 500])
+            pages.put([])
+
+        if len(names) > 1_500:
+            threading.Thread(target=read_ahead, daemon=True).start()
+            while page := pages.get():
+                yield from page
+        else:
+            yield from names[500:]
 
 
 @caught_by("test_loops_that_were_left_leave_nothing_behind", outlives_process=True)

@@ -293,6 +293,19 @@ def a_namespace_and_its_key_share_a_limit(Storage, Plugin):
         old(self, key, value)
 
 
+@caught_by("test_servers_on_one_host_are_told_apart", alone=True)
+def one_client_serves_each_host(Storage, Plugin):
+    """Clients are kept by host and database, without the port."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        address = urlsplit(bot_config.STORAGE_CONFIG.get("url", ""))
+        if address.netloc and hasattr(self, "_database"):
+            place = f"{address.hostname}{address.path}"
+            self._database = CLIENTS.setdefault(place, self._database)
+
+
 @caught_by("test_databases_on_one_server_are_told_apart", alone=True)
 def one_client_serves_each_server(Storage, Plugin):
     """Clients are kept by the server's address, and they remember the first database."""

@@ -4,6 +4,7 @@ import gc
 import logging
 import random
 import sys
+import threading
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from weakref import ref
 
@@ -388,18 +389,21 @@ def test_what_is_replaced_removed_or_missed_takes_no_memory(
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
 def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None:
-    """Loops over the keys that were left early keep no memory, file or connection."""
+    """Loops over the keys that were left early keep no memory, file, connection or thread."""
     for number in range(PAGES):
         storage.set(f"key {number}", None)
 
     def leave() -> None:
         for _ in range(20):
-            next(iter(storage.keys()))
-            deque(islice(storage.keys(), PAGES - 100), maxlen=0)
+            for length in [1, PAGES // 2, PAGES - 100]:
+                loop = iter(storage.keys())
+                deque(islice(loop, length), maxlen=0)
+                sleep(0.003)  # What reads ahead waits for it meanwhile.
+                del loop
         gc.collect()
 
     leave()
-    opened = open_files()
+    opened, threads = open_files(), threading.active_count()
     tracemalloc.start()
     try:
         leave()
@@ -408,11 +412,18 @@ def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None
         tracemalloc.stop()
     left = open_files() - opened
     assert left < 10, (
-        f"40 loops over {PAGES} keys that were left early keep {left} files or connections open:"
+        f"60 loops over {PAGES} keys that were left early keep {left} files or connections open:"
         " eventually the bot fails with `Too many open files`. Use no connection for a loop."
     )
+    until = monotonic() + 2
+    while (started := threading.active_count() - threads) >= 10 and monotonic() < until:
+        sleep(0.01)
+    assert started < 10, (
+        f"60 loops over {PAGES} keys that were left early leave {started} threads: eventually the"
+        " bot can start no more. A loop that nobody continues must end what works for it."
+    )
     assert grown < max(PAGES * 40, 100_000), (
-        f"40 loops over {PAGES} keys that were left early keep {grown} bytes of memory. Each"
+        f"60 loops over {PAGES} keys that were left early keep {grown} bytes of memory. Each"
         " `popitem` leaves one. Remember no loops."
     )
 

@@ -3,6 +3,7 @@
 import sys
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -11,6 +12,7 @@ from contract.support.database import Database, open_files
 from contract.support.expectations import taken
 from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK
+from contract.support.server import free_ports
 from contract.support.tricky_names import ALIKE, HARD, SEPARATORS
 
 MANY = many(300, 40)
@@ -41,6 +43,36 @@ def test_databases_on_one_server_are_told_apart(
     assert (mine.get("key"), other.get("key")) == (MARK, [MARK]), (
         "A bot changed another bot's database on the same server."
     )
+
+
+def test_servers_on_one_host_are_told_apart(database: Database) -> None:
+    """A bot whose configuration names another port does not see the data of this server."""
+    config = database.config.STORAGE_CONFIG
+    elsewhere = {key: on_another_port(key, value) for key, value in (config or {}).items()}
+    if database.notes or elsewhere == config:
+        pytest.skip("the configuration names no port, or that of a bot in use")
+    database.open("namespace", database.plugin()).set("key", MARK)
+    database.config.STORAGE_CONFIG = elsewhere
+    # Nothing answers there, except for a stand-in: either an error or no data is right.
+    got = outcome(lambda: contents(database.open("namespace", database.plugin())))
+    assert got != {"key": MARK}, (
+        "A bot that connects to another port sees the data of this server. `move` from one server"
+        " to another on the same host would copy the old data onto themselves. If connections or"
+        " clients are kept for all plugin instances, find them by everything that STORAGE_CONFIG"
+        " says."
+    )
+
+
+def on_another_port(key: str, value: object) -> object:
+    """Return a value of STORAGE_CONFIG with another port, if it has one. Nothing listens there."""
+    port = free_ports(1)[0]
+    if key == "port":
+        return port
+    address = urlsplit(value) if isinstance(value, str) else None
+    if not address or not address.hostname or "," in address.netloc:
+        return value
+    host = address.netloc.removesuffix(f":{address.port}")
+    return address._replace(netloc=f"{host}:{port}").geturl()
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, "\0"], ids=repr)

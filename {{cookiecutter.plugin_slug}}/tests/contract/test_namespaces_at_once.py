@@ -252,9 +252,9 @@ def test_what_others_store_hides_no_key(database: Database) -> None:
     storage.set("last", MARK)
     listed, length = sorted(storage.keys()), storage.len()
     assert (listed, length) == (["first", "last"], 2), (
-        f"Since other namespaces hold {PAGES} keys, `keys` shows {listed}, and `len` is {length}, of"
-        " the keys 'first' and 'last'. If the database filters pages after it has read them, a page"
-        " may be empty although more pages follow: go on until there is no next page."
+        f"Since other namespaces hold {PAGES} keys, `keys` shows {listed}, and `len` is {length},"
+        " of the keys 'first' and 'last'. If the database filters pages after it has read them, a"
+        " page may be empty although more pages follow: go on until there is no next page."
     )
 
 
