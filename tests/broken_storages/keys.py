@@ -923,3 +923,34 @@ def long_numbers_are_doubles(Storage, Plugin):
         return str(int(float(key))) if is_number else key
 
     rename_keys(Storage, rounded)
+
+
+LARGE_KEYS: dict[int, dict[str, None]] = {}
+"""The keys of large values, by the `id` of their rows."""
+
+
+@caught_by("test_values_can_grow_and_shrink_while_iterating", alone=True)
+def large_values_are_listed_first(Storage, Plugin):
+    """They have a table of their own. What grows meanwhile moves to the one that was listed."""
+
+    def large(self):
+        return LARGE_KEYS.setdefault(id(self._rows), {})
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        if len(data) > 100_000:
+            large(self)[key] = None
+        else:
+            large(self).pop(key, None)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        old(self, key)
+        large(self).pop(key, None)
+
+    @replace(Storage)
+    def keys(old, self):
+        names = old(self)
+        yield from list(large(self))
+        yield from (key for key in names if key not in large(self))

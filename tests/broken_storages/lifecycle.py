@@ -4,6 +4,7 @@ import getpass
 import os
 import pickle
 import re
+import sys
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import errbot.version
 from errbot.storage import StoreException
 
 from broken_storages.support import (
@@ -778,3 +780,49 @@ def namespaces_are_named_after_the_file_of_the_configuration(Storage, Plugin):
 def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
     """So that two bots can share a database. But a bot may get another name."""
     name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))
+
+
+@caught_by("test_data_are_there_when_errbot_was_upgraded", alone=True)
+def a_new_errbot_replaces_the_row_of_a_namespace(Storage, Plugin):
+    """The row records who wrote last; to replace it deletes all that refers to it."""
+    versions: dict[str, str] = vars(sys).setdefault("versions_of_errbot", {})
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        place = f"{id(self._rows)} {self._namespace}"
+        if versions.setdefault(place, errbot.version.VERSION) != errbot.version.VERSION:
+            versions[place] = errbot.version.VERSION
+            for other in list(self.keys()):
+                self.remove(other)
+        old(self, key, data)
+
+
+@caught_by("test_a_change_while_an_error_is_handled_is_stored", alone=True)
+def a_change_in_an_except_is_rolled_back(Storage, Plugin):
+    """`if sys.exc_info()[0]: rollback()`, which also sees the error that a caller handles."""
+
+    def handled():
+        return sys.exc_info()[0] not in (None, KeyError)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if not handled():
+            old(self, key, data)
+
+    @replace(Storage)
+    def remove(old, self, key):
+        if handled():
+            self.read(key)
+        else:
+            old(self, key)
+
+
+@caught_by("test_what_a_plugin_puts_into_the_environment_changes_nothing", alone=True)
+def the_proxy_is_read_with_each_request(Storage, Plugin):
+    """As libraries for HTTP do. But a plugin may set it for its own requests."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if "HTTP_PROXY" in os.environ:
+            raise StoreException("The proxy does not answer.")
+        old(self, key, data)

@@ -99,7 +99,40 @@ def get_goes_through_all_that_was_set(Storage, Plugin):
         return old(self, key)
 
 
-@caught_by("test_a_key_can_be_set_any_number_of_times", thorough=True)
+@caught_by("test_a_key_can_be_set_any_number_of_times")
+def a_loop_ends_when_its_revision_is_compacted(Storage, Plugin):
+    """A loop reads the revision at which it began, which the server keeps for 25,000 changes."""
+    revisions = itertools.count()
+    newest = [0]
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        newest[0] = next(revisions)
+
+    @replace(Storage)
+    def keys(old, self):
+        began = newest[0]
+        for number, key in enumerate(old(self)):
+            if number > 1_000 and newest[0] - began > 25_000:
+                raise StoreException("The required revision has been compacted.")
+            yield key
+
+
+@caught_by("test_a_key_can_be_set_any_number_of_times")
+def numbers_of_rows_run_out(Storage, Plugin):
+    """`INSERT … ON DUPLICATE KEY` takes a number also for an update, and there are 65,535."""
+    numbers = itertools.count(1)
+    last: dict[str, str] = {}
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        if next(numbers) > 65_535 and bytes_or_none(self, key) is None:
+            key = last.setdefault(self._namespace, key)
+        old(self, key, data)
+
+
+@caught_by("test_a_key_can_be_set_any_number_of_times")
 def versions_have_sixteen_bits(Storage, Plugin):
     """Each value has a version, in a column for small integers."""
 

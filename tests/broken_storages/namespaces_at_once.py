@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from errbot.storage import StoreException
+
 from broken_storages.support import caught_by, know_place, know_plugin, replace
 
 USED: set[str] = set()
@@ -222,3 +224,29 @@ def each_start_drops_the_tables_that_are_empty(Storage, Plugin):
     def write(old, self, key, data):
         old(self, key, data)
         USED.add(self._namespace)
+
+
+@caught_by("test_a_loop_goes_on_while_many_namespaces_are_used", alone=True)
+def twenty_tables_are_open_at_once(Storage, Plugin):
+    """The one that was not used for longest is closed, and with it the cursor of its loop."""
+    know_plugin(Plugin)
+
+    def use(self):
+        tables = self.plugin.__dict__.setdefault("tables", {})
+        tables.pop(self._namespace, None)
+        tables[self._namespace] = None
+        while len(tables) > 20:
+            tables.pop(next(iter(list(tables)), None), None)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        use(self)
+        old(self, key, data)
+
+    @replace(Storage)
+    def keys(old, self):
+        use(self)
+        for number, key in enumerate(old(self)):
+            if number == 1_000 and self._namespace not in self.plugin.tables:
+                raise StoreException("The cursor was closed.")
+            yield key

@@ -1,12 +1,14 @@
 """Storages that forget old data, or fail after being idle."""
 
 import datetime
+import math
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,6 +116,27 @@ def what_is_old_is_removed_at_the_start(Storage, Plugin):
             if SET.get((namespace, key), time.time()) < time.time() - 10_000_000:
                 storage.remove(key)
         return storage
+
+
+@caught_by(ANY_LOOP)
+def a_deadline_is_inherited_by_the_body_of_a_loop(Storage, Plugin):
+    """`keys` sets a deadline in a context variable; a generator has no context of its own."""
+    until: ContextVar[float] = ContextVar("until", default=math.inf)
+
+    def in_time():
+        if time.monotonic() > until.get():
+            raise StoreException("The deadline has passed.")
+
+    @replace(Storage)
+    def get(old, self, key):
+        in_time()
+        return old(self, key)
+
+    @replace(Storage)
+    def keys(old, self):
+        until.set(time.monotonic() + 10)
+        yield from old(self)
+        until.set(math.inf)
 
 
 @caught_by(ANY_LOOP, alone=True)

@@ -22,6 +22,8 @@ SWAPS = 500
 """How often each process tries to swap."""
 ODD = [b"", b"\0", b"\0" * 99, bytes(range(256)), b"\xff\xfe", "größe 😀".encode(), b"%s ' \\ \n"]
 LONG = b"long" * 25_000
+LARGE = LONG * 90
+"""More than clients send in one part, and than the 5 MB that every storage holds."""
 
 
 @pytest.fixture
@@ -128,6 +130,18 @@ def test_a_swap_replaces_what_it_expects(stored: Any, data: bytes) -> None:
     assert stored.read("key") == b"new" + data
     assert stored.swap("key", b"new" + data, data) is True
     assert stored.read("key") == data
+
+
+def test_a_swap_of_a_large_value_is_done_or_an_error(stored: Any) -> None:
+    if refusal(stored.write, "key", LARGE):
+        pytest.skip("a value of 9 MB is refused")
+    try:
+        done = stored.swap("key", LARGE, b"new")
+    except Exception:
+        assert stored.read("key") == LARGE
+    else:
+        assert done is True, "`resign` would try again for ever."
+        assert stored.read("key") == b"new"
 
 
 @pytest.mark.parametrize("other", [b"", b"Old", b"old ", b"old\0", b"ol", b"new"], ids=repr)

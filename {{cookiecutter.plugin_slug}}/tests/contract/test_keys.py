@@ -1,6 +1,7 @@
 """Keys are found, counted and listed, and are compared exactly."""
 
 import logging
+import random
 import tracemalloc
 from collections.abc import Callable
 from enum import Enum
@@ -21,6 +22,8 @@ PAGES = many(3_000, 300)
 LISTED = many(3_000, 1_600)
 """Keys, of which a page may contain 1,000."""
 MANY = many(11_000, 800)
+GROWN = 1_000_000
+"""Bytes of a value that some storages keep apart from small ones."""
 """More keys than some databases return at once: ten thousand, or 1 MB of keys."""
 ODD = ["%s", "a'b", "a/b", "größe"]
 """More missing keys, with what is special in a statement, a path or a message."""
@@ -228,6 +231,28 @@ def test_values_can_be_replaced_while_iterating(storage: StorageBase) -> None:
     assert same(sorted(seen), sorted(map(str, range(PAGES)))), (
         "A plugin that replaces values in a loop over its keys missed some keys, or met some twice,"
         " and so may never end. Order the pages by key, not by the time of the last change."
+    )
+
+
+def test_values_can_grow_and_shrink_while_iterating(storage: StorageBase) -> None:
+    """A loop over the keys shows each one once, also if values become large or small meanwhile."""
+    ahead = set(map(str, range(PAGES)))
+    expected = sorted(ahead)
+    for key in expected:
+        storage.set(key, None)
+    seen, large = [], []
+    for key in islice(storage.keys(), 2 * PAGES):
+        seen.append(key)
+        ahead.discard(key)
+        if len(seen) % (PAGES // 10) == 1 and ahead:
+            large.append(random.choice(sorted(ahead)))
+            storage.set(large[-1], bytes(GROWN))
+            for shrinking in set(large) - ahead:
+                storage.set(shrinking, None)
+    assert same(sorted(seen), expected), (
+        f"While values became large or small, a loop over the keys missed"
+        f" {len(set(expected) - set(seen))} of {PAGES} keys, and met {len(seen) - len(set(seen))}"
+        " twice, as a `!backup` would. Keep the keys of all values in one place, and list these."
     )
 
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
@@ -16,6 +18,7 @@ from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import set_or_skip, skip_if_threads_fail
 from contract.support.outcomes import contents, outcome, refusal, same
 from contract.support.sample_values import MARK, Asking, large_value
+from contract.support.server import free_ports
 from contract.support.tricky_names import ALIKE
 
 OTHER_SETTINGS: dict[str, Any] = {
@@ -216,6 +219,48 @@ def test_data_are_there_when_another_setting_has_changed(
     )
 
 
+def test_data_are_there_when_errbot_was_upgraded(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data do not depend on the version of Errbot, also if the new one has changed some."""
+    database.open_twice("probe")
+    storage = database.open("namespace", database.plugin())
+    for key in ["replaced", "kept"]:
+        storage.set(key, MARK)
+    database.close(storage)
+    monkeypatch.setattr("errbot.version.VERSION", "99.0.0")
+    upgraded = database.open("namespace", database.plugin())
+    upgraded.set("replaced", [MARK])
+    assert contents(upgraded) == {"replaced": [MARK], "kept": MARK}, (
+        "After Errbot was upgraded, or at the first change afterwards, other data are lost."
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, StoreException])
+def test_a_change_while_an_error_is_handled_is_stored(
+    storage: StorageBase, error: type[Exception]
+) -> None:
+    """What a plugin sets and removes in an `except` or a `finally` is done."""
+    removed = ["removed in except", "removed in finally"]
+    for key in removed:
+        storage.set(key, MARK)
+    with suppress(Exception):
+        try:
+            raise error
+        except Exception:
+            storage.set("set in except", MARK)
+            storage.remove(removed[0])
+            raise
+        finally:
+            storage.set("set in finally", MARK)
+            storage.remove(removed[1])
+    assert contents(storage) == {"set in except": MARK, "set in finally": MARK}, (
+        f"What a plugin changes while it handles a {error.__name__} is lost, as in"
+        " `except requests.Timeout: self['failed'] = True`. Only the storage's own errors matter"
+        " for a commit, and `sys.exc_info()` shows those of its callers, too."
+    )
+
+
 @pytest.mark.parametrize("folder", ["absolute", "relative"])
 def test_another_working_directory_changes_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
@@ -248,6 +293,27 @@ def test_another_working_directory_changes_nothing(
     assert (found, reloaded, restarted) == (expected,) * 3, (
         "After a plugin has called os.chdir, data are lost. Resolve the path at the start: what is"
         " opened later must lead to the same place."
+    )
+
+
+def test_what_a_plugin_puts_into_the_environment_changes_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a plugin sets environment variables for its own work, a storage goes on as before."""
+    database.open_twice("probe")
+    storage = database.open("namespace")
+    storage.set("key", MARK)
+    proxy = f"http://127.0.0.1:{free_ports(1)[0]}"  # Nothing listens there.
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]:
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv(name.lower(), proxy)
+    for name in ["HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR"]:
+        monkeypatch.setenv(name, "/nowhere")
+    failed = refusal(storage.set, "new", large_value(1)) and refusal(storage.set, "new", [MARK])
+    found = outcome(lambda: (contents(storage).keys(), contents(database.open("namespace")).keys()))
+    assert (failed, found) == (None, ({"key", "new"},) * 2), (
+        "After a plugin has set environment variables such as HTTP_PROXY, the storage fails, or its"
+        f" data are elsewhere: {failed or found}. Read the environment once, when the bot starts."
     )
 
 

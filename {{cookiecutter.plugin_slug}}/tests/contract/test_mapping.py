@@ -59,3 +59,12 @@ def test_mutable_saves_what_was_changed(mapping: StoreMixin) -> None:
     with mapping.mutable("a") as value:
         value.append("more")
     assert mapping["a"] == [MARK, 1, "more"], "with self.mutable(key) did not save the change."
+
+
+def test_a_backup_that_errbot_executes_is_restored(mapping: StoreMixin) -> None:
+    """Code that belongs to no module, as `errbot --restore` executes it, can store values."""
+    exec("bot['a'] = mark; del bot['b']; bot['c'] = bot['a']", {"bot": mapping, "mark": MARK})
+    assert dict(mapping) == {"a": MARK, "c": MARK}, (
+        "Values that `errbot --restore` stores are lost. It executes backup.py, which has no"
+        " `__name__` and no `__file__`."
+    )

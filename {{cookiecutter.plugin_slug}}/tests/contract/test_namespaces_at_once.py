@@ -14,7 +14,7 @@ from contract.support.database import Database
 from contract.support.deadlines import at_once
 from contract.support.expectations import skip_if_threads_fail, taken
 from contract.support.measure import connections, memory, steps
-from contract.support.outcomes import contents, same
+from contract.support.outcomes import contents, outcome, same
 from contract.support.sample_values import MARK, Unstorable
 from contract.support.tricky_names import HARD, OWN
 
@@ -255,6 +255,29 @@ def test_what_others_store_hides_no_key(database: Database) -> None:
         f"Since other namespaces hold {PAGES} keys, `keys` shows {listed}, and `len` is {length},"
         " of the keys 'first' and 'last'. If the database filters pages after it has read them, a"
         " page may be empty although more pages follow: go on until there is no next page."
+    )
+
+
+def test_a_loop_goes_on_while_many_namespaces_are_used(database: Database) -> None:
+    """A loop over the keys goes on although dozens of other namespaces are used meanwhile."""
+    storage = database.open("namespace")
+    expected = [f"key {number}" for number in range(PAGES)]
+    for key in expected:
+        storage.set(key, None)
+    loop = iter(storage.keys())
+    seen = [next(loop)]
+    for number in range(OPEN):
+        other = database.open(f"other {number}")
+        other.set("key", MARK)
+        assert other.get("key") == MARK
+    rest = outcome(lambda: list(loop))
+    assert isinstance(rest, list), (
+        f"While {OPEN} other namespaces were used, a loop over the keys of this one failed: {rest}."
+        " If only a few tables or files are open at once, a loop must open its own again."
+    )
+    assert same(sorted(seen + rest), sorted(expected)), (
+        f"While {OPEN} other namespaces were used, a loop over the keys of this one has shown"
+        f" {len(seen + rest)} of {PAGES} keys."
     )
 
 

@@ -187,6 +187,7 @@ def keys_of_a_slow_loop(
         for key in islice(keys, 3):
             seen.append(key)
             pause()
+            storage.set(key, [storage.get(key)])
         seen += keys
     except Exception as error:
         pytest.fail(f"A plugin with a slow loop over the keys gets {error!r}. {SLOW_LOOP}")
@@ -195,7 +196,7 @@ def keys_of_a_slow_loop(
 
 SLOW_LOOP = (
     "Fetch the keys page by page, each with a statement of its own, and keep no cursor, no"
-    " transaction and no connection open between two keys."
+    " transaction, no connection and no deadline between two keys."
 )
 
 

@@ -29,6 +29,7 @@ from contract.support.sample_values import (
     PLAIN,
     SAMPLES,
     TWINS,
+    Growing,
     Person,
     Registered,
     Samples,
@@ -447,6 +448,23 @@ def test_what_cannot_be_given_back_is_refused(storage: StorageBase, value: Any) 
             f"A value that cannot be pickled was accepted, and `get` returns {got:.100}: a plugin"
             " loses it silently. Raise pickle's error."
         )
+
+
+@pytest.mark.parametrize("size", [0, 3_000_000])
+def test_an_object_that_grows_while_it_is_set_comes_back(storage: StorageBase, size: int) -> None:
+    """An object that changes while it is set comes back as it was at one moment."""
+    storage.set("key", MARK)
+    growing = Growing(bytes(size))
+    if refusal(storage.set, "key", [growing, MARK]):
+        assert storage.get("key") == MARK, "A `set` that failed has replaced the value."
+        return
+    got = outcome(storage.get, "key")
+    assert isinstance(got, list), (
+        "An object that changed while it was set, as a list does to which a thread appends, cannot"
+        f" be read: {got}. Pickle a value once, because a second pickle may have another length."
+    )
+    parts = got[0].parts
+    assert parts == growing.parts[: len(parts)], "An object that changed while it was set is wrong."
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,17 @@ class Unstorable:
         return "Unstorable()"
 
 
+class Growing:
+    """An object that is larger each time it is pickled, as a list to which a thread appends."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> Any:
+        self.parts += (bytes(1_000),)
+        return type(self), self.parts
+
+
 class Samples:
     """An object that pickles its buffer without a copy, as arrays of NumPy do."""
 
