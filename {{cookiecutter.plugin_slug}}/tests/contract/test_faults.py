@@ -713,6 +713,16 @@ def test_too_many_open_files_are_an_error(
     )
 
 
+@pytest.fixture(params=["with every message", "without debug messages"])
+def logged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is logged. The tests see every record, but most bots log no debug messages."""
+    if request.param == "without debug messages":
+        logging.disable(logging.DEBUG)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("logged")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_full_disk_is_an_error(database: Database, name: str) -> None:
     """If the disk is full, what cannot be written is an error, and does no harm."""
