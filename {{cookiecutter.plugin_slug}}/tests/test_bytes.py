@@ -133,8 +133,9 @@ def test_a_swap_replaces_what_it_expects(stored: Any, data: bytes) -> None:
 
 
 def test_a_swap_of_a_large_value_is_done_or_an_error(stored: Any) -> None:
-    if refusal(stored.write, "key", LARGE):
-        pytest.skip("a value of 9 MB is refused")
+    if refusal(stored.write, "key", LARGE):  # No storage needs to hold as much.
+        assert stored.len() == 0
+        return
     try:
         done = stored.swap("key", LARGE, b"new")
     except Exception:

@@ -229,6 +229,7 @@ def test_a_key_can_be_set_any_number_of_times(
     assert (storage.get("key"), storage.get("other")) == (last, MARK), (
         f"After {times} sets of one key, it does not have the last value."
     )
+    assert storage.len() == 2, f"{times} sets of one key made several keys."
     for key in ["new", "newer"]:
         storage.set(key, [MARK, key])
     assert contents(storage) == {
