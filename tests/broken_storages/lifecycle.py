@@ -782,18 +782,21 @@ def data_belong_to_the_name_in_chat_rooms(Storage, Plugin):
     name_namespaces_after(Plugin, lambda config: getattr(config, "CHATROOM_FN", ""))
 
 
+WRITTEN_BY: dict[int, str] = {}
+"""The version of Errbot that wrote last, by the `id` of a namespace's rows."""
+
+
 @caught_by("test_data_are_there_when_errbot_was_upgraded", alone=True)
 def a_new_errbot_replaces_the_row_of_a_namespace(Storage, Plugin):
     """The row records who wrote last; to replace it deletes all that refers to it."""
-    versions: dict[str, str] = vars(sys).setdefault("versions_of_errbot", {})
 
     @replace(Storage)
     def write(old, self, key, data):
-        place = f"{id(self._rows)} {self._namespace}"
-        if versions.setdefault(place, errbot.version.VERSION) != errbot.version.VERSION:
-            versions[place] = errbot.version.VERSION
+        newest = errbot.version.VERSION
+        if WRITTEN_BY.get(id(self._rows), newest) != newest:
             for other in list(self.keys()):
                 self.remove(other)
+        WRITTEN_BY[id(self._rows)] = newest
         old(self, key, data)
 
 
