@@ -14,6 +14,8 @@ BIN = .venv/bin
 READY = .venv/ready
 # Many tests wait for something, so two cores serve four processes.
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
+# The tests start hundreds of processes, each of which would compile all of Errbot again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench check clean demo test test-newer test-nightly test-servers test-slow
 

@@ -526,7 +526,7 @@ def a_timer_keeps_python_from_ending(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        if sys.argv[-1] == "rest":  # All other processes would wait, too.
+        if sys.argv[-1] == "use":  # All other processes would wait, too.
             threading.Timer(15, lambda: None).start()
 
 

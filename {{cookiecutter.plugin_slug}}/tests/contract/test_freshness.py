@@ -247,7 +247,7 @@ def test_reading_a_value_writes_nothing(database: Database) -> None:
 
     def write() -> None:
         try:
-            for turn in range(50):
+            for turn in range(25):
                 other.set("key", [MARK, turn])
                 time.sleep(0.001)  # Every read that began before has ended.
                 assert get_or(other, "key") == [MARK, turn], (

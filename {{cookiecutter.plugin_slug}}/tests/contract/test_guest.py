@@ -65,9 +65,9 @@ def test_a_storage_changes_nothing_of_the_configuration(database: Database) -> N
 
 
 @contextmanager
-def rested(database: Database) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run a process that has used a storage and rested, and the line that it prints."""
-    with running_process(process_command(database, "namespace", "rest")) as process:
+def used(database: Database, task: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run a process that has used a storage in this task, and the line that it prints."""
+    with running_process(process_command(database, "namespace", task)) as process:
         assert process.stdout is not None
         with deadline(PROCESS, "Another process that uses the storage is too slow, or hangs."):
             line = next((line for line in process.stdout if line.startswith("[")), "")
@@ -79,7 +79,7 @@ def rested(database: Database) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 @on_unix
 def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
     """While nobody uses a storage, its threads sleep."""
-    with rested(database) as (_, line):
+    with used(database, "rest") as (_, line):
         woken, busy = json.loads(line)
     sleeps = woken < WAKES and busy < BUSY
     assert sleeps, (
@@ -91,7 +91,7 @@ def test_a_storage_that_nobody_uses_does_nothing(database: Database) -> None:
 @on_unix
 def test_python_ends_soon_after_a_storage_was_used(database: Database) -> None:
     """Python ends soon after a storage was used, so nobody kills a bot that stops."""
-    with rested(database) as (process, _):
+    with used(database, "use") as (process, _):
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:

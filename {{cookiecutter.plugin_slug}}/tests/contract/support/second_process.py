@@ -268,15 +268,15 @@ def visit(open_storage: Open) -> None:
     guest.visit(open_storage)
 
 
-def rest(load: Callable[[], StoragePluginBase], namespace: str) -> None:
-    """Do nothing for a second, and print how often threads woke up, and the processor's seconds."""
+def rest(load: Callable[[], StoragePluginBase], namespace: str, seconds: float) -> None:
+    """Do nothing for a while, and print how often threads woke up, and the processor's seconds."""
     from contract.support import guest
 
     plugin = load()  # A bot keeps it.
     storage = plugin.open(namespace)
     guest.use(storage)
     before = guest.resource.getrusage(guest.resource.RUSAGE_SELF)
-    sleep(1)
+    sleep(seconds)
     after = guest.resource.getrusage(guest.resource.RUSAGE_SELF)
     storage.close()
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -626,7 +626,8 @@ if __name__ == "__main__":
         "start-at-once": lambda _: start_at_once(config, namespace),
         "change-little": change_little,
         "read-in-memory": read_in_memory,
-        "rest": lambda _: rest(load, namespace),
+        "rest": lambda _: rest(load, namespace, 1),
+        "use": lambda _: rest(load, namespace, 0),
         "start-and-be-killed": start_and_be_killed,
         "change-and-be-killed": change_and_be_killed,
         "be-killed-in-container": be_killed_in_container,
