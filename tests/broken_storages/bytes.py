@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import zlib
 
 from errbot.storage import StoreException
 
@@ -102,3 +103,44 @@ def what_was_never_opened_is_not_listed(Storage, Plugin):
     def namespaces(old, self):
         known = {name for (name,) in self.run("SELECT name FROM names")[0]}
         return [name for name in old(self) if name in known]
+
+
+@caught_by("test_a_swap_that_replaces_nothing_leaves_nothing_undone", outlives_process=True)
+def a_swap_that_replaces_nothing_ends_no_transaction(Storage, Plugin):
+    """It compares in a transaction, and returns in the middle of it if somebody was faster."""
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        plugin = self._run.__self__
+        connection = plugin._take()
+        plugin._idle.append(connection)
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+        place = self._namespace, key
+        where = "WHERE namespace = ? AND key = ?"
+        if connection.execute(f"SELECT value FROM errbot {where}", place).fetchall() != [(before,)]:
+            return False
+        connection.execute(f"UPDATE errbot SET value = ? {where}", (after, *place))
+        connection.execute("COMMIT")
+        return True
+
+
+@caught_by("test_a_swap_replaces_what_the_first_release_has_stored", outlives_process=True)
+def a_swap_compares_what_only_this_release_compresses(Storage, Plugin):
+    """Since this release, long values are compressed. What an earlier one has stored is not."""
+
+    def pack(data):
+        return b"zlib" + zlib.compress(data) if len(data) > 500 else data
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, pack(data))
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        return zlib.decompress(data[4:]) if data.startswith(b"zlib") else data
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        return old(self, key, pack(before), pack(after))

@@ -1092,3 +1092,30 @@ def errors_of_the_database_have_more_arguments(Storage, Plugin):
     @when_a_write_fails(Storage, "lock")
     def explain(self, key, data, error):
         raise UnreadableError(key, str(error)) from error
+
+
+@caught_by("test_a_backup_keeps_nobody_waiting", outlives_process=True)
+def only_a_new_file_gets_the_mode_for_readers(Storage, Plugin):
+    """SQLite keeps the mode in the file. But a file that `.dump` has made has another one."""
+
+    @replace(Plugin)
+    def _connect(old, self):
+        connection = sqlite3.connect(
+            self._path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False
+        )
+        if connection.execute("SELECT * FROM sqlite_master").fetchall():
+            return connection
+        connection.close()
+        return old(self)
+
+
+@caught_by("test_a_set_that_waits_for_the_database_keeps_no_reader_waiting", outlives_process=True)
+def connections_take_turns(Storage, Plugin):
+    """Eight of them, each with a lock, one after the other. One may be waiting for the file."""
+    turns = itertools.count()
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        locks = vars(self).setdefault("locks", [threading.RLock() for _ in range(8)])
+        with locks[next(turns) % len(locks)]:
+            return old(self, statement, *values)

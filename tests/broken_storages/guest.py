@@ -597,3 +597,14 @@ def a_signal_waits_until_a_value_is_stored(Storage, Plugin):
             signal.signal(signal.SIGTERM, handler)
             if came and callable(handler):
                 handler(*came[0])
+
+
+@caught_by(NOTHING)
+def an_audit_hook_watches_what_is_unpickled(Storage, Plugin):
+    """It refuses planted functions, but also those that another plugin's processes are to run."""
+
+    def refuse(event, arguments):
+        if event == "pickle.find_class" and arguments[0] in ("posix", "subprocess"):
+            raise pickle.UnpicklingError("This may run a program.")
+
+    at_start(Plugin, lambda: sys.addaudithook(refuse))

@@ -191,3 +191,16 @@ def an_error_is_logged_with_all_its_frames(Storage, Plugin):
             log.error("Cannot read a value.", exc_info=True)
             del data
             raise StoreException("Cannot read a value.") from None
+
+
+@caught_by("test_a_log_handler_may_use_the_storage", outlives_process=True)
+def each_connection_is_logged_under_a_lock(Storage, Plugin):
+    """So that the numbers are right. But only threads that work at once need more than one."""
+    lock = lock_for_forks(threading.Lock)
+
+    @replace(Plugin)
+    def _take(old, self):
+        with lock:
+            if not self._idle:
+                log.info("Another connection.")
+            return old(self)

@@ -6,7 +6,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -541,3 +541,19 @@ def the_index_begins_with_the_key(Storage, Plugin):
 def no_index_is_used_for_a_text_that_is_put_together(Storage, Plugin):
     """A condition on an expression, so each `get` goes through all keys of its namespace."""
     change_statement(Plugin, "READ", "key = ?", "key || '' = ?")
+
+
+@caught_by("test_what_is_replaced_removed_or_missed_takes_no_memory")
+def operations_are_counted_by_thread(Storage, Plugin):
+    """To see who makes the bot slow. But each webhook that comes in has a thread of its own."""
+    numbers: Counter[tuple[str, str]] = Counter()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        numbers[threading.current_thread().name, "write"] += 1
+        old(self, key, data)
+
+    @replace(Storage)
+    def read(old, self, key):
+        numbers[threading.current_thread().name, "read"] += 1
+        return old(self, key)

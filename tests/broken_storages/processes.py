@@ -760,3 +760,17 @@ def a_process_that_has_changed_much_replaces_the_file(Storage, Plugin):
 def a_lock_is_in_the_folder_for_temporary_files(Storage, Plugin):
     """It binds only processes with the same folder, and a service often has its own."""
     remove_under_a_lock(Storage, make_folder=True)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def an_error_shows_how_the_file_begins(Storage, Plugin):
+    """Whether it still is a database. But closing a file drops all locks of the process on it."""
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        try:
+            return old(self, statement, *values)
+        except StoreException as error:
+            if "lock" not in str(error):
+                self._path.read_bytes()
+            raise

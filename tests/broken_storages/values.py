@@ -2,6 +2,7 @@
 
 import copy
 import copyreg
+import hashlib
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from errbot.storage import StoreException
 from broken_storages.support import (
     bytes_or_none,
     caught_by,
+    config_class,
     lock_for_forks,
     log,
     replace,
@@ -1300,3 +1302,72 @@ def a_value_is_pickled_again_for_its_length(Storage, Plugin):
     def _dump(old, self, key, value):
         length = len(old(self, key, value))
         return old(self, key, value)[:length]
+
+
+# The values by database and digest, each with the keys that have it.
+CONTENTS: dict[str, dict[bytes, tuple[bytes, set[str]]]] = {}
+
+
+@caught_by("test_equal_values_of_two_keys_go_their_own_ways")
+def equal_values_are_shared_by_keys_of_all_namespaces(Storage, Plugin):
+    """Each value is stored once, with the keys that have it. A namesake elsewhere is forgotten."""
+    lock = lock_for_forks()
+    stored = Storage.read
+
+    @replace(Plugin)
+    def open(old, self, namespace):
+        storage = old(self, namespace)
+        config = config_class(Plugin).load(self._storage_config)
+        storage.contents = CONTENTS.setdefault(config.url.get_secret_value(), {})
+        return storage
+
+    def digest_of(self, key):
+        with suppress(KeyError):
+            return stored(self, key)
+        return None
+
+    def leave(self, key, digest):
+        _, users = self.contents.get(digest, (b"", set()))
+        users.discard(key)
+        if not users:
+            self.contents.pop(digest, None)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        digest = hashlib.sha256(data).digest()
+        with lock:
+            before = digest_of(self, key)
+            self.contents.setdefault(digest, (data, set()))[1].add(key)
+            old(self, key, digest)
+            if before != digest:
+                leave(self, key, before)
+
+    @replace(Storage)
+    def read(old, self, key):
+        with lock:
+            return self.contents[old(self, key)][0]
+
+    @replace(Storage)
+    def remove(old, self, key):
+        with lock:
+            before = digest_of(self, key)
+            old(self, key)
+            leave(self, key, before)
+
+
+@caught_by("test_a_class_that_was_loaded_anew_gets_its_values_back")
+def an_open_namespace_keeps_the_classes_it_has_met(Storage, Plugin):
+    """As long as a namespace is open. But other plugins are reloaded meanwhile."""
+
+    @replace(Storage)
+    def _load(old, self, key, data):
+        found = vars(self).setdefault("found", {})
+
+        class Looking(pickle.Unpickler):
+            def find_class(self, module, name):
+                if (module, name) not in found:
+                    found[module, name] = super().find_class(module, name)
+                return found[module, name]
+
+        old(self, key, data)  # for its errors
+        return Looking(BytesIO(data)).load()

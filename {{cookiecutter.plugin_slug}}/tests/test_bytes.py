@@ -171,6 +171,30 @@ def test_a_swap_replaces_what_was_stored_long_ago(
     assert stored.swap("key", LONG, b"new") is True
 
 
+@pytest.mark.usefixtures("first_release")
+def test_a_swap_replaces_what_the_first_release_has_stored(database: Database) -> None:
+    stored: Any = database.open("first")
+    assert stored.swap("key", stored.read("key"), b"new") is True, (
+        "After an upgrade, `resign` would try again for ever: the database compares the bytes that"
+        " an earlier release has stored with those that this one would store."
+    )
+
+
+def test_a_swap_that_replaces_nothing_leaves_nothing_undone(database: Database) -> None:
+    """As `resign` does when the bot has stored something else meanwhile."""
+    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
+    values: Any = one, other
+    one.set("key", MARK)
+    for key in ["key", "missing"] * 4:
+        assert values[0].swap(key, b"old", b"new") is False
+        one.set("one", [MARK, key])
+        other.set("other", [MARK, key])
+        assert (one.get("other"), other.get("one")) == ([MARK, key], [MARK, key]), (
+            "After a `swap` that replaced nothing, a `set` had no effect for others. End the"
+            " transaction then, too."
+        )
+
+
 def test_a_swap_of_a_missing_key_stores_nothing(stored: Any) -> None:
     stored.write("other", b"old")
     for old in [b"", b"old"]:

@@ -3,6 +3,7 @@
 import logging
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,8 @@ def test_a_log_handler_may_use_the_storage(storage: StorageBase) -> None:
     logging.getLogger().addHandler(handler)
     try:
         at_once(work, seconds=20)
+        # A storage may connect for each thread, and log this.
+        at_once(*[partial(outcome, use, storage)] * 8, seconds=20)
     except TimeoutError:
         pytest.fail(
             "A plugin's handler of `logging` stores the last messages, and the bot hangs: the"

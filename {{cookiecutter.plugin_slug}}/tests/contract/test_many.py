@@ -347,6 +347,7 @@ def turn_of(storage: StorageBase, work: str, size: int) -> Callable[[], object]:
         "values that cannot be stored": set_in_vain,
         "values that cannot be read": get_in_vain,
         "values that short threads replace": replace_in_thread,
+        "small values that short threads replace": replace_in_thread,
         "small values that are replaced": replace_under_long_key,
         "small values that are replaced and read": replace,
     }
@@ -383,6 +384,7 @@ def growth(
         ("values that cannot be stored", 150, 20_000, 0.4),
         ("values that cannot be read", 150, 20_000, 0.4),
         ("values that short threads replace", 150, 20_000, 0.4),
+        ("small values that short threads replace", 500, 240, 0.4),
         ("small values that are replaced and read", 1_500, 240, 0.05),  # less than a float for each
     ],
 )

@@ -5,6 +5,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Event, Thread
 from typing import Any, NoReturn
@@ -17,6 +18,22 @@ from contract.support.server import free_ports
 def cannot(what: str) -> NoReturn:
     """Skip a test, because the fixture `faults` of conftest.py does not say how to do this."""
     pytest.skip(f"tests/conftest.py does not say how to {what} (its fixture `faults`)")
+
+
+@contextmanager
+def none_left(limit: str, what: str, but: int = 0) -> Iterator[None]:
+    """Let this process use no more of something that the system limits, but so much."""
+    resource = pytest.importorskip("resource", reason=f"Windows cannot limit {what}")
+    number = getattr(resource, limit)
+    soft, hard = resource.getrlimit(number)
+    resource.setrlimit(number, (but, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(number, (soft, hard))
+
+
+FULL_DISK = partial(none_left, "RLIMIT_FSIZE", "the size of files")
 
 
 class Faults:

@@ -342,6 +342,8 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         os._exit(STATUS)
     before, filters = settings(), list(warnings.filters)
     owned, randoms, found = belongings(), [], []
+    hooks: list[str] = []
+    sys.addaudithook(lambda event, _: hooks.append(event) if event == "sys.addaudithook" else None)
     for number in range(2):
         random.seed(number)
         storage = open_storage()
@@ -372,4 +374,5 @@ def visit(open_storage: Callable[[], StorageBase]) -> None:
         found.append("the filters of warnings")  # not only the client's own
     loop.close()
     found += ["the timer of faulthandler"] * bool(timed)
+    found += ["the audit hooks, which nobody can remove"] * bool(hooks)
     print(json.dumps(sorted(set(found))))

@@ -64,8 +64,9 @@ def large_value(number: int) -> bytes:
     return value[: LARGE + number % 7 * 100_000]
 
 
-AS_IT_WAS = b"\x80\x05\x95\r\x00\x00\x00\x00\x00\x00\x00\x8c\tas it was\x94."
-"""The text "as it was", pickled as the first release of a plugin did."""
+FIRST_VALUE = "as it was" * 2_000
+AS_IT_WAS = b"\x80\x05X\x50\x46\x00\x00" + FIRST_VALUE.encode() + b"."
+"""The first value, pickled as the first release of a plugin did, and long enough to compress."""
 
 
 @dataclass
