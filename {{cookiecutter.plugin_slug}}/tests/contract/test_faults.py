@@ -630,6 +630,7 @@ def test_a_backup_can_be_restored(faults: Faults, database: Database) -> None:
         storage.set("large", large[turn + 1 :])
         storage.set(f"new {turn}", MARK)
     database.close_all()
+    del storage  # The plugin that opened it has the database open.
     faults.restore()
     restored = database.open("namespace", database.plugin())
     restored.set("1", [MARK])
@@ -777,7 +778,9 @@ def test_a_large_value_that_does_not_fit_takes_no_space(database: Database) -> N
         with FULL_DISK(but=max(sizes(database)) + ROOM):
             outcome(storage.set, "0", value)
     added = sum(sizes(database)) - used[1]
-    assert added < 3 * len(value), (  # a log of SQLite and its file may each hold it
+    assert added < 4 * len(
+        value
+    ), (  # A log and a file, or each of three transactions, may hold it.
         f"The disk has no room for a large value. A plugin tries {FITTED} times to set it, and"
         f" {added:,} more bytes of the disk are in use: soon, nothing can be stored. Remove what"
         " was written, or write all in one transaction."
@@ -927,8 +930,10 @@ def test_a_change_of_what_is_damaged_loses_nothing(
     faults.damage(everything)
     try:
         for open_storage in openers:
-            with fault(database, name, "The database is damaged"):
-                OPERATIONS[name](open_storage())
+            with fault(database, name, "The database is damaged") as answers:
+                answers.append(OPERATIONS[name](open_storage()))
+            if answers and name == "`remove`":
+                break  # A second one has nothing to remove.
         database.close_all()
     finally:
         faults.mend()

@@ -380,6 +380,6 @@ def test_after_an_interrupted_remove_or_listing_the_next_one_works(
         with interrupts.no_more():
             there = list(storage.keys())
             assert not (removed and there), "After an interrupted `remove`, the next does nothing."
-            for key in there:
-                storage.remove(key)
+            with suppress(KeyError):  # A server may still do what it was told.
+                storage.remove("key")
     assert storage.len() == 0

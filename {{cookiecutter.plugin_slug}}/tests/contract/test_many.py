@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import random
 import sys
 import threading
@@ -359,16 +360,16 @@ def growth(
 ) -> float:
     """Return the growth of the space used, as a share of all that was written.
 
-    If it is above the limit, more is written, because it may end somewhere, as a cache does.
+    As long as it is above the limit, more is written, because it may end somewhere, as a cache
+    does, or a log that is compacted.
     """
-    before = used()
-    for _ in range(turns):
-        turn()
-    if (grown := (used() - before) / (turns * size)) < limit:
-        return grown
-    for _ in range(9 * turns):
-        turn()
-    return (used() - before) / (10 * turns * size)
+    before, share = used(), math.inf
+    for written in range(turns, 10 * turns + 1, turns):
+        for _ in range(turns):
+            turn()
+        if (share := (used() - before) / (written * size)) < limit:
+            break
+    return share
 
 
 @pytest.mark.usefixtures("quiet")
@@ -431,10 +432,15 @@ def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None
 
     leave()
     opened, threads = open_files(), threading.active_count()
+    limit = max(PAGES * 40, 100_000)
     tracemalloc.start()
     try:
-        leave()
-        grown = tracemalloc.get_traced_memory()[0]
+        for _ in range(2):  # Now and then, Python makes a table of its own larger.
+            before = tracemalloc.get_traced_memory()[0]
+            leave()
+            grown = tracemalloc.get_traced_memory()[0] - before
+            if grown < limit:
+                break
     finally:
         tracemalloc.stop()
     left = open_files() - opened
@@ -449,7 +455,7 @@ def test_loops_that_were_left_leave_nothing_behind(storage: StorageBase) -> None
         f"60 loops over {PAGES} keys that were left early leave {started} threads: eventually the"
         " bot can start no more. A loop that nobody continues must end what works for it."
     )
-    assert grown < max(PAGES * 40, 100_000), (
+    assert grown < limit, (
         f"60 loops over {PAGES} keys that were left early keep {grown} bytes of memory. Each"
         " `popitem` leaves one. Remember no loops."
     )
