@@ -543,7 +543,7 @@ def one_thread_hears_of_the_errors_of_all(Storage, Plugin):
                     old(self, *each)
 
 
-@caught_by("test_a_backup_keeps_nobody_waiting", alone=True, outlives_process=True)
+@caught_by("test_a_backup_keeps_nobody_waiting", outlives_process=True)
 def readers_keep_writers_waiting(Storage, Plugin):
     """The file has a rollback journal, so that folders on a network can hold it."""
 
