@@ -182,11 +182,11 @@ def test_a_swap_replaces_what_the_first_release_has_stored(database: Database) -
 
 def test_a_swap_that_replaces_nothing_leaves_nothing_undone(database: Database) -> None:
     """As `resign` does when the bot has stored something else meanwhile."""
-    one, other = (database.open("namespace", database.plugin()) for _ in range(2))
-    values: Any = one, other
+    one: Any = database.open("namespace", database.plugin())
+    other = database.open("namespace", database.plugin())
     one.set("key", MARK)
     for key in ["key", "missing"] * 4:
-        assert values[0].swap(key, b"old", b"new") is False
+        assert one.swap(key, b"old", b"new") is False
         one.set("one", [MARK, key])
         other.set("other", [MARK, key])
         assert (one.get("other"), other.get("one")) == ([MARK, key], [MARK, key]), (

@@ -778,9 +778,8 @@ def test_a_large_value_that_does_not_fit_takes_no_space(database: Database) -> N
         with FULL_DISK(but=max(sizes(database)) + ROOM):
             outcome(storage.set, "0", value)
     added = sum(sizes(database)) - used[1]
-    assert added < 4 * len(
-        value
-    ), (  # A log and a file, or each of three transactions, may hold it.
+    # A log and a file may each hold it, or as many as three transactions.
+    assert added < 4 * len(value), (
         f"The disk has no room for a large value. A plugin tries {FITTED} times to set it, and"
         f" {added:,} more bytes of the disk are in use: soon, nothing can be stored. Remove what"
         " was written, or write all in one transaction."

@@ -161,7 +161,7 @@ def test_a_class_that_was_loaded_anew_gets_its_values_back(
                 "After a plugin was reloaded, it gets instances of its old class, with old code,"
                 " and `isinstance` is false. Look up the class by name in each `get`."
             )
-        if turn:  # Before, another plugin is reloaded, of whose class this one has an instance.
+        if turn:  # At first it stays open: the class is that of another plugin, say.
             database.close(storage)
             storage = database.open()
 
