@@ -22,6 +22,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder, (port, peer_port) = tmp_path_factory.mktemp("etcd"), free_ports(2)
     url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
     command = ["etcd", f"--data-dir={folder}", f"--initial-cluster=default={peer}"]
+    command += ["--quota-backend-bytes=8000000000"]  # etcd keeps all that was replaced.
     command += [f"--{name}-client-urls={url}" for name in ["listen", "advertise"]]
     command += [f"--{name}-peer-urls={peer}" for name in ["listen", "initial-advertise"]]
     with running(command, port, folder / "output.log", package="etcd-server"):
