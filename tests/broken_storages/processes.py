@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
@@ -571,18 +572,29 @@ def a_namespace_is_named_after_the_kernels_name_of_the_machine(Storage, Plugin):
     name_namespaces_after(Plugin, lambda _: os.uname().nodename)
 
 
-@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
-def an_error_looks_at_the_file(Storage, Plugin):
-    """After an error, the file is read for a better message. Closing it drops SQLite's locks."""
+def look_at_the_file(Plugin: Any, after: Callable[[str], bool]) -> None:
+    """Read the file after such errors. Closing it drops the locks that SQLite has on it."""
 
     @replace(Plugin)
     def run(old, self, statement, *values):
         try:
             return old(self, statement, *values)
-        except StoreException:
-            with suppress(OSError):
+        except StoreException as error:
+            if after(str(error)):
                 self._path.read_bytes()
             raise
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def a_lock_looks_at_the_file(Storage, Plugin):
+    """If the file is locked, it is read for a better message."""
+    look_at_the_file(Plugin, lambda error: "lock" in error)
+
+
+@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
+def an_error_looks_at_the_file(Storage, Plugin):
+    """If anything else is wrong, it is read to see whether it still is a database."""
+    look_at_the_file(Plugin, lambda error: "lock" not in error)
 
 
 @caught_by("test_a_start_writes_little_however_much_is_stored", outlives_process=True)
@@ -760,17 +772,3 @@ def a_process_that_has_changed_much_replaces_the_file(Storage, Plugin):
 def a_lock_is_in_the_folder_for_temporary_files(Storage, Plugin):
     """It binds only processes with the same folder, and a service often has its own."""
     remove_under_a_lock(Storage, make_folder=True)
-
-
-@caught_by("test_another_process_and_a_running_bot_see_the_same", outlives_process=True)
-def an_error_shows_how_the_file_begins(Storage, Plugin):
-    """Whether it still is a database. But closing a file drops all locks of the process on it."""
-
-    @replace(Plugin)
-    def run(old, self, statement, *values):
-        try:
-            return old(self, statement, *values)
-        except StoreException as error:
-            if "lock" not in str(error):
-                self._path.read_bytes()
-            raise

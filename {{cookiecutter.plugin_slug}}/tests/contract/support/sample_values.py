@@ -65,8 +65,9 @@ def large_value(number: int) -> bytes:
 
 
 FIRST_VALUE = "as it was" * 2_000
-AS_IT_WAS = b"\x80\x05X\x50\x46\x00\x00" + FIRST_VALUE.encode() + b"."
-"""The first value, pickled as the first release of a plugin did, and long enough to compress."""
+"""What the first release of a plugin has stored, long enough to be compressed."""
+AS_IT_WAS = b"\x80\x05X" + len(FIRST_VALUE).to_bytes(4, "little") + FIRST_VALUE.encode() + b"."
+"""The pickle of it, byte by byte, so that it stays the same in every Python."""
 
 
 @dataclass
