@@ -81,7 +81,7 @@ class Server:
         )
 
     def give_folder_away(self) -> None:
-        """Give the server's folder to the server's user, and let them reach it."""
+        """Give the folder of a server that does not run to its user, and let them reach it."""
         if name := self.user():
             entry = pwd.getpwnam(name)
             for path in [self.folder, *self.folder.rglob("*")]:

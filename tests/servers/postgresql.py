@@ -36,6 +36,7 @@ class PostgreSQL(Server):
 
     def prepare(self) -> None:
         """Create the server's data folder."""
+        self.give_folder_away()
         self.run(
             *(self.initdb, "-D", self.data, "-U", "admin", "-A", "trust"),
             *("-E", "UTF8", "--locale=C", "--no-sync"),
@@ -44,7 +45,6 @@ class PostgreSQL(Server):
 
     def run(self, *command: str | Path) -> str:
         """Run a program as the server's user, and return what it printed."""
-        self.give_folder_away()
         done = subprocess.run(
             [str(word) for word in command],
             user=self.user(),
@@ -107,6 +107,7 @@ class PostgreSQL(Server):
     def standby(self, folder: Path) -> "PostgreSQL":
         """Return a server, not yet started, that follows this one."""
         standby = PostgreSQL(folder)
+        standby.give_folder_away()
         standby.run(
             *(self.basebackup, "-h", self.host, "-p", str(self.port), "-U", "admin"),
             *("-D", standby.data, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
