@@ -28,6 +28,7 @@ WITHOUT = (
     "damage what is stored",
     "count what the database does",
     "as a backup does",
+    "in a transaction",
     "fill the database",
     "read-only",
     "first release",

@@ -210,6 +210,23 @@ def test_a_short_lock_is_not_an_error(
     assert storage.len() == 16
 
 
+def test_ctrl_c_ends_an_operation_that_waits_for_a_lock(
+    start: Callable[..., StorageBase], bare: sqlite3.Connection
+) -> None:
+    storage = start(timeout=60.0)
+    storage.set("key", 1)
+    bare.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        storage.set("key", 2)
+    assert time.monotonic() - began < 10, "Ctrl-C had to wait."
+    bare.execute("ROLLBACK")
+    assert storage.get("key") == 1
+    storage.set("key", 3)
+    assert storage.get("key") == 3
+
+
 def test_a_file_that_is_not_a_database_is_reported_and_not_changed(
     tmp_path: Path, start: Callable[..., StorageBase]
 ) -> None:

@@ -77,7 +77,7 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, even while keys are added and removed."""
-        return iter(list(self._rows))  # YOUR DATABASE: select them page by page
+        return iter(list(self._rows))  # YOUR DATABASE: select a few, then all others
 
     def close(self) -> None:
         """Do nothing: nothing is buffered, and the connection belongs to the plugin."""

@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 import redis
 from contract.support.faults import Faults, Proxy
-from contract.support.sample_values import AS_IT_WAS
+from contract.support.sample_values import AS_IT_WAS, FIRST_KEYS
 from contract.support.server import free_ports, running
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -108,7 +108,8 @@ def first_release(errbot_config: SimpleNamespace) -> None:
     """What the first release of this plugin stored. Do not change it, so that upgrades are safe."""
     config = errbot_config.STORAGE_CONFIG
     with redis.Redis.from_url(config["url"]) as server:
-        server.hset(f"{config['prefix']}first", "key", AS_IT_WAS)
+        for namespace, key in FIRST_KEYS:
+            server.hset(f"{config['prefix']}{namespace}", key, AS_IT_WAS)
 
 
 class RedisProxy(Proxy):

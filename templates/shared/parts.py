@@ -63,7 +63,11 @@
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, even while keys are added and removed."""
-        return self._names(self._heads)
+        # Few at first, for Errbot's `clear`. Then all at once, so that a loop that adds keys ends.
+        first = self._database.names(self._heads, "", 20)
+        yield from first
+        if len(first) == 20:
+            yield from list(self._names(self._heads, first[-1] + "\0"))
 
     def close(self) -> None:
         """Do nothing: nothing is buffered, and the connection belongs to the plugin."""
@@ -77,8 +81,7 @@
                 if not head.startswith(id.encode()):
                     self._database.delete(self._parts, f"{id}/")
 
-    def _names(self, place: str) -> Iterator[str]:
-        start = ""
+    def _names(self, place: str, start: str = "") -> Iterator[str]:
         while page := self._database.names(place, start, 100):
             yield from page
             start = page[-1] + "\0"

@@ -62,6 +62,10 @@ class SQLiteFaults(Faults):
             patch.setattr(sqlite3.dbapi2, "connect", connect)
             yield
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Lock the file for writing."""
+        return self.away()
+
     @contextmanager
     def backup(self) -> Iterator[None]:
         """Copy the file, and go on reading it."""

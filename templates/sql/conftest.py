@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 from contract.support.clock import ten_years_earlier
 from contract.support.faults import Faults, Proxy
-from contract.support.sample_values import AS_IT_WAS
+from contract.support.sample_values import AS_IT_WAS, FIRST_KEYS
 
 from {{ cookiecutter.__package }}.storage import read_url
 
@@ -79,7 +79,10 @@ def first_release(errbot_config: SimpleNamespace) -> None:
         connection.execute(sqlalchemy.text(create))
         connection.execute(
             sqlalchemy.text(f"INSERT INTO {table} VALUES (:namespace, :key, :value)"),
-            {"namespace": b"first", "key": b"key", "value": AS_IT_WAS},
+            [
+                {"namespace": namespace.encode(), "key": key.encode(), "value": AS_IT_WAS}
+                for namespace, key in FIRST_KEYS
+            ],
         )
     engine.dispose()
 
@@ -104,6 +107,13 @@ class ServerFaults(Proxy):
             url, isolation_level="REPEATABLE READ", poolclass=sqlalchemy.NullPool
         )
         self._table = sqlalchemy.table(table)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Delete all rows, and roll back."""
+        with self._engine.connect() as connection:
+            connection.execute(sqlalchemy.delete(self._table))
+            yield
 
     @contextmanager
     def backup(self) -> Iterator[None]:

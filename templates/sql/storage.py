@@ -38,7 +38,7 @@ NAMESPACE_BYTES, KEY_BYTES = 1000, 1600
 DRIVERS = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}  # by the URL's scheme
 DRIVERS |= dict.fromkeys(["postgresql", "postgres"], "postgresql+psycopg")
 
-UNDONE = {"40001", "40P01", 1213}  # deadlock or serialization failure: safe to repeat
+UNDONE = {"40001", "40P01", 1213, "database is locked"}  # deadlock or lock: safe to repeat
 
 
 def read_url(text: str) -> sa.URL:
@@ -121,11 +121,11 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, even while keys are added and removed."""
-        # Fetch the first key alone, because Errbot's `clear` repeatedly asks for the first key.
-        page, _ = self._run("first key", n=self._encoded)
-        while page:
-            yield from decode(page)
-            page, _ = self._run("next keys", n=self._encoded, k=bytes(page[-1][0]))
+        # Few at first, for Errbot's `clear`. Then all at once, so that a loop that adds keys ends.
+        first, _ = self._run("first keys", n=self._encoded)
+        yield from decode(first)
+        if len(first) == 20:
+            yield from decode(self._run("other keys", n=self._encoded, k=bytes(first[-1][0]))[0])
 
     def close(self) -> None:
         """Do nothing: nothing is buffered, and connections belong to the plugin."""
@@ -304,8 +304,8 @@ def statements(table: str, dialect: sa.Dialect) -> dict[str, str]:
         "swap": f"UPDATE {table} SET value = {v} WHERE {row} AND value = {o}",
         "remove": f"DELETE FROM {table} WHERE {row}",
         "len": f"SELECT count(*) FROM {table} WHERE namespace = {n}",
-        "first key": f"SELECT {key} {of} ORDER BY {key} LIMIT 1",
-        "next keys": f"SELECT {key} {of} AND {key} > {k} ORDER BY {key} LIMIT 1000",
+        "first keys": f"SELECT {key} {of} ORDER BY {key} LIMIT 20",
+        "other keys": f"SELECT {key} {of} AND {key} > {k}",
         "items": f"SELECT {key}, {data} {of} AND {key} > {k} ORDER BY {key} LIMIT {s}",
         "namespaces": f"SELECT DISTINCT namespace FROM {table} WHERE {blobs}",
     }
@@ -341,7 +341,7 @@ def create_engine(address: SecretStr | None, timeout: float, file: str = "") -> 
 def driver_options(url: sa.URL, timeout: float) -> dict[str, Any]:
     """Return options that make driver and server time out. Those in the URL take precedence."""
     whole = int(timeout + 0.999)
-    options: dict[str, Any] = {"timeout": timeout}
+    options: dict[str, Any] = {"timeout": min(timeout, 0.5)}  # Ctrl-C waits for SQLite.
     if url.drivername == DRIVERS["postgresql"]:
         options = {
             "connect_timeout": whole,

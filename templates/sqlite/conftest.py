@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from contract.support.clock import ten_years_earlier
 from contract.support.faults import Faults
-from contract.support.sample_values import AS_IT_WAS
+from contract.support.sample_values import AS_IT_WAS, FIRST_KEYS
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -44,7 +44,8 @@ def first_release(tmp_path: Path) -> None:
     columns = "namespace NOT NULL, key NOT NULL, value NOT NULL, PRIMARY KEY (namespace, key)"
     with closing(sqlite3.connect(tmp_path / "errbot.sqlite3")) as connection, connection:
         connection.execute(f"CREATE TABLE errbot ({columns})")
-        connection.execute("INSERT INTO errbot VALUES ('first', 'key', ?)", [AS_IT_WAS])
+        rows = [(*place, AS_IT_WAS) for place in FIRST_KEYS]
+        connection.executemany("INSERT INTO errbot VALUES (?, ?, ?)", rows)
 
 
 {% include "shared/sqlite_faults.py" %}

@@ -36,8 +36,7 @@ SWAP = "UPDATE errbot SET value = ? WHERE namespace = ? AND key = ? AND value = 
 REMOVE = "DELETE FROM errbot WHERE namespace = ? AND key = ?"
 LEN = "SELECT count(*) FROM errbot WHERE namespace = ?"
 KEYS = "SELECT CAST(key AS BLOB) FROM errbot WHERE namespace = ? AND typeof(key) = 'text'"
-FIRST_KEY = f"{KEYS} ORDER BY key LIMIT 1"
-NEXT_KEYS = f"{KEYS} AND key > CAST(? AS TEXT) ORDER BY key LIMIT 1000"
+NEXT_KEYS = f"{KEYS} AND key > CAST(? AS TEXT) AND rowid <= ? ORDER BY key LIMIT 1000"
 NAMESPACES = "SELECT DISTINCT CAST(namespace AS BLOB) FROM errbot WHERE typeof(namespace) = 'text'"
 
 ADVICE = {  # what to do about an SQLite error, by words in its message
@@ -102,11 +101,12 @@ class {{ cookiecutter.__class }}Storage(StorageBase):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, even while keys are added and removed."""
-        # Fetch the first key alone, because Errbot's `clear` repeatedly asks for the first key.
-        page, _ = self._run(FIRST_KEY, self._namespace)
+        # Few at first, for Errbot's `clear`. No newer rows, so that a loop that adds keys ends.
+        [[newest]], _ = self._run("SELECT max(rowid) FROM errbot")
+        page, _ = self._run(f"{KEYS} ORDER BY key LIMIT 20", self._namespace)
         while page:
             yield from decode(page)
-            page, _ = self._run(NEXT_KEYS, self._namespace, page[-1][0])
+            page = page[19:] and self._run(NEXT_KEYS, self._namespace, page[-1][0], newest)[0]
 
     def close(self) -> None:
         """Do nothing: nothing is buffered, and connections belong to the plugin."""
@@ -140,7 +140,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         while self._idle and os.getpid() == self._process:
             self._idle.pop().close()
 
-    def run(self, statement: str, *values: str | bytes) -> tuple[list[Any], int]:
+    def run(self, statement: str, *values: str | bytes | int) -> tuple[list[Any], int]:
         """Run a statement and commit it. Returns its rows, and the number of rows it changed."""
         if os.getpid() != self._process:  # A fork inherits no locks, and could damage the file.
             raise StoreException(f"Cannot use {self._path} in a forked process: spawn it instead.")
@@ -162,7 +162,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
             if "lock" not in problem or time.monotonic() > deadline:
                 advice = [ADVICE[words] for words in ADVICE if re.search(words, problem)]
                 raise StoreException(" ".join([f"{self._path}: {problem}.", *advice]))
-            time.sleep(0.01)  # SQLite waits for locks, but not while another creates the file.
+            time.sleep(0.01)  # SQLite itself waits only 0.1 s, because it defers Ctrl-C meanwhile.
 
     def _take(self) -> sqlite3.Connection:
         """Return an idle connection, or a new one."""
@@ -175,7 +175,7 @@ class {{ cookiecutter.__class }}Plugin(StoragePluginBase):
         with suppress(OSError):  # SQLite reports below why it cannot be created.
             self._path.touch(mode=0o600, exist_ok=False)
         connection = sqlite3.connect(
-            self._path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False
+            self._path, timeout=0.1, isolation_level=None, check_same_thread=False
         )
         settings = f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self.config.synchronous};"
         connection.executescript(settings + CREATE)

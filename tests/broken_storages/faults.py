@@ -674,6 +674,45 @@ def changes_of_a_read_only_database_stay_in_memory(Storage, Plugin):
         return vars(self).get("kept", {}).get(key) or old(self, key)
 
 
+@caught_by(
+    "test_a_reader_does_not_wait_for_a_program_that_writes", alone=True, outlives_process=True
+)
+def a_value_is_locked_to_be_read(Storage, Plugin):
+    """As SELECT ... FOR UPDATE does, so that nobody changes it between `get` and `set`."""
+
+    @replace(Storage)
+    def read(old, self, key):
+        self._run("UPDATE errbot SET key = key WHERE 0")
+        return old(self, key)
+
+
+@caught_by("test_a_database_that_nobody_may_change_is_an_error", alone=True, outlives_process=True)
+def a_read_only_database_is_asked_no_more(Storage, Plugin):
+    """It waits for nobody, and says what to do: start the bot again."""
+    refuse_after("readonly", Plugin)
+
+
+@caught_by("test_a_full_database_is_an_error", outlives_process=True)
+def a_full_database_is_asked_no_more(Storage, Plugin):
+    """As before."""
+    refuse_after("full", Plugin)
+
+
+def refuse_after(problem: str, Plugin: Any) -> None:
+    """After this error, refuse every change."""
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        if "refused" in vars(self) and not statement.startswith("SELECT"):
+            raise StoreException(f"{self.refused} Start the bot again.")
+        try:
+            return old(self, statement, *values)
+        except StoreException as error:
+            if problem in str(error):
+                self.refused = str(error)
+            raise
+
+
 @caught_by("test_a_storage_closes_while_the_database_is_away", alone=True, outlives_process=True)
 def closing_writes_statistics(Storage, Plugin):
     """How often it was used. If the database is locked at that moment, `close` fails."""

@@ -25,6 +25,16 @@ from broken_storages.support import (
 )
 
 
+@caught_by("test_a_start_changes_no_permissions", alone=True, outlives_process=True)
+def the_file_gets_its_mode_at_each_start(Storage, Plugin):
+    """Whoever made it: it has pickles, which are for the bot alone."""
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        self._path.chmod(0o600)
+
+
 @caught_by("test_files_are_for_the_account_of_the_bot_alone", alone=True)
 def a_copy_is_kept_for_everybody(Storage, Plugin):
     """A cache next to the database, created by `open` with whatever mode the umask allows."""

@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import errbot.version
 from errbot.storage import StoreException
@@ -24,6 +25,7 @@ from broken_storages.support import (
     know_place,
     lock_for_forks,
     name_namespaces_after,
+    rename_keys,
     replace,
 )
 
@@ -563,6 +565,42 @@ def copy_to_a_new_table(Plugin, execute):
         if not connection.execute(tables).fetchone():
             execute(connection, [new_rows, "INSERT OR IGNORE INTO errbot_2 SELECT * FROM errbot"])
         return connection
+
+
+@caught_by("test_what_the_first_release_has_stored_is_there", outlives_process=True)
+def a_new_release_escapes_names(Storage, Plugin):
+    """So that any name can be stored. It looks for old ones in their new form."""
+    rename_keys(Storage, lambda _, key: quote(key, safe="", errors="surrogatepass"))
+
+    @replace(Storage)
+    def keys(old, self):
+        return (unquote(key, errors="surrogatepass") for key in old(self))
+
+
+@caught_by(
+    "test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once",
+    alone=True,
+    outlives_process=True,
+)
+def an_old_value_is_converted_when_it_is_read(Storage, Plugin):
+    """Values are compressed since this release. What is not is replaced by what was read."""
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, b"zlib" + zlib.compress(data, 1))
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        before, after = (b"zlib" + zlib.compress(data, 1) for data in (before, after))
+        return old(self, key, before, after)
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        if data.startswith(b"zlib"):
+            return zlib.decompress(data[4:])
+        self.write(key, data)
+        return data
 
 
 @caught_by("test_what_the_first_release_has_stored_is_there", alone=True, outlives_process=True)

@@ -407,6 +407,46 @@ def each_processor_has_a_shard(Storage, Plugin):
         return (key.partition(" ")[2] for key in old(self))
 
 
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def a_key_moves_with_the_processors_that_a_bot_may_use(Storage, Plugin):
+    """As before, but a container may use fewer processors than the machine has."""
+
+    def shard(_, key):
+        number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(os.sched_getaffinity(0))
+        return f"{number} {key}"
+
+    rename_keys(Storage, shard)
+
+    @replace(Storage)
+    def keys(old, self):
+        return (key.partition(" ")[2] for key in old(self))
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def long_values_are_compressed_if_python_can(Storage, Plugin):
+    """Some Pythons were built without `bz2`. They cannot read what the others have compressed."""
+    try:
+        import bz2
+    except ImportError:
+        return
+
+    def compress(data):
+        return bz2.compress(data, 1) if 2_000 < len(data) < 1_000_000 else data
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, compress(data))
+
+    @replace(Storage)
+    def swap(old, self, key, before, after):
+        return old(self, key, compress(before), compress(after))
+
+    @replace(Storage)
+    def read(old, self, key):
+        data = old(self, key)
+        return bz2.decompress(data) if data[:3] == b"BZh" else data
+
+
 @caught_by("test_what_is_set_when_python_ends_is_stored", alone=True, outlives_process=True)
 def large_values_are_written_by_an_executor(Storage, Plugin):
     """A client that uploads parts in threads, which Python stops before it calls `atexit`."""
@@ -642,14 +682,27 @@ STARTED: set[int] = set()
 )
 def each_thousandth_removal_compacts_the_file(Storage, Plugin):
     """VACUUM writes the whole file again. Somebody must wait for it."""
-    removals = itertools.count(1)
+    compact_in(Storage, "remove")
 
-    @replace(Storage)
-    def remove(old, self, key):
-        old(self, key)
-        if next(removals) % 1_000 == 0:
+
+@caught_by("test_a_small_change_transfers_little_however_much_is_stored", outlives_process=True)
+def each_thousandth_set_compacts_the_file(Storage, Plugin):
+    """As before."""
+    compact_in(Storage, "set")
+
+
+def compact_in(Storage: Any, name: str) -> None:
+    """Compact the file in each thousandth call of this method."""
+    calls, old = itertools.count(1), getattr(Storage, name)
+
+    @wraps(old)
+    def method(self, *arguments):
+        old(self, *arguments)
+        if next(calls) % 1_000 == 0:
             with suppress(StoreException):  # Others have the file open.
                 self._run("VACUUM")
+
+    setattr(Storage, name, method)
 
 
 @caught_by("test_processes_can_start_at_the_same_moment", alone=True, outlives_process=True)

@@ -301,6 +301,18 @@ def check_after(
     assert restarted.get("after") == MARK, "The fault is over, but the storage stores nothing."
 
 
+def check_that_it_sets_again(storage: StorageBase, why: str) -> None:
+    """Check that a storage that has met a fault works at the latest at the fifth try."""
+    for _ in range(5):
+        refused = refusal(storage.set, "after", MARK)
+        if not refused:
+            break
+    assert (refused, outcome(storage.get, "after")) == (None, MARK), (
+        f"The database {why}, but to a storage that has met the fault, `set` still raises"
+        f" {refused}. Do not reuse a connection that raised an error, and remember no faults."
+    )
+
+
 def error_of(operation: Callable[[], object]) -> list[Exception]:
     """Return the error that an operation raises, if any."""
     try:
@@ -436,6 +448,24 @@ def test_operations_wait_for_the_database_at_the_same_time(
         f"While the database is away, `set` fails after {alone:.1f} s, but if {WAITING} threads do"
         f" it at once, after {together:.1f} s: each waits for all before it, so the bot stands"
         " still. Do not wait for the database while you hold a lock."
+    )
+
+
+def test_a_reader_does_not_wait_for_a_program_that_writes(
+    faults: Faults, database: Database
+) -> None:
+    """While another program changes the database, everything can be read as it was before."""
+    storage = database.open("namespace", database.plugin())
+    expected = {"0": MARK, "1": [MARK]}
+    for key, value in expected.items():
+        storage.set(key, value)
+    with faults.writing():
+        got = outcome(contents, storage)
+        count = outcome(storage.len)
+    assert (got, count) == (expected, 2), (
+        "While another program changes the database in a transaction, to read everything gives"
+        f" {got}, and `len` {count}. A long import would stop all the bot's commands, so read"
+        " without a lock for writing, and only what was committed."
     )
 
 
@@ -840,6 +870,7 @@ def test_a_full_database_is_an_error(faults: Faults, database: Database, key: st
         "The database is full, and `set` returned, but did nothing. Or it failed, but changed other"
         " data. Raise an error, and change nothing."
     )
+    check_that_it_sets_again(limited, "is no longer full")
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -862,6 +893,7 @@ def test_a_database_that_nobody_may_change_is_an_error(
     )
     assert got == expected, f"The database is read-only, and to read it gives {got}."
     assert contents(storage) == expected, f"The database is read-only, and {name} changed it."
+    check_that_it_sets_again(limited, "can be changed again")
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["in part", "as a whole"])

@@ -115,6 +115,29 @@ def test_files_are_for_the_account_of_the_bot_alone(
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_a_start_changes_no_permissions(database: Database) -> None:
+    """A storage that starts keeps the mode that an administrator gave to its files."""
+    if database.notes:
+        pytest.skip("the folder of a bot that is in use is not changed")
+    storage = database.open("namespace", database.plugin())
+    storage.set("key", large_value(1)[:100_000])
+    database.close(storage)
+    numbers = {}
+    for path in Path(database.config.BOT_DATA_DIR).rglob("*"):
+        if path.is_file() and path.stat().st_size > 4_000:  # It is no lock.
+            path.chmod(0o640)
+            numbers[path] = path.stat().st_ino
+    assert database.open("namespace", database.plugin()).len() == 1
+    kept = [path for path in numbers if path.exists() and path.stat().st_ino == numbers[path]]
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in kept}
+    changed = {name: mode for name, mode in modes.items() if mode != oct(0o640)}
+    assert not changed, (
+        "An administrator let an account for backups read the files (mode 0o640), and a start"
+        f" changes this: {changed}. Set a mode only when you create a file."
+    )
+
+
 def test_no_value_is_kept_in_a_folder_for_temporary_files(
     database: Database, temporary: Path
 ) -> None:

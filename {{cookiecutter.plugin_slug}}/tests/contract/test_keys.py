@@ -19,6 +19,8 @@ from contract.support.tricky_names import ALIKE, HARD
 
 PAGES = many(3_000, 300)
 """Keys that fill several pages, if a database returns them page by page."""
+RENAMED = many(1_100, 300)
+"""Keys that fill a page of a thousand."""
 LISTED = many(3_000, 1_600)
 """Keys, of which a page may contain 1,000."""
 MANY = many(11_000, 800)
@@ -164,7 +166,7 @@ def test_starting_keys_does_not_fetch_them_all(storage: StorageBase) -> None:
     assert first < max(every * 2 / 3, LISTED * 20), (
         f"To return only the first key, `keys` takes {first:,} bytes of memory; to return all"
         f" {LISTED:,}, it takes {every:,}. Errbot asks for the first key once for each key that it"
-        " clears. Fetch the keys page by page."
+        " clears. Fetch a few keys first, and all others when they are asked for."
     )
 
 
@@ -210,11 +212,33 @@ def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
         if len(seen) <= PAGES:
             storage.set(f"{key[::-1]} added", None)  # before and after the loop's position
     assert same(expected - set(seen), set()), (
-        "A loop over the keys missed some after others were added. Start each page after the last"
-        " key seen, until a page is empty."
+        "A loop over the keys missed some after others were added. Fetch a few keys first, and then"
+        " all that come after these at once."
     )
     assert len(seen) == len(set(seen)), (
         "A loop over the keys returned some twice after others were added."
+    )
+
+
+@pytest.mark.parametrize("count", [10, RENAMED])
+def test_a_loop_that_renames_its_keys_ends(storage: StorageBase, count: int) -> None:
+    """A loop over the keys that renames each one, or adds another for each one, ends."""
+    expected = {f"key {number}" for number in range(count)}
+    for key in expected:
+        storage.set(key, None)
+    seen = []
+    for key in islice(storage.keys(), 10 * count):
+        seen.append(key)
+        storage.set(f"~{key}", None)  # behind most other keys, where keys have an order
+        storage.remove(key)
+    assert same(expected - set(seen), set()), (
+        "A plugin that renamed its keys in a loop over them did not meet all. Fetch a few keys"
+        " first, and then all that come after these at once."
+    )
+    assert len(seen) < 10 * count, (
+        f"A plugin that renames its {count} keys in a loop over them never comes to an end: it has"
+        f" met {len(seen)} keys, the last one is {seen[-1]!r}. Fetch a few keys first, and then"
+        " all others at once, not page by page."
     )
 
 

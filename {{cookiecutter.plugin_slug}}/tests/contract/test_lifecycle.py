@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from contract.support.database import Database, run_process
 from contract.support.deadlines import at_once, deadline
 from contract.support.expectations import set_or_skip, skip_if_threads_fail
 from contract.support.outcomes import contents, outcome, refusal, same
-from contract.support.sample_values import FIRST_VALUE, MARK, Asking, large_value
+from contract.support.sample_values import FIRST_KEYS, FIRST_VALUE, MARK, Asking, large_value
 from contract.support.server import free_ports
 from contract.support.tricky_names import ALIKE
 
@@ -59,27 +59,38 @@ KEPT = ["tmp_1", "temp:1", "_private", "__dunder__", "lock", "cache:1", "old", "
 """Keys of a plugin that look like something temporary, or like the storage's own."""
 
 
+def stored_at_first(namespace: str) -> dict[str, str]:
+    """Return what the first release of the plugin has stored in a namespace."""
+    return {key: FIRST_VALUE for name, key in sorted(FIRST_KEYS) if name == namespace}
+
+
 @pytest.mark.usefixtures("first_release")
 def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
     """After every upgrade of the plugin, what its first release has stored is there, once."""
 
-    def start() -> StorageBase:
-        return database.open("first", database.plugin())
+    def start(namespace: str = "first") -> StorageBase:
+        return database.open(namespace, database.plugin())
 
-    got = outcome(lambda: contents(start()))
-    assert same(got, {"key": FIRST_VALUE}), (
-        f"After an upgrade, a bot finds {str(got)[:200]} instead of its data. Convert what is"
-        " there, or read old and new data, and never create a table anew."
-    )
+    for namespace in dict(FIRST_KEYS):
+        got = outcome(lambda name: contents(start(name)), namespace)
+        assert same(got, stored_at_first(namespace)), (
+            f"After an upgrade, a bot finds {str(got)[:200]} in the namespace {namespace!r} instead"
+            " of its data. Convert what is there, names included, or read old and new data, and"
+            " never create a table anew."
+        )
+    expected = stored_at_first("first")
     count = start().len()
-    assert count == 1, (
-        f"After an upgrade, `len` returns {count} for one key. Count what was there before, too."
+    assert count == len(expected), (
+        f"After an upgrade, `len` returns {count} for {len(expected)} keys. Count what was there"
+        " before, too."
     )
-    start().set("key", MARK)
-    assert contents(start()) == {"key": MARK}, (
+    for key in expected:
+        start().set(key, MARK)
+    assert contents(start()) == dict.fromkeys(expected, MARK), (
         "What was set after an upgrade is lost at the next start. Convert old data only once."
     )
-    start().remove("key")
+    for key in expected:
+        start().remove(key)
     assert contents(start()) == {}, (
         "What was removed after an upgrade is back at the next start. Convert old data only once."
     )
@@ -90,10 +101,38 @@ def test_what_the_first_release_has_stored_is_there(database: Database) -> None:
 def test_an_upgrade_that_was_killed_is_completed(database: Database) -> None:
     """If processes are killed at any moment of an upgrade, the next one completes it."""
     printed = run_process(database, "first", "start-and-be-killed")
-    assert same(printed, str({"key": FIRST_VALUE})), (
+    assert same(printed, str(stored_at_first("first"))), (
         "After bots were killed in the middle of an upgrade, the next one finds"
         f" {printed[:200]} instead of its data. Convert everything in one transaction, or go on"
         " with what is still old."
+    )
+
+
+@pytest.mark.usefixtures("first_release")
+def test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once(database: Database) -> None:
+    """A value of the first release that is changed while it is read stays changed."""
+    storage = database.open("rows")
+    keys = sorted(stored_at_first("rows"))
+    removed = keys[::2]
+    start = Barrier(2)
+
+    def read() -> None:
+        for key in keys:
+            start.wait()
+            outcome(storage.get, key)
+
+    def change() -> None:
+        for key in keys:
+            start.wait()
+            storage.remove(key) if key in removed else storage.set(key, MARK)
+
+    at_once(read, change)
+    got = contents(database.open("rows", database.plugin()))
+    back = [key for key in keys if got.get(key) == FIRST_VALUE]
+    assert same(got, dict.fromkeys(keys[1::2], MARK)), (
+        f"Of {len(keys)} values of an earlier release, {len(back)} are back although they were"
+        " replaced or removed while they were read. If `get` converts what it has read, let the"
+        " database replace it only if nobody else has changed it."
     )
 
 

@@ -181,6 +181,7 @@ def test_data_are_the_same_for_a_bot_that_starts_elsewhere(database: Database, w
     storage = database.open(NAME)
     for key in [NAME, *(f"key {number}" for number in range(20))]:
         storage.set(key, [MARK, key])
+    storage.set("long", [MARK * 5_000])
     refusal(storage.set, "large", large_value(1))  # Another test checks whether it can be stored.
     command = process_command(database, NAME, PLACES[where])
     done = run_command(command, environment=os.environ | ELSEWHERE)
@@ -359,9 +360,9 @@ def test_a_small_change_transfers_little_however_much_is_stored(database: Databa
         " and compact nothing."
     )
     assert most < stored, (
-        f"With {stored} bytes stored, one of many `remove` of a small value reads and writes {most}"
-        " bytes: with some GB, a bot stands still for minutes. Do not compact everything now and"
-        " then, but let the database use again what is free."
+        f"With {stored} bytes stored, one of many `set` and `remove` of a small value reads and"
+        f" writes {most} bytes: with some GB, a bot stands still for minutes. Do not compact"
+        " everything now and then, but let the database use again what is free."
     )
 
 

@@ -195,7 +195,7 @@ def keys_of_a_slow_loop(
 
 
 SLOW_LOOP = (
-    "Fetch the keys page by page, each with a statement of its own, and keep no cursor, no"
+    "Fetch keys with statements that end before their first key is used, and keep no cursor, no"
     " transaction, no connection and no deadline between two keys."
 )
 

@@ -99,6 +99,10 @@ class Faults:
         """
         cannot("count what the database does")
 
+    def writing(self) -> AbstractContextManager[object]:
+        """Change everything in a transaction of another program, which the block's end undoes."""
+        cannot("change the database in a transaction")
+
     def backup(self) -> AbstractContextManager[object]:
         """Make a backup in a transaction of another program, which ends with the block."""
         cannot("read the database as a backup does")

@@ -388,7 +388,7 @@ def another_database() -> dict[str, Any]:
 def first_release() -> None:
     """What the first release of this plugin stored. conftest.py may override this fixture.
 
-    It stores AS_IT_WAS under "key" in the namespace "first", without the plugin.
+    It stores AS_IT_WAS under each of FIRST_KEYS, without the plugin.
     """
     pytest.skip("tests/conftest.py does not say what the first release stored (`first_release`)")
 

@@ -68,6 +68,11 @@ FIRST_VALUE = "as it was" * 2_000
 """What the first release of a plugin has stored, long enough to be compressed."""
 AS_IT_WAS = b"\x80\x05X" + len(FIRST_VALUE).to_bytes(4, "little") + FIRST_VALUE.encode() + b"."
 """The pickle of it, byte by byte, so that it stays the same in every Python."""
+FIRST_KEYS = [
+    *[("first", "key"), ("first", "alice@example.com"), ("first", "#Gr\u00f6\u00dfe 1/2 %41")],
+    *[("Two words", "key"), *[("rows", f"row {number}") for number in range(200)]],
+]
+"""The namespaces and keys under which it has stored this."""
 
 
 @dataclass

@@ -50,10 +50,12 @@ STEPS = ("os.mkdir", "os.remove", "os.rename", "os.link", "fcntl.", "socket.", "
 CALLS = ["execute", "executescript", "executemany", "commit", "send", "sendall", "write"]
 """Names of functions in C that send or write something."""
 WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-REMOVALS, REMOVING = 1_100, 20
-"""How often a key is removed, more often than storages tidy up, and for how many seconds."""
+CHANGES, CHANGING = 1_100, 20
+"""How often a key is set and removed, more often than storages tidy up, in how many seconds."""
 KILLS, MOMENT = 5, 0.06
 """How often a process is killed at any moment, and within how many seconds of work."""
+OPTIONAL = ["bz2", "lzma", "compression.zstd", "zstandard", "lz4", "brotli", "orjson", "msgpack"]
+"""Modules that are missing from some environments, so what they write may not be readable there."""
 TIDIED = 100
 """After so many changes, or 2 MB of them, a storage may rewrite its files."""
 WENT_ON = 5
@@ -73,7 +75,7 @@ def check(open_storage: Open) -> None:
     storage = open_storage()
     keys = list(storage.keys())
     for key in keys:
-        expected = large_value(1) if key == "large" else [MARK, key]
+        expected = {"large": large_value(1), "long": [MARK * 5_000]}.get(key, [MARK, key])
         try:
             if storage.get(key) == expected:
                 continue
@@ -102,6 +104,13 @@ class OtherPython(tuple[Any, ...]):
 
 def check_elsewhere(open_storage: Open) -> None:
     """Run `check` on what looks like another machine, with another Python."""
+    for name in OPTIONAL:
+        sys.modules[name] = None  # type: ignore[assignment]  # It cannot be imported.
+    try:
+        open_storage()
+    except Exception:  # It needs some of them, so it is installed with them.
+        for name in OPTIONAL:
+            del sys.modules[name]
     import_once(open_storage)
     sys.addaudithook(hide_machine_id)
     socket.gethostname = lambda: "elsewhere"
@@ -113,6 +122,7 @@ def check_elsewhere(open_storage: Open) -> None:
     uuid.getnode = lambda: 1
     getpass.getuser = lambda: "somebody"
     os.cpu_count = lambda: 61
+    vars(os).update(process_cpu_count=os.cpu_count, sched_getaffinity=lambda _: set(range(61)))
     here, other = f"3.{sys.version_info.minor}", f"3.{OtherPython.minor}"
     sys.version_info = OtherPython(sys.version_info)  # type: ignore[assignment]
     sys.version = sys.version.replace(here, other, 1)
@@ -237,7 +247,7 @@ def start(open_storage: Open) -> None:
 
 
 def change_little(open_storage: Open) -> None:
-    """Print how many bytes each operation with a small value reads and writes, several times."""
+    """Print how many bytes operations with a small value read and write, also if there are many."""
     storage = open_storage()
     operations: dict[str, Callable[[], object]] = {
         "set": lambda: storage.set("key", MARK),
@@ -252,13 +262,14 @@ def change_little(open_storage: Open) -> None:
             operation()
             used[name] = sum(transferred().values()) - before
         turns.append(used)
-    removals, end = [0], time() + REMOVING
-    while len(removals) < REMOVALS and time() < end:
-        storage.set("key", MARK)
+    most, end = 0, time() + CHANGING
+    for turn in range(2 * CHANGES):
         before = sum(transferred().values())
-        storage.remove("key")
-        removals.append(sum(transferred().values()) - before)
-    print(json.dumps([turns, max(removals)]))
+        operations["remove" if turn % 2 else "set"]()
+        most = max(most, sum(transferred().values()) - before)
+        if time() > end:
+            break
+    print(json.dumps([turns, most]))
 
 
 def visit(open_storage: Open) -> None:
