@@ -481,6 +481,17 @@ def test_resign_signs_with_the_newest_key(bot: Bot) -> None:
     assert [bot.open("one").get(f"key {number}")[1] for number in range(30)] == list(range(30))
 
 
+def test_resign_and_check_leave_no_value_out(bot: Bot) -> None:
+    """What is read at once may be limited by the number of values, and by their bytes."""
+    bot.keys(OLD)
+    storage = bot.open("one")
+    for number in range(1_100):
+        storage.set(f"key {number:04}", b"x" * 3_000_000 if number % 300 == 5 else number)
+    bot.keys(OLD, NEW)
+    assert bot.json("resign")["signed"] == 1_100
+    assert bot.json("check")["total"]["newest"] == 1_100
+
+
 def test_resign_accepts_what_is_unsigned_only_if_it_is_told_to(bot: Bot) -> None:
     bot.keys()
     bot.open("one").set("key", MARK)
