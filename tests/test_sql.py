@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -16,6 +17,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -808,6 +811,41 @@ def test_names_of_any_length_are_stored_or_refused(
     assert storage.len() == 1
     with pytest.raises(ValueError, match="1001 bytes in UTF-8. At most 1000 fit"):
         plugin.open(longest[:1001])
+
+
+@pytest.mark.parametrize("count", [20, 1_200])
+@pytest.mark.parametrize("name", ["sqlite", *NAMES])
+def test_a_loop_that_renames_its_keys_ends(
+    connect: Connect, name: str, url: str, table: str, count: int
+) -> None:
+    storage = connect(url, table=table).open("n")
+    for number in range(count):
+        storage.set(f"key {number}", number)
+    turns = 0
+    for key in islice(storage.keys(), 3 * count):
+        storage.set(f"~{key}", storage.get(key))  # behind all others
+        storage.remove(key)
+        turns += 1
+    assert count <= turns <= count + 20
+    assert sorted(map(storage.get, storage.keys())) == list(range(count))
+
+
+def test_ctrl_c_ends_an_operation_that_waits_for_a_lock_of_sqlite(
+    connect: Connect, tmp_path: Path
+) -> None:
+    file = tmp_path / "storage.sqlite"
+    storage = connect(f"sqlite:///{file}", timeout=60.0).open("n")
+    storage.set("key", 1)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            storage.set("key", 2)
+        assert time.monotonic() - began < 10, "Ctrl-C had to wait."
+    assert storage.get("key") == 1
+    storage.set("key", 3)
+    assert storage.get("key") == 3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -398,6 +399,20 @@ def test_memory_stays_flat_over_many_keys(
         tracemalloc.stop()
     assert count == 200_000
     assert peak < 2_000_000, f"Iterating over 200,000 keys took {peak} bytes."
+
+
+@pytest.mark.parametrize("count", [1, 19, 20, 21, 2_500])
+def test_a_loop_that_renames_its_keys_ends(start: Callable[..., StorageBase], count: int) -> None:
+    storage = start()
+    for number in range(count):
+        storage.set(f"key {number}", number)
+    turns = 0
+    for key in islice(storage.keys(), 3 * count + 3):
+        storage.set(f"~{key}", storage.get(key))  # behind all others
+        storage.remove(key)
+        turns += 1
+    assert count <= turns <= count + 20
+    assert sorted(map(storage.get, storage.keys())) == list(range(count))
 
 
 def test_planted_keys_are_skipped(

@@ -1,6 +1,5 @@
 """Storages that lose, repeat, mix up or invent keys."""
 
-import bisect
 import hashlib
 import heapq
 import itertools
@@ -159,28 +158,6 @@ def len_is_cached_until_the_next_set(Storage, Plugin):
     def set(old, self, key, value):
         old(self, key, value)
         COUNTED.pop(self.place, None)
-
-
-@caught_by("test_a_loop_that_renames_its_keys_ends", alone=True)
-def keys_are_fetched_page_by_page(Storage, Plugin):
-    """Each page starts after the last key, until a page is empty."""
-    page_by_page(Storage, 1)
-
-
-@caught_by("test_a_loop_that_renames_its_keys_ends", alone=True)
-def keys_are_fetched_until_a_page_is_not_full(Storage, Plugin):
-    """Each page starts after the last key."""
-    page_by_page(Storage, 1_000)
-
-
-def page_by_page(Storage, full):
-    @replace(Storage)
-    def keys(old, self):
-        page = sorted(old(self))[:1_000]
-        while page:
-            yield from page
-            names = sorted(old(self)) if len(page) >= full else page
-            page = names[bisect.bisect_right(names, page[-1]) :][:1_000]
 
 
 @caught_by("test_keys_gives_thousands_of_keys_once_each")

@@ -19,8 +19,6 @@ from contract.support.tricky_names import ALIKE, HARD
 
 PAGES = many(3_000, 300)
 """Keys that fill several pages, if a database returns them page by page."""
-RENAMED = many(1_100, 300)
-"""Keys that fill a page of a thousand."""
 LISTED = many(3_000, 1_600)
 """Keys, of which a page may contain 1,000."""
 MANY = many(11_000, 800)
@@ -217,28 +215,6 @@ def test_keys_can_be_added_while_iterating(storage: StorageBase) -> None:
     )
     assert len(seen) == len(set(seen)), (
         "A loop over the keys returned some twice after others were added."
-    )
-
-
-@pytest.mark.parametrize("count", [10, RENAMED])
-def test_a_loop_that_renames_its_keys_ends(storage: StorageBase, count: int) -> None:
-    """A loop over the keys that renames each one, or adds another for each one, ends."""
-    expected = {f"key {number}" for number in range(count)}
-    for key in expected:
-        storage.set(key, None)
-    seen = []
-    for key in islice(storage.keys(), 10 * count):
-        seen.append(key)
-        storage.set(f"~{key}", None)  # behind most other keys, where keys have an order
-        storage.remove(key)
-    assert same(expected - set(seen), set()), (
-        "A plugin that renamed its keys in a loop over them did not meet all. Fetch a few keys"
-        " first, and then all that come after these at once."
-    )
-    assert len(seen) < 10 * count, (
-        f"A plugin that renames its {count} keys in a loop over them never comes to an end: it has"
-        f" met {len(seen)} keys, the last one is {seen[-1]!r}. Fetch a few keys first, and then"
-        " all others at once, not page by page."
     )
 
 

@@ -113,6 +113,8 @@ def test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once(database
     """A value of the first release that is changed while it is read stays changed."""
     storage = database.open("rows")
     keys = sorted(stored_at_first("rows"))
+    if storage.len() < len(keys):
+        pytest.skip("what the first release has stored is not there, which another test reports")
     removed = keys[::2]
     start = Barrier(2)
 
