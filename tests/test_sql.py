@@ -831,14 +831,14 @@ def test_a_loop_that_renames_its_keys_ends(
 
 
 def test_ctrl_c_ends_an_operation_that_waits_for_a_lock_of_sqlite(
-    connect: Connect, tmp_path: Path
+    connect: Connect, tmp_path: Path, press_ctrl_c: Callable[[], None]
 ) -> None:
     file = tmp_path / "storage.sqlite"
     storage = connect(f"sqlite:///{file}", timeout=60.0).open("n")
     storage.set("key", 1)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+        press_ctrl_c()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             storage.set("key", 2)

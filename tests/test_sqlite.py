@@ -212,12 +212,12 @@ def test_a_short_lock_is_not_an_error(
 
 
 def test_ctrl_c_ends_an_operation_that_waits_for_a_lock(
-    start: Callable[..., StorageBase], bare: sqlite3.Connection
+    start: Callable[..., StorageBase], bare: sqlite3.Connection, press_ctrl_c: Callable[[], None]
 ) -> None:
     storage = start(timeout=60.0)
     storage.set("key", 1)
     bare.execute("BEGIN IMMEDIATE")
-    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    press_ctrl_c()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         storage.set("key", 2)
