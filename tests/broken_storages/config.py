@@ -243,7 +243,9 @@ def a_timeout_is_in_whole_seconds(Storage, Plugin):
     @replace(Plugin)
     def _connect(old, self):
         self.config = self.config.model_copy(update={"timeout": int(self.config.timeout)})
-        return old(self)
+        connection = old(self)
+        connection.execute(f"PRAGMA busy_timeout = {self.config.timeout * 1000}")
+        return connection
 
 
 @caught_by("test_files_of_bots_in_one_folder_are_told_apart", outlives_process=True)

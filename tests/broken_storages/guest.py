@@ -146,6 +146,13 @@ def its_folder_is_on_the_path(Storage, Plugin):
 
 
 @caught_by(NOTHING)
+def the_plugins_folder_is_searched_first(Storage, Plugin):
+    """To import a neighbour. Errbot adds this folder, too, but to the end."""
+    folder = str(Path(Plugin.open.__globals__["__file__"]).parent)
+    at_start(Plugin, lambda: sys.path.insert(0, folder))
+
+
+@caught_by(NOTHING)
 def warnings_are_silenced(Storage, Plugin):
     """`simplefilter`, because the client warns at each start."""
     at_start(Plugin, lambda: warnings.simplefilter("ignore"))

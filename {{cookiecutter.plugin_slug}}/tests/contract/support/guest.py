@@ -96,6 +96,14 @@ def changed_meanwhile(storage: StorageBase) -> list[str]:
     return [f"{name} while it works" for name in found]
 
 
+def searched() -> tuple[str, ...]:
+    """Return `sys.path` without the folders of plugins at its end, which Errbot adds."""
+    paths = list(sys.path)
+    while paths and [*Path(paths[-1]).glob("*.plug")]:
+        paths.pop()
+    return tuple(paths)
+
+
 def settings() -> dict[str, Any]:
     """Return the settings of this process, which belong to the bot and all its plugins."""
     root = logging.getLogger()
@@ -104,8 +112,7 @@ def settings() -> dict[str, Any]:
         "the priority": os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0,
         "the time zone": time.tzname,
         "the default encoding": (locale.getpreferredencoding(False), sys.getdefaultencoding()),
-        # Errbot itself adds the folders of plugins.
-        "sys.path": tuple(path for path in sys.path if not [*Path(path).glob("*.plug")]),
+        "sys.path": searched(),
         "how modules are imported": (*sys.meta_path, *sys.path_hooks),
         "sys.argv": tuple(sys.argv),
         "sys.dont_write_bytecode": sys.dont_write_bytecode,
