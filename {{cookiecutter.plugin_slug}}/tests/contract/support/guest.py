@@ -99,7 +99,7 @@ def changed_meanwhile(storage: StorageBase) -> list[str]:
 def searched() -> tuple[str, ...]:
     """Return `sys.path` without the folders of plugins at its end, which Errbot adds."""
     paths = list(sys.path)
-    while paths and [*Path(paths[-1]).glob("*.plug")]:
+    while paths and any(Path(paths[-1]).glob("*.plug")):
         paths.pop()
     return tuple(paths)
 
