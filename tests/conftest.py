@@ -5,17 +5,22 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cookiecutter.main import cookiecutter
+from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
 
 TEMPLATE = Path(__file__).parent.parent
@@ -77,12 +82,36 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture
-def press_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Presses Ctrl-C in a moment, even if the tests run in the background, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start
-    signal.signal(signal.SIGINT, before)
+def check_that_a_loop_that_renames_its_keys_ends(storage: StorageBase, count: int) -> None:
+    """Check this for so many keys. The first twenty may be met twice."""
+    for number in range(count):
+        storage.set(f"key {number}", number)
+    turns = 0
+    for key in islice(storage.keys(), 3 * count + 3):
+        storage.set(f"~{key}", storage.get(key))  # behind all others
+        storage.remove(key)
+        turns += 1
+    assert count <= turns <= count + 20
+    assert sorted(map(storage.get, storage.keys())) == list(range(count))
+
+
+def check_that_ctrl_c_ends_a_wait(storage: StorageBase, file: Path) -> None:
+    """Check this for a `set` that waits for the lock of an SQLite file."""
+    storage.set("key", 1)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job has none.
+    try:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                storage.set("key", 2)
+            assert time.monotonic() - began < 10, "Ctrl-C had to wait."
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert storage.get("key") == 1
+    storage.set("key", 3)
+    assert storage.get("key") == 3
 
 
 @pytest.fixture

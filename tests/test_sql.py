@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -17,15 +16,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy
-from conftest import SHORT_RUN, clean_environment, run, skipped
+from conftest import (
+    SHORT_RUN,
+    check_that_a_loop_that_renames_its_keys_ends,
+    check_that_ctrl_c_ends_a_wait,
+    clean_environment,
+    run,
+    skipped,
+)
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase
 from pytest_cookies.plugin import Cookies
@@ -819,33 +823,14 @@ def test_a_loop_that_renames_its_keys_ends(
     connect: Connect, name: str, url: str, table: str, count: int
 ) -> None:
     storage = connect(url, table=table).open("n")
-    for number in range(count):
-        storage.set(f"key {number}", number)
-    turns = 0
-    for key in islice(storage.keys(), 3 * count):
-        storage.set(f"~{key}", storage.get(key))  # behind all others
-        storage.remove(key)
-        turns += 1
-    assert count <= turns <= count + 20
-    assert sorted(map(storage.get, storage.keys())) == list(range(count))
+    check_that_a_loop_that_renames_its_keys_ends(storage, count)
 
 
 def test_ctrl_c_ends_an_operation_that_waits_for_a_lock_of_sqlite(
-    connect: Connect, tmp_path: Path, press_ctrl_c: Callable[[], None]
+    connect: Connect, tmp_path: Path
 ) -> None:
     file = tmp_path / "storage.sqlite"
-    storage = connect(f"sqlite:///{file}", timeout=60.0).open("n")
-    storage.set("key", 1)
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        press_ctrl_c()
-        began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            storage.set("key", 2)
-        assert time.monotonic() - began < 10, "Ctrl-C had to wait."
-    assert storage.get("key") == 1
-    storage.set("key", 3)
-    assert storage.get("key") == 3
+    check_that_ctrl_c_ends_a_wait(connect(f"sqlite:///{file}", timeout=60.0).open("n"), file)
 
 
 @pytest.mark.parametrize("name", NAMES)

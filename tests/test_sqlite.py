@@ -18,7 +18,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -26,7 +25,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import KILLS
+from conftest import (
+    KILLS,
+    check_that_a_loop_that_renames_its_keys_ends,
+    check_that_ctrl_c_ends_a_wait,
+)
 from errbot.storage import StoreException
 from errbot.storage.base import StorageBase, StoragePluginBase
 from pytest_cookies.plugin import Cookies
@@ -212,20 +215,9 @@ def test_a_short_lock_is_not_an_error(
 
 
 def test_ctrl_c_ends_an_operation_that_waits_for_a_lock(
-    start: Callable[..., StorageBase], bare: sqlite3.Connection, press_ctrl_c: Callable[[], None]
+    start: Callable[..., StorageBase], tmp_path: Path
 ) -> None:
-    storage = start(timeout=60.0)
-    storage.set("key", 1)
-    bare.execute("BEGIN IMMEDIATE")
-    press_ctrl_c()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        storage.set("key", 2)
-    assert time.monotonic() - began < 10, "Ctrl-C had to wait."
-    bare.execute("ROLLBACK")
-    assert storage.get("key") == 1
-    storage.set("key", 3)
-    assert storage.get("key") == 3
+    check_that_ctrl_c_ends_a_wait(start(timeout=60.0), tmp_path / FILE)
 
 
 def test_a_file_that_is_not_a_database_is_reported_and_not_changed(
@@ -403,16 +395,7 @@ def test_memory_stays_flat_over_many_keys(
 
 @pytest.mark.parametrize("count", [1, 19, 20, 21, 2_500])
 def test_a_loop_that_renames_its_keys_ends(start: Callable[..., StorageBase], count: int) -> None:
-    storage = start()
-    for number in range(count):
-        storage.set(f"key {number}", number)
-    turns = 0
-    for key in islice(storage.keys(), 3 * count + 3):
-        storage.set(f"~{key}", storage.get(key))  # behind all others
-        storage.remove(key)
-        turns += 1
-    assert count <= turns <= count + 20
-    assert sorted(map(storage.get, storage.keys())) == list(range(count))
+    check_that_a_loop_that_renames_its_keys_ends(start(), count)
 
 
 def test_planted_keys_are_skipped(

@@ -395,25 +395,20 @@ def each_python_has_its_namespaces(Storage, Plugin):
 @caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
 def each_processor_has_a_shard(Storage, Plugin):
     """The shard of a key is its checksum modulo the number of processors."""
-
-    def shard(_, key):
-        number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % (os.cpu_count() or 1)
-        return f"{number} {key}"
-
-    rename_keys(Storage, shard)
-
-    @replace(Storage)
-    def keys(old, self):
-        return (key.partition(" ")[2] for key in old(self))
+    shard_keys(Storage, lambda: os.cpu_count() or 1)
 
 
 @caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
-def a_key_moves_with_the_processors_that_a_bot_may_use(Storage, Plugin):
+def each_processor_that_a_bot_may_use_has_a_shard(Storage, Plugin):
     """As before, but a container may use fewer processors than the machine has."""
+    shard_keys(Storage, lambda: len(os.sched_getaffinity(0)))
+
+
+def shard_keys(Storage: Any, shards: Callable[[], int]) -> None:
+    """Put the number of a key's shard in front of it."""
 
     def shard(_, key):
-        number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(os.sched_getaffinity(0))
-        return f"{number} {key}"
+        return f"{zlib.crc32(key.encode('utf-8', 'surrogatepass')) % shards()} {key}"
 
     rename_keys(Storage, shard)
 
