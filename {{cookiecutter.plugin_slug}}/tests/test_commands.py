@@ -3,9 +3,10 @@
 import json
 import pickle
 import re
+import sqlite3
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from datetime import date, datetime, time, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,16 @@ def shelf(tmp_path: Path) -> Path:
         f"print('noise', flush=True)\nBOT_DATA_DIR = {str(folder)!r}\n", encoding="utf-8"
     )
     return config
+
+
+@pytest.fixture
+def backup(database: Database, another_database: dict[str, Any], tmp_path: Path) -> Any:
+    """Another database of this plugin, as an administrator restores a backup beside the bot's."""
+    config = SimpleNamespace(**vars(database.config))
+    config.STORAGE_CONFIG = {**config.STORAGE_CONFIG, **another_database}
+    restored = Bot(Database(config, tmp_path / "backup.py"))
+    yield restored
+    restored.database.close_all()
 
 
 def values_of(namespace: str) -> dict[str, Any]:
@@ -318,6 +329,37 @@ def test_move_goes_on_past_what_is_bad(bot: Bot, shelf: Path) -> None:
     keys = {one["namespace"]: one["keys"] for one in moved["namespaces"]}
     assert keys["Torn"] == 0, "A namespace that cannot be read has no keys to count."
     assert bot.json("list")["keys"] == 120
+
+
+def test_move_reads_what_a_killed_bot_had_stored_last(bot: Bot, shelf: Path) -> None:
+    file = shelf.parent.parent / "shelf" / "Killed.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:  # as dbm.sqlite3
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+        connection.execute("INSERT INTO Dict VALUES (?, ?)", [b"key", pickle.dumps(MARK)])
+        bot.run("move", "--only", "Killed", shelf)
+    assert bot.open("Killed").get("key") == MARK
+
+
+def test_move_signs_nothing_that_is_refused_in_a_backup(bot: Bot, backup: Bot) -> None:
+    storage = backup.open("one")
+    storage.set("key", MARK)
+    storage.write("moved", storage.read("key"))
+    storage.write("planted", pickle.dumps(Evil()))
+    printed = bot.run("move", backup.database.config_file, status=1)
+    assert "one, moved: refused" in printed
+    assert "one, planted: unsigned" in printed
+    assert list(bot.open("one").keys()) == ["key"], "A refused value was signed anew."
+    assert bot.open("one").get("key") == MARK
+
+
+def test_move_replaces_nothing_by_what_is_refused_in_a_backup(bot: Bot, backup: Bot) -> None:
+    for key in ["a", "b"]:
+        backup.open("one").set(key, MARK)
+        bot.open("one").set(key, [MARK])
+    backup.keys(OLD)
+    bot.run("move", "--replace", backup.database.config_file, status=1)
+    assert {key: bot.open("one").get(key) for key in ["a", "b"]} == {"a": [MARK], "b": [MARK]}
 
 
 def test_move_compares_what_was_really_stored(
@@ -588,6 +630,15 @@ def test_delete_asks_and_reads_nothing(bot: Bot) -> None:
     assert sorted(storage.keys()) == ["b", "c"]
     assert sorted(bot.json("delete", "--yes", "one")["deleted"]) == ["b", "c"]
     assert storage.len() == 0
+
+
+def test_delete_takes_a_key_for_no_pattern(bot: Bot) -> None:
+    patterns = ["*", "?", "[ab]", "%", "_", "a*", "^a", "."]
+    for key in [*patterns, "a", "b"]:
+        bot.open("one").set(key, MARK)
+    for pattern in patterns:
+        assert bot.json("delete", "--yes", "one", pattern)["deleted"] == [pattern]
+    assert sorted(bot.open("one").keys()) == ["a", "b"]
 
 
 def test_a_namespace_may_be_deleted_while_a_bot_uses_it(bot: Bot) -> None:

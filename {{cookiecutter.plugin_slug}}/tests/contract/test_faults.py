@@ -111,12 +111,12 @@ def let_wait(database: Database, seconds: float) -> None:
 
 @contextmanager
 def fault(
-    database: Database, name: str, what: str = "The database is away"
+    database: Database, name: str, what: str = "The database is away", seconds: float = SOON
 ) -> Iterator[list[object]]:
     """Record the block's answer unless it fails. Only the wrong kind of error fails the test."""
     answers: list[object] = []
     try:
-        with deadline(SOON, f"{what}, and {name} hangs."):
+        with deadline(seconds, f"{what}, and {name} hangs."):
             yield answers
     except KeyError:
         pytest.fail(
@@ -157,7 +157,7 @@ def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
     before, _ = database.open_twice()
     before.set("0", MARK)
     storages: list[StorageBase] = []
-    with faults.away(), fault(database, "the start"):
+    with faults.away(), fault(database, "the start", seconds=3 * SOON):  # A bot has time then.
         storages.append(database.open("namespace", database.plugin()))
         storages[0].set("1", MARK)
     for storage in storages:
