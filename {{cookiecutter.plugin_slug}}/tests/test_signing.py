@@ -430,6 +430,23 @@ def shown_to_sentry(error: BaseException) -> str:
     return "".join(shown.format())
 
 
+@pytest.mark.parametrize("is_signed", [False, True], ids=["refused", "unreadable"])
+def test_no_log_or_error_helps_to_sign_a_value(
+    database: Database, caplog: pytest.LogCaptureFixture, is_signed: bool
+) -> None:
+    """Those who may read logs, or Sentry, learn no signing key, and no signature to plant."""
+    storage = signed(database, OLD, KEY)
+    planted = pickle.dumps(Person(MARK), protocol=5).replace(b"Person", b"Nobody")
+    data = storage.signer("key").sign(planted)
+    signature = data.rpartition(b".")[2]
+    storage.write("key", data if is_signed else planted + b"." + b"x" * len(signature))
+    with caplog.at_level("DEBUG"), pytest.raises(StoreException) as caught:
+        storage.get("key")
+    shown = caplog.text + shown_to_sentry(caught.value)
+    for secret in [OLD, KEY, signature.decode()]:
+        assert secret not in shown, f"The log, or the error for Sentry, shows {secret}."
+
+
 def test_the_keys_of_signed_values_take_no_memory(database: Database) -> None:
     storage = signed(database, KEY)
     storage.set("key", MARK)
