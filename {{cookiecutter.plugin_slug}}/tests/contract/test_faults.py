@@ -35,6 +35,8 @@ RETRIED = 3
 """How often a late retry is met, because it does no harm if it comes before the newer value."""
 WAITING = 60
 """Threads that wait for the database at the same time."""
+FAILING_SETS = 30
+"""Threads that all fail to set a key."""
 SOON = 30
 """Seconds within which an operation must give up."""
 READERS = 16
@@ -410,7 +412,19 @@ def test_many_errors_in_a_row_have_no_effect_afterwards(faults: Faults, database
 
 
 def test_a_set_that_failed_does_not_take_effect_later(faults: Faults, database: Database) -> None:
-    """A `set` that failed because the database was away never replaces a newer value."""
+    """A `set` that failed because the database was away never takes effect."""
+    storage = database.open("namespace", database.plugin())
+    new = [f"new {number}" for number in range(FAILING_SETS)]
+    with faults.away():
+        refused = in_threads(*(partial(refusal, storage.set, key, MARK) for key in new))
+    sleep(AFTER)
+    failed = {key for key, error in zip(new, refused, strict=True) if error}
+    late = sorted(failed & set(storage.keys()))
+    assert not late, (
+        f"While the database was away, {len(failed)} threads failed to set new keys, and yet"
+        f" {len(late)} of these are there. If an operation gives up, whatever it waits for must"
+        " not go on without it."
+    )
     for _ in range(RETRIED):
         storage = database.open("namespace", database.plugin())
         storage.set("0", MARK)

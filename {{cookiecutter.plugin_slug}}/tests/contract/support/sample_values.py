@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import signal
+import socket
 import subprocess
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
@@ -22,6 +24,7 @@ from ipaddress import ip_address
 from operator import itemgetter
 from pathlib import PurePosixPath
 from pickle import PickleBuffer
+from types import SimpleNamespace
 from typing import Any, ClassVar, SupportsIndex
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -515,6 +518,10 @@ OBJECTS: dict[str, Any] = {
     "function that gets an item": itemgetter(MARK),
     "result of a program": subprocess.CompletedProcess([MARK], 0),
     "status of a file": os.stat_result(range(10)),
+    "record of no class": SimpleNamespace(name=MARK),
+    "number of a signal": signal.SIGTERM,
+    "kind of a socket": socket.AF_INET,
+    "type of a list": list[int],
 }
 with suppress(ZoneInfoNotFoundError):
     OBJECTS["datetime with a place's zone"] = datetime(2000, 2, 29, tzinfo=ZoneInfo("Asia/Tokyo"))

@@ -40,6 +40,8 @@ ALIKE: dict[str, list[str]] = {
     "one beginning of a digest": [
         *["key 132964", "key 216496", "key 134652", "key 135228", "key 147076", "key 157150"],
         *["key 41080", "key 97862", "key 46706", "key 104355", "key 6646", "key 47002"],
+        *["key 44581", "key 56107", "key 55439", "key 63089", "key 107017", "key 107157"],
+        *["key 102051", "key 104072", "key 114909", "key 116420", "key 15934", "key 68863"],
         *["Aa", "BB"],
     ],
     "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
@@ -48,7 +50,8 @@ ALIKE: dict[str, list[str]] = {
 """By aspect: keys and names of namespaces, all different. Every storage must accept them.
 
 Those with equal checksums are pairs with the same crc32, adler32 or FNV-1a. Those with equal
-beginnings are pairs with the same first or last 32 bits of MD5, SHA-1 or SHA-256, or Java's
+beginnings are pairs with the same first or last 32 bits of MD5, SHA-1 or SHA-256, the same first 32
+bits of SHA-512, SHA3-256, BLAKE2b or BLAKE2s, the same BLAKE2b or BLAKE2s of 32 bits, or Java's
 `hashCode`.
 """
 
