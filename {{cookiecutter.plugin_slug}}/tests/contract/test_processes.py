@@ -348,12 +348,15 @@ def test_a_start_reads_little_however_much_is_stored(database: Database) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what a process transfers")
-def test_a_small_change_transfers_little_however_much_is_stored(database: Database) -> None:
+@pytest.mark.parametrize("name", ["namespace", "empty"])
+def test_a_small_change_transfers_little_however_much_is_stored(
+    database: Database, name: str
+) -> None:
     """To set, get and remove a small value does not transfer what else is stored."""
     stored = store_large_values(database)
-    turns, most = json.loads(run_process(database, "namespace", "change-little").splitlines()[-1])
-    used = {name: min(turn[name] for turn in turns) for name in turns[0]}
-    costly = max(used, key=lambda name: used[name])
+    turns, most = json.loads(run_process(database, name, "change-little").splitlines()[-1])
+    used = {operation: min(turn[operation] for turn in turns) for operation in turns[0]}
+    costly = max(used, key=lambda operation: used[operation])
     assert used[costly] < stored / 2, (
         f"With {stored} bytes stored, `{costly}` of a small value reads and writes"
         f" {used[costly]} bytes: with some GB, a bot stands still for minutes. Change one record,"
