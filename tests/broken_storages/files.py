@@ -4,6 +4,7 @@ import dbm
 import os
 import pickle
 import shelve
+import shutil
 import tempfile
 import threading
 import time
@@ -376,3 +377,15 @@ def the_mode_is_changed_after_the_file_was_made(Storage, Plugin):
 def remove_needs_the_folder_for_temporary_files(Storage, Plugin):
     """Its lock is there."""
     remove_under_a_lock(Storage, make_folder=False)
+
+
+@caught_by("test_a_large_disk_is_used_until_it_is_full", alone=True)
+def five_percent_of_the_disk_stay_free(Storage, Plugin):
+    """So the system still works when the bot has filled the disk. On a large one, this is much."""
+
+    @replace(Storage)
+    def set(old, self, key, value):
+        disk = shutil.disk_usage(os.curdir)
+        if disk.free < disk.total / 20:
+            raise StoreException("The disk is nearly full.")
+        old(self, key, value)

@@ -279,9 +279,29 @@ def test_the_bots_folder_can_be_moved(database: Database, tmp_path: Path) -> Non
     storage = database.open("namespace", database.plugin())
     storage.set("new", [MARK])
     assert same(contents(storage), expected), (
-        "After BOT_DATA_DIR was restored at another place, data are lost. Store no absolute path, and"
-        " keep everything in the contents and names of files."
+        "After BOT_DATA_DIR was restored at another place, data are lost. Store no absolute path,"
+        " and keep everything in the contents and names of files."
     )
+
+
+def test_a_large_disk_is_used_until_it_is_full(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with 100 GB left is used, even if these are only one percent of it."""
+    blocks, left, names = 2_500_000_000, 25_000_000, 1_000_000
+    sizes = (4_096, 4_096, blocks, left, left, names, names, names, 0, 255)
+    in_bytes = [4_096 * size for size in [blocks, blocks - left, left]]
+    usage = type(shutil.disk_usage(os.curdir))(*in_bytes)
+    if sys.platform != "win32":
+        monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(sizes))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    storage = database.open("namespace", database.plugin())
+    for value in [MARK, [MARK]]:
+        refused = refusal(storage.set, "key", value)
+        assert refused is None, (
+            f"With 100 GB left on the disk, `set` fails: {refused!r}. Whether a value can be stored"
+            " only the database knows. Keep no share of a disk free."
+        )
 
 
 def use_folder(database: Database, folder: Path) -> None:

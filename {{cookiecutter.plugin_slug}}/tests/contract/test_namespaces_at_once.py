@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -10,7 +11,7 @@ import pytest
 from errbot.storage.base import StorageBase
 
 from contract.support.amounts import many
-from contract.support.database import Database
+from contract.support.database import Database, open_files
 from contract.support.deadlines import at_once
 from contract.support.expectations import skip_if_threads_fail, taken
 from contract.support.measure import connections, memory, steps
@@ -24,6 +25,10 @@ PAGES = many(3_000, 600)
 """Keys that fill several pages, if a database returns them page by page."""
 OPEN = 60
 """Namespaces of a bot with many plugins."""
+WORKERS = 10
+"""Threads in which Errbot executes commands. They never end."""
+SOME = 20
+"""Namespaces that each of them uses."""
 
 
 def test_what_another_plugin_does_changes_nothing_here(database: Database) -> None:
@@ -298,4 +303,26 @@ def test_open_namespaces_share_their_connections(database: Database) -> None:
         f"{OPEN} open namespaces hold {held} connections. A bot with many plugins that restarts"
         " reaches the server's limit. Share connections between all namespaces of a plugin"
         " instance."
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not list a process's open files")
+def test_threads_open_no_file_for_each_namespace(database: Database) -> None:
+    """Each of a bot's threads uses many namespaces, and this opens few files and connections."""
+    storages = [database.open(f"namespace {number}") for number in range(SOME)]
+    counted = []
+    before = open_files()
+    ready = threading.Barrier(WORKERS, action=lambda: counted.append(open_files() - before))
+
+    def work() -> None:
+        for storage in storages:
+            outcome(storage.set, "key", MARK)
+            outcome(storage.get, "key")
+        ready.wait()
+
+    at_once(*[work] * WORKERS)
+    assert counted[0] < SOME * WORKERS, (
+        f"After {WORKERS} threads have used {SOME} namespaces, {counted[0]} files and connections"
+        " are open. Errbot's threads never end, so a bot with many plugins fails with `Too many"
+        " open files`. Keep no connection for each thread in each namespace."
     )

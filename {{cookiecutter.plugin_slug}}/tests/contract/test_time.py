@@ -159,6 +159,27 @@ def test_a_long_outage_has_no_effect_afterwards(
     )
 
 
+@pytest.mark.usefixtures("other_processes")
+def test_other_processes_see_what_a_bot_stores_after_any_time(
+    clock: Clock, database: Database
+) -> None:
+    """After any time, other processes still see what a bot stores, also if one has just ended."""
+    storage = database.open("namespace", clock.load(database))
+    storage.set("key", MARK)
+    clock.ahead = YEARS
+    sleep(CLEANING)
+    assert storage.get("key") == MARK
+    seen = []
+    for value in ([MARK, "first"], [MARK, "second"]):
+        storage.set("key", value)
+        seen.append(run_process(database, "namespace", "read"))
+    assert seen == [str({"key": [MARK, each]}) for each in ["first", "second"]], (
+        f"A bot has run for ten years, and of what it stores, other processes see only {seen}. What"
+        " is done once a day must not open and close a file that is locked: this drops the locks"
+        " of the process."
+    )
+
+
 def test_many_keys_are_listed_after_any_time(
     clock: Clock, faults_if_any: Faults, database: Database
 ) -> None:
