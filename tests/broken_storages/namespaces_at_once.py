@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
+from io import FileIO
 from typing import Any
 
 from errbot.storage import StoreException
@@ -219,7 +219,7 @@ def each_thread_keeps_each_namespace_open(Storage, Plugin):
     def write(old, self, key, data):
         opened = self.__dict__.setdefault("opened", threading.local())
         if not hasattr(opened, "file"):
-            opened.file = Path(os.devnull).open("rb")
+            opened.file = FileIO(os.devnull)
         old(self, key, data)
 
 

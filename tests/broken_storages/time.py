@@ -422,7 +422,7 @@ def after_ten_seconds_the_database_gets_a_rest(Storage, Plugin):
     "test_other_processes_see_what_a_bot_stores_after_any_time", alone=True, outlives_process=True
 )
 def the_file_is_copied_each_day(Storage, Plugin):
-    """Closing the file drops the locks that SQLite has on it, so another process removes its WAL."""
+    """Closing it drops the locks that SQLite has on it, so another process removes the WAL."""
 
     @replace(Plugin)
     def __init__(old, self, bot_config):
