@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 
 
+GIVEN: set[int] = set()
+"""Ports that were returned. A cluster needs a dozen before its first server starts."""
+
+
 def free_port() -> int:
-    """Return a free TCP port of the loopback address.
+    """Return a free TCP port of the loopback address, and never the same one again.
 
     It is below those from which connections start: one of other tests could take it meanwhile.
     """
@@ -25,7 +29,9 @@ def free_port() -> int:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in GIVEN:
+                GIVEN.add(port)
+                return port
 
 
 def needs(*binaries: str, package: str) -> list[str]:
