@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-
 GIVEN: set[int] = set()
 """Ports that were returned. A cluster needs a dozen before its first server starts."""
 
