@@ -39,6 +39,8 @@ CLOSING = 5
 """Seconds that `close` may take."""
 FREED = 100
 """Storages that are freed in operations of another one."""
+READERS = 4
+"""Threads that read a value while it is changed, because one alone may be too early or too late."""
 
 
 def test_closing_keeps_what_is_there(database: Database) -> None:
@@ -108,7 +110,7 @@ def test_an_upgrade_that_was_killed_is_completed(database: Database) -> None:
     )
 
 
-@pytest.mark.usefixtures("first_release")
+@pytest.mark.usefixtures("first_release", "switch_often")
 def test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once(database: Database) -> None:
     """A value of the first release that is changed while it is read stays changed."""
     storage = database.open("rows")
@@ -116,7 +118,7 @@ def test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once(database
     if storage.len() < len(keys):
         pytest.skip("what the first release has stored is not there, which another test reports")
     removed = keys[::2]
-    start = Barrier(2)
+    start = Barrier(READERS + 1)
 
     def read() -> None:
         for key in keys:
@@ -128,7 +130,7 @@ def test_an_old_value_is_not_back_after_it_was_read_and_changed_at_once(database
             start.wait()
             storage.remove(key) if key in removed else storage.set(key, MARK)
 
-    at_once(read, change)
+    at_once(change, *[read] * READERS)
     got = contents(database.open("rows", database.plugin()))
     back = [key for key in keys if got.get(key) == FIRST_VALUE]
     assert same(got, dict.fromkeys(keys[1::2], MARK)), (
