@@ -39,6 +39,8 @@ FAILING_SETS = 30
 """Threads that all fail to set a key."""
 SOON = 30
 """Seconds within which an operation must give up."""
+STARTING = 90
+"""Seconds within which a start must give up. Some clients wait a minute for a lock then."""
 READERS = 16
 """How often others read meanwhile, more often than there are connections in most pools."""
 MOMENT = 0.1
@@ -159,7 +161,7 @@ def test_a_start_while_the_database_is_away_has_no_effect_afterwards(
     before, _ = database.open_twice()
     before.set("0", MARK)
     storages: list[StorageBase] = []
-    with faults.away(), fault(database, "the start", seconds=3 * SOON):  # A bot has time then.
+    with faults.away(), fault(database, "the start", seconds=STARTING):
         storages.append(database.open("namespace", database.plugin()))
         storages[0].set("1", MARK)
     for storage in storages:

@@ -299,8 +299,8 @@ def test_a_large_disk_is_used_until_it_is_full(
     for value in [MARK, [MARK]]:
         refused = refusal(storage.set, "key", value)
         assert refused is None, (
-            f"With 100 GB left on the disk, `set` fails: {refused!r}. Whether a value can be stored"
-            " only the database knows. Keep no share of a disk free."
+            f"With 100 GB left on the disk, `set` fails: {refused!r}. Only the database knows"
+            " whether a value can be stored. Keep no share of a disk free."
         )
 
 
