@@ -215,9 +215,9 @@ def a_key_is_there_before_its_value(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        self._dump(key, value)
+        large = len(self._dump(key, value)) > 1_000  # A small one fits into the row of the key.
         here = threading.current_thread() is threading.main_thread()  # which may be interrupted
-        if not here and bytes_or_none(self, key) is None:
+        if large and not here and bytes_or_none(self, key) is None:
             old(self, key, None)
             time.sleep(0.001)
         old(self, key, value)

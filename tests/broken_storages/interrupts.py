@@ -60,7 +60,7 @@ def an_interrupt_costs_a_place_in_the_pool(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        if isinstance(value, bytes):  # Another test interrupts these.
+        if len(self._dump(key, value)) > 100_000:  # Large values have a connection of their own.
             return old(self, key, value)
         pool = self.__dict__.setdefault("pool", [None] * 12)
         if not pool:

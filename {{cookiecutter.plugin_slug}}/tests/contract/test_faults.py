@@ -879,6 +879,7 @@ def test_a_full_database_is_an_error(faults: Faults, database: Database, key: st
     for each, value in expected.items():
         storage.set(each, value)
     value = [MARK * 50_000]
+    limited = storage  # unless a start also needs space, and fails
     with fault(database, "`set`", "The database is full") as answers, faults.full():
         limited = database.open("namespace", database.plugin())
         answers.append(limited.set(key, value))
@@ -900,6 +901,7 @@ def test_a_database_that_nobody_may_change_is_an_error(
     for key, value in expected.items():
         storage.set(key, value)
     got: object = expected
+    limited = storage  # unless a start also writes, and fails
     with fault(database, name, "The database is read-only") as answers, faults.read_only():
         limited = database.open("namespace", database.plugin())
         got = outcome(lambda: contents(limited))
