@@ -78,13 +78,16 @@ class Forking:
         """
         output = self._folder / OUTPUT
         start = output.stat().st_size
+        outcomes = self._folder / OUTCOMES
+        outcomes.unlink(missing_ok=True)
         with suppress(BrokenPipeError):  # pytest has ended, and its output says why.
             request = [sorted(tests), thorough, time_limit, environment]
             print(json.dumps(request), file=self._requests, flush=True)
         reply = self._replies.readline()
         printed = output.read_bytes()[start:].decode(errors="replace")[-20_000:]
         assert reply == "done\n", f"pytest failed: {reply}\n{printed}"
-        passed, failed = json.loads((self._folder / OUTCOMES).read_text())
+        assert outcomes.exists(), f"The tests ended before the last one:\n{printed}"
+        passed, failed = json.loads(outcomes.read_text())
         return Result(set(passed), set(failed), printed)
 
     def end(self) -> None:

@@ -4,7 +4,6 @@ import fnmatch
 import itertools
 import os
 import re
-import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from broken_storages.support import caught_by, lock_for_forks, rename_keys, replace
+from broken_storages.support import caught_by, know_plugin, rename_keys, replace
 
 CLIENTS: dict[str, Any] = {}
 """The databases of this process, by their servers' addresses."""
@@ -199,58 +198,38 @@ def each_namespace_leaks_a_connection(Storage, Plugin):
 
 @caught_by("test_hundreds_of_namespaces_can_be_open_at_once", alone=True)
 def only_some_namespaces_can_be_open(Storage, Plugin):
-    """Each open namespace holds one of a pool's 100 connections."""
-    count = itertools.count()
+    """Each namespace holds one of a pool's 100 connections while it is open."""
 
     @replace(Plugin)
     def open(old, self, namespace):
-        storage = old(self, namespace)
-        if getattr(self, "connections", 0) >= 100:
+        connected = vars(self).setdefault("connected", [])
+        if len(set(connected) - {namespace}) >= 100:
             raise RuntimeError("QueuePool limit of size 100 reached")
-        self.connections = getattr(self, "connections", 0) + 1
-        storage.plugin, storage.number = self, next(count)
+        storage = old(self, namespace)
+        connected.append(namespace)
+        storage.plugin, storage.name = self, namespace
         return storage
 
     @replace(Storage)
     def close(old, self):
-        self.plugin.connections -= 1
+        if self.name in self.plugin.connected:
+            self.plugin.connected.remove(self.name)
         old(self)
 
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together", alone=True)
 def namespace_and_key_are_glued_with_an_equals_sign(Storage, Plugin):
-    """ "namespace=key", as in a query string, and a list of the keys of each namespace."""
+    """The primary key is "namespace=key", as in a query string. A column has the namespace."""
+    know_plugin(Plugin)
 
-    @replace(Plugin)
-    def open(old, self, namespace):
-        storage = old(self, namespace)
-        storage.values, storage.prefix = old(self, "everything"), f"{namespace}="
-        return storage
-
-    get, set, remove = Storage.get, Storage.set, Storage.remove
-    lock = lock_for_forks()  # Another test checks what happens at once.
-
-    def get_value(self, key):
-        return get(self.values, self.prefix + key)
-
-    def set_value(self, key, value):
-        self._dump(key, value)
-        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:  # Another test checks interrupts.
-            with lock:
-                set(self.values, self.prefix + key, value)
-                set(self, key, None)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-
-    def remove_value(self, key):
-        with lock, suppress(KeyError):
-            remove(self, key)
-            remove(self.values, self.prefix + key)
-            return
-        raise KeyError(key)
-
-    Storage.get, Storage.set, Storage.remove = get_value, set_value, remove_value
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        row = f"{self._namespace}={key}"
+        for match in re.finditer("=", row):
+            namespace = row[: match.start()]
+            if namespace != self._namespace:
+                self.plugin._database.get(namespace, {}).pop(row[match.end() :], None)
 
 
 @caught_by("test_a_namespace_and_its_key_are_not_glued_together")

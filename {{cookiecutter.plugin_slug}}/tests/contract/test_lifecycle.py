@@ -569,7 +569,9 @@ def test_a_plugin_that_starts_harms_nothing_that_is_being_set(database: Database
 
     def start() -> None:
         while writing:
-            database.open("namespace", database.plugin()).len()
+            started = database.open("namespace", database.plugin())
+            started.len()
+            database.close(started)
 
     at_once(write, start)
 
