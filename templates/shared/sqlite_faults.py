@@ -93,10 +93,14 @@ class SQLiteFaults(Faults):
 
     def restore(self) -> None:
         """Make the file anew from the copy, as `.dump` does: the rows get other numbers."""
-        for name in ["", "-wal", "-shm"]:
-            Path(f"{self._path}{name}").unlink(missing_ok=True)
+        backup = Path(f"{self._path}.bak")
+        for path in backup.parent.glob(f"{backup.stem}*"):  # -wal, -shm, and what a storage adds
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != backup:
+                path.unlink()
         with (
-            closing(sqlite3.connect(f"{self._path}.bak")) as copy,
+            closing(sqlite3.connect(backup)) as copy,
             closing(sqlite3.connect(self._path)) as new,
         ):
             new.executescript("\n".join(copy.iterdump()))

@@ -3,6 +3,7 @@
 `contract` tests what Errbot expects of every storage. Do not change it, and keep it green.
 """
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import copyreg
 import decimal
 import faulthandler
 import gc
@@ -107,6 +108,13 @@ def signals_are_blocked(Storage, Plugin):
 def ended_children_are_ignored(Storage, Plugin):
     """To avoid zombies, but then `subprocess` loses every exit status."""
     at_start(Plugin, lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+
+
+@caught_by(NOTHING)
+def locks_become_new_ones(Storage, Plugin):
+    """So that objects that have a lock can be stored, but `copy` and all other pickles have one."""
+    lock = type(threading.Lock())
+    at_start(Plugin, lambda: copyreg.pickle(lock, lambda _: (threading.Lock, ())))
 
 
 @caught_by(NOTHING)

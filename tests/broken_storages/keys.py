@@ -498,6 +498,12 @@ def keys_ignore_the_case_of_latin_letters(Storage, Plugin):
 
 
 @caught_by("test_keys_that_look_alike_are_told_apart")
+def long_keys_lose_their_middle(Storage, Plugin):
+    """The file's name must have room for a suffix. Its length, and both ends, remain."""
+    change_keys(Storage, lambda key: f"{key[:75]} {len(key)} {key[-45:]}" if key[150:] else key)
+
+
+@caught_by("test_keys_that_look_alike_are_told_apart")
 def keys_are_stripped(Storage, Plugin):
     """Someone wanted to be nice to users."""
     change_keys(Storage, str.strip)

@@ -1,5 +1,6 @@
 """Storages that get slower or larger with everything that was ever done in them."""
 
+import hashlib
 import itertools
 import os
 import queue
@@ -194,6 +195,19 @@ def a_journal_is_never_cut(Storage, Plugin):
         path = os.path.join(self.place[0], "journal")
         with open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab") as journal:
             journal.write(self._dump(key, value))
+
+
+@caught_by("test_what_is_replaced_or_removed_takes_no_space_on_the_disk")
+def each_key_leaves_an_empty_file(Storage, Plugin):
+    """Its lock: who removes it may remove one that another process has just taken."""
+    know_place(Plugin)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        old(self, key, data)
+        digest = hashlib.sha256(f"{self.place[1]}/{key}".encode(errors="replace")).hexdigest()
+        path = os.path.join(self.place[0], f"{digest}.lock")
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
 
 
 @caught_by("test_a_hundred_thousand_keys_are_all_there", thorough=True)

@@ -1,6 +1,7 @@
 """Storages whose data other processes do not see. They need data that outlive the process."""
 
 import atexit
+import builtins
 import itertools
 import locale
 import os
@@ -390,6 +391,29 @@ def keys_are_in_the_encoding_of_the_locale(Storage, Plugin):
 def each_python_has_its_namespaces(Storage, Plugin):
     """Because a pickle may not be readable by another version, and going back must be possible."""
     name_namespaces_after(Plugin, lambda _: f"{sys.version_info.major}.{sys.version_info.minor}")
+
+
+@caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)
+def values_are_compressed_with_the_names_of_builtins(Storage, Plugin):
+    """A dictionary of what pickles often have. Another Python has other ones."""
+    names = "".join(sorted(vars(builtins))).encode()
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        compress = zlib.compressobj(zdict=names)
+        old(self, key, compress.compress(data) + compress.flush())
+
+    @replace(Storage)
+    def swap(original, self, key, old, new):
+        stored = bytes_or_none(self, key)
+        if stored != old:
+            return False
+        self.write(key, new)
+        return True
+
+    @replace(Storage)
+    def read(old, self, key):
+        return zlib.decompressobj(zdict=names).decompress(old(self, key))
 
 
 @caught_by("test_data_are_the_same_for_a_bot_that_starts_elsewhere", outlives_process=True)

@@ -306,6 +306,24 @@ def a_token_for_connections_expires(Storage, Plugin):
 @caught_by(ANY_TIME, alone=True, outlives_process=True)
 def what_is_old_by_the_databases_clock_is_removed(Storage, Plugin):
     """Each start removes what nobody has changed for a year, to protect personal data."""
+    remove_what_is_old(Plugin, "CURRENT_TIMESTAMP", "datetime('now', '-1 year')")
+
+
+@caught_by(ANY_TIME, outlives_process=True)
+def what_is_old_by_a_julian_day_is_removed(Storage, Plugin):
+    """The same, with SQLite's `julianday`, which makes it easy to subtract days."""
+    remove_what_is_old(Plugin, "julianday('now')", "julianday('now') - 365")
+
+
+@caught_by(ANY_TIME, outlives_process=True)
+def what_is_old_by_its_seconds_is_removed(Storage, Plugin):
+    """The same, with seconds since 1970."""
+    now = "CAST(strftime('%s', 'now') AS INTEGER)"
+    remove_what_is_old(Plugin, now, f"{now} - 365 * 24 * 3600")
+
+
+def remove_what_is_old(Plugin: Any, now: str, old_before: str) -> None:
+    """Let triggers note when each row was changed, and remove what is old at each start."""
     key = "namespace, key"
 
     @replace(Plugin)
@@ -317,7 +335,7 @@ def what_is_old_by_the_databases_clock_is_removed(Storage, Plugin):
         for what in ["INSERT", "UPDATE"]:
             connection.executescript(
                 f"""CREATE TRIGGER IF NOT EXISTS after_{what} AFTER {what} ON errbot BEGIN
-                INSERT INTO changed VALUES (new.namespace, new.key, CURRENT_TIMESTAMP)
+                INSERT INTO changed VALUES (new.namespace, new.key, {now})
                 ON CONFLICT ({key}) DO UPDATE SET at = excluded.at; END;"""
             )
         connection.execute(
@@ -329,7 +347,7 @@ def what_is_old_by_the_databases_clock_is_removed(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        year = f"SELECT {key} FROM changed WHERE at < datetime('now', '-1 year')"
+        year = f"SELECT {key} FROM changed WHERE at < {old_before}"
         if self.run(f"{year} LIMIT 1")[0]:
             self.run(f"DELETE FROM errbot WHERE ({key}) IN ({year})")
 
@@ -435,3 +453,17 @@ def the_file_is_copied_each_day(Storage, Plugin):
             self.copied = time.time()
             self._path.read_bytes()
         return old(self, statement, *values)
+
+
+@caught_by("test_other_processes_see_what_a_bot_stores_after_any_time", outlives_process=True)
+def the_file_is_copied_after_ten_thousand_changes(Storage, Plugin):
+    """As before, but a bot that stores little needs fewer copies."""
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        result = old(self, statement, *values)
+        if result[1] > 0:
+            self.changes = self.__dict__.get("changes", 0) + 1
+            if self.changes % 10_000 == 0:
+                self._path.read_bytes()
+        return result

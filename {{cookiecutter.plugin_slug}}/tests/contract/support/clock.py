@@ -18,20 +18,27 @@ from contract.support.database import Database
 
 SLICE = 0.05
 """Seconds after which those who wait longer look at the clock again."""
-YEARS = 10 * 365 * 24 * 3_600.0
+DAY = 24 * 3_600.0
+JULIAN_1970 = 2_440_587.5
+"""The Julian day of the time that Python counts as 0."""
+YEARS = 10 * 365 * DAY
 """Seconds of ten years."""
 
 
 def ten_years_earlier(value: Any) -> Any:
     """Return a time of these years ten years earlier, and anything else as it is.
 
-    A time is a text that begins with a date, or a number of seconds, milliseconds or microseconds.
+    A time is a text that begins with a date, a number of seconds, milliseconds or microseconds, or
+    a Julian day, as SQLite's `julianday` returns it.
     """
     if isinstance(value, str) and re.match(r"20\d\d-\d\d-\d\d", value):
         return f"{int(value[:4]) - 10}{value[4:]}"
+    near = 2 * YEARS  # The clock may be ahead.
     for unit in [1, 1_000, 1_000_000]:
-        if isinstance(value, (int, float)) and abs(value / unit - time.time()) < YEARS:
+        if isinstance(value, (int, float)) and abs(value / unit - time.time()) < near:
             return value - type(value)(YEARS * unit)
+    if isinstance(value, float) and abs((value - JULIAN_1970) * DAY - time.time()) < near:
+        return value - YEARS / DAY
     return value
 
 

@@ -26,8 +26,9 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, GeneratorType, MappingProxyType, ModuleType
 from typing import Any
 
 from errbot.storage.base import StorageBase
@@ -43,6 +44,11 @@ DEEP, DEEPER = 20_000, 100_000
 STATUS = 3
 """The exit status of another plugin's program."""
 THREADS = 8
+NOT_PICKLED = [
+    *(type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event),
+    *(FrameType, ModuleType, GeneratorType, MappingProxyType, TextIOWrapper, socket.socket),
+]
+"""Types whose objects cannot be pickled, and must not become so for all plugins."""
 FILES = 250
 """How many open files the process is allowed, which nothing else sets to this number."""
 
@@ -199,8 +205,8 @@ def belongings() -> dict[str, Any]:
         state[f"the module {name}"] = module
         if name.partition(".")[0] in {*sys.stdlib_module_names, "errbot", "requests", "urllib3"}:
             state |= definitions(name, module)
-    for kind, function in copyreg.dispatch_table.items():
-        state[f"how {kind} is pickled"] = function
+    for kind in {*copyreg.dispatch_table, *NOT_PICKLED}:
+        state[f"how {kind} is pickled"] = copyreg.dispatch_table.get(kind)
     return state
 
 

@@ -1,6 +1,7 @@
 """A second process on the same database: python second_process.py CONFIG.PY NOTES NAMESPACE TASK"""
 
 import atexit
+import builtins
 import gc
 import getpass
 import json
@@ -128,6 +129,7 @@ def check_elsewhere(open_storage: Open) -> None:
     sys.version = sys.version.replace(here, other, 1)
     sys.implementation.cache_tag = f"cpython-3{OtherPython.minor}"
     platform.python_version = lambda: f"{other}.0"
+    vars(builtins)["LaterError"] = type("LaterError", (Exception,), {"__module__": "builtins"})
     check(open_storage)
 
 

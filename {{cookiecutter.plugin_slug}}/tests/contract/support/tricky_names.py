@@ -45,6 +45,7 @@ ALIKE: dict[str, list[str]] = {
         *["Aa", "BB"],
     ],
     "long": ["k" * 249, "k" * 250, "k" * 249 + "a", "k" * 249 + "K", "K" + "k" * 249],
+    "long in the middle": [f"{'k' * 124}{number:02}{'k' * 124}" for number in [1, 2, 10, 12]],
     "long beyond Latin": ["\U0001f600" * 250, "\U0001f600" * 249 + "\U0001f603", "\u00e9" * 250],
 }
 """By aspect: keys and names of namespaces, all different. Every storage must accept them.
