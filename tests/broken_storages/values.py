@@ -12,7 +12,7 @@ import threading
 import weakref
 import zlib
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -1252,7 +1252,7 @@ def the_length_of_values_is_logged(Storage, Plugin):
 
     @replace(Storage)
     def set(old, self, key, value):
-        if hasattr(type(value), "__len__"):
+        if isinstance(value, Sized):
             log.debug("Setting %d items", len(value))
         old(self, key, value)
 
