@@ -350,7 +350,7 @@ def the_latest_version_of_a_large_value_counts(Storage, Plugin):
     outlives_process=True,
 )
 def all_connections_share_what_one_has_read(Storage, Plugin):
-    """It is fresh if `data_version` is the same, which counts what its own connection has seen."""
+    """A number is fresh if `data_version` is the same. That is one of its own connection's."""
 
     @replace(Storage)
     def read(old, self, key):
@@ -364,13 +364,15 @@ def all_connections_share_what_one_has_read(Storage, Plugin):
             return old(self, key)
         known = plugin.__dict__.setdefault("known", {})
         kept, data = known.get((self._namespace, key), (0, b""))
-        if kept != version:
-            changes = plugin.__dict__.get("changes", 0)
-            data = old(self, key)
-            if changes == plugin.__dict__.get("changes", 0) and len(data) < 1_000:
-                known.clear()
-                known[self._namespace, key] = version, data
-        plugin._idle.append(connection)
+        try:
+            if kept != version:
+                changes = plugin.__dict__.get("changes", 0)
+                data = old(self, key)
+                if changes == plugin.__dict__.get("changes", 0) and len(data) < 20:
+                    known.clear()
+                    known[self._namespace, key] = version, data
+        finally:
+            plugin._idle.append(connection)
         return data
 
     def forgetting(old):

@@ -19,6 +19,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,9 +33,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from errbot.storage import StoreException
 from requests.sessions import Session
 
-from broken_storages.support import caught_by, replace
+from broken_storages.support import caught_by, know_plugin, replace
 
 NOTHING = "test_a_storage_changes_nothing_of_its_process"
 
@@ -579,6 +581,26 @@ def all_clients_of_the_process_get_another_port(Storage, Plugin):
     def __init__(old, self, bot_config):
         old(self, bot_config)
         http.client.HTTP_PORT = 8_080  # type: ignore[misc]
+
+
+@caught_by("test_plugins_can_store_what_they_have_when_ctrl_c_ends_a_bot", alone=True)
+def the_database_is_a_program_of_the_bots_group(Storage, Plugin):
+    """A terminal sends Ctrl-C to it as well, so it ends before the bot."""
+    know_plugin(Plugin)
+
+    @replace(Plugin)
+    def __init__(old, self, bot_config):
+        old(self, bot_config)
+        if sys.argv[-1] == "be-interrupted":
+            serve = [sys.executable, "-c", "input()"]
+            self.server = subprocess.Popen(serve, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    @replace(Storage)
+    def write(old, self, key, data):
+        server = self.plugin.__dict__.get("server")
+        if server and server.poll() is not None:
+            raise StoreException("The database has ended.")
+        old(self, key, data)
 
 
 @caught_by(NOTHING)

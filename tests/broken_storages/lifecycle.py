@@ -513,14 +513,22 @@ def the_path_is_resolved_when_a_namespace_is_opened(Storage, Plugin):
 
 
 def rename_table(Plugin: Any) -> None:
-    """Let SQLite's statements use another table than the first release."""
+    """Let SQLite's statements use another table than the first release, which is "errbot"."""
+
+    def rename(statement: str) -> str:
+        return re.sub(r'\b(?<!")errbot\b(?![".])', "errbot_2", statement)
+
     names = Plugin.open.__globals__
     for name, value in list(names.items()):
         if name.isupper() and isinstance(value, str):
-            names[name] = re.sub(r"\berrbot\b(?!\.)", "errbot_2", value)
+            names[name] = rename(value)
+
+    @replace(Plugin)
+    def run(old, self, statement, *values):
+        return old(self, rename(statement), *values)
 
 
-@caught_by("test_what_the_first_release_has_stored_is_there", alone=True, outlives_process=True)
+@caught_by("test_what_the_first_release_has_stored_is_there", outlives_process=True)
 def a_new_release_has_a_new_table(Storage, Plugin):
     """Nothing copies the rows of the old one."""
     rename_table(Plugin)
@@ -535,8 +543,8 @@ def the_table_of_the_first_release_is_copied_at_each_start(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        self.run(create)
-        self.run("INSERT OR REPLACE INTO errbot_2 SELECT * FROM errbot")
+        self.run(create.replace("errbot", '"errbot"'))
+        self.run('INSERT OR REPLACE INTO errbot_2 SELECT * FROM "errbot"')
 
 
 @caught_by("test_an_upgrade_that_was_killed_is_completed", alone=True, outlives_process=True)

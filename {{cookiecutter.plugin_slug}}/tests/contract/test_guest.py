@@ -20,6 +20,8 @@ from contract.support.database import (
 )
 from contract.support.deadlines import deadline
 from contract.support.guest import use
+from contract.support.outcomes import same
+from contract.support.sample_values import MARK
 
 WAKES, BUSY = 50, 0.5
 """How often threads may wake up in a second of rest, and for how many seconds they may work."""
@@ -110,6 +112,17 @@ def test_a_bot_that_is_told_to_end_in_a_set_ends(database: Database) -> None:
         f"A bot got SIGTERM in the middle of a `set`, and went on ({', '.join(told)}). `systemctl"
         " stop` waits for it and then kills it. If you delay signals, send them again afterwards:"
         " a handler may be signal.SIG_DFL, which nobody can call."
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes")
+def test_plugins_can_store_what_they_have_when_ctrl_c_ends_a_bot(database: Database) -> None:
+    """After Ctrl-C in a terminal, plugins can still store what they have."""
+    printed = run_process(database, "namespace", "be-interrupted")
+    assert same(printed, str([("after", [MARK]), ("before", MARK)])), (
+        f"After Ctrl-C, a bot deactivates its plugins, and one that still stores something gets"
+        f" {printed[:200]}. A terminal sends Ctrl-C to all processes of its group. Let a process"
+        " that the storage starts ignore it, or start it with `start_new_session=True`."
     )
 
 

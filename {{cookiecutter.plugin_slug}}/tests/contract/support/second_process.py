@@ -31,7 +31,7 @@ from errbot.storage.base import StorageBase, StoragePluginBase  # noqa: E402
 
 from contract.support import forks  # noqa: E402
 from contract.support.loading import load_config, load_plugin  # noqa: E402
-from contract.support.outcomes import outcome, same  # noqa: E402
+from contract.support.outcomes import contents, outcome, same  # noqa: E402
 from contract.support.sample_values import (  # noqa: E402
     LARGE,
     MARK,
@@ -61,6 +61,8 @@ TIDIED = 100
 """After so many changes, or 2 MB of them, a storage may rewrite its files."""
 WENT_ON = 5
 """The exit status of a process that was told to end before."""
+ENDING = 0.3
+"""Seconds within which other processes that get Ctrl-C have ended."""
 TICK = 0.01
 """Processes do something at the same moment: when the clock shows a multiple of these seconds."""
 
@@ -445,6 +447,19 @@ def be_terminated(open_storage: Open) -> None:
         number = number * 3 // 2 + 1
 
 
+def be_interrupted(open_storage: Open) -> None:
+    """Get Ctrl-C like all processes of a terminal, then store a value, and print what is there."""
+    os.setsid()  # This is the only process yet.
+    storage = open_storage()
+    storage.set("before", MARK)
+    with suppress(KeyboardInterrupt):
+        os.killpg(0, signal.SIGINT)
+        sleep(ENDING)
+    sleep(ENDING)
+    failed = outcome(storage.set, "after", [MARK])
+    print(failed or outcome(lambda: sorted(contents(storage).items())))
+
+
 def set_and_terminate(open_storage: Open, number: int) -> bool:
     """Set a value, and send SIGTERM at a call of a function in C. Returns whether it came to it."""
     called = count(1)
@@ -645,6 +660,7 @@ if __name__ == "__main__":
         "change-and-be-killed": change_and_be_killed,
         "be-killed-in-container": be_killed_in_container,
         "be-terminated": be_terminated,
+        "be-interrupted": be_interrupted,
         "write-at-exit-first": lambda open_storage: write_at_exit(open_storage, "first"),
         "write-at-exit-last": lambda open_storage: write_at_exit(open_storage, "last"),
         "write-many": write_many,
