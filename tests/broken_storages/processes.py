@@ -519,8 +519,9 @@ def a_new_namespace_gets_the_next_number(Storage, Plugin):
 
     @replace(Plugin)
     def open(old, self, namespace):
-        if namespace.isidentifier():
-            return old(self, namespace)
+        storage = old(self, namespace)
+        if namespace.isidentifier() or storage.len():  # An earlier release has stored it.
+            return storage
         with NUMBERING:
             numbers = old(self, "numbers")
             try:
