@@ -309,6 +309,14 @@ def test_a_configured_storage_is_tested_by_one_process(run_tests: Run, tmp_path:
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
+def test_a_configuration_may_have_no_storage_config(run_tests: Run, tmp_path: Path) -> None:
+    options = [f"--errbot-config={configured(tmp_path)}", "-k", "symbolic_link or on_one_host"]
+    status, output = run_tests("", *options)
+    assert status == 0, output
+    assert "1 passed, 1 skipped" in output
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
 def test_an_error_of_the_storage_is_reported_with_the_broken_promise(run_tests: Run) -> None:
     code = """
 _get = AcmeStorage.get

@@ -493,7 +493,7 @@ def test_a_change_of_a_storage_that_is_closed_is_done_or_an_error(
     else:
         database.close(storage)
         expected = [MARK] if name == "set" else KeyError
-        refused = refusal(getattr(storage, name), "key", *[[MARK]][: name == "set"])
+        refused = refusal(lambda: getattr(storage, name)("key", *[[MARK]][: name == "set"]))
     got = outcome(database.open().get, "key")
     assert refused or got == expected, (
         f"`!plugin reload` closed a storage while a command changed something: {name} raised"

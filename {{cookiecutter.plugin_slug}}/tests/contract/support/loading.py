@@ -25,6 +25,7 @@ def load_config(path: Path) -> Any:
         raise ValueError(why) from None
     finally:
         del sys.path[0]
+    vars(module).setdefault("STORAGE_CONFIG", {})  # as in Errbot
     return module
 
 
