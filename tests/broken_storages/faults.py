@@ -586,7 +586,7 @@ def an_older_file_is_refused(Storage, Plugin):
     @replace(Plugin)
     def __init__(old, self, bot_config):
         old(self, bot_config)
-        path = Path(f"{self._path}.starts")
+        path = self._path.with_name(f"last-start-of-{self._path.name}")  # not in a backup
         last = int(path.read_text() or 0) if path.exists() else 0
         self.run("CREATE TABLE IF NOT EXISTS starts (number)")
         self.run("INSERT INTO starts SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM starts)")
