@@ -450,6 +450,7 @@ def be_terminated(open_storage: Open) -> None:
 def be_interrupted(open_storage: Open) -> None:
     """Get Ctrl-C like all processes of a terminal, then store a value, and print what is there."""
     os.setsid()  # This is the only process yet.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job has none.
     storage = open_storage()
     storage.set("before", MARK)
     with suppress(KeyboardInterrupt):
